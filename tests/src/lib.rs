@@ -1,1 +1,16 @@
-//! placeholder
+//! Behaviours of the whole: real servers as child processes, real clients, real databases.
+//!
+//! | here | what |
+//! | --- | --- |
+//! | `sandbox` | starts, kills and restarts `audit-service` and `usage-service` on free ports |
+//! | `events` | well-formed events to write, and ids for them |
+//! | `tools` | `grpcurl` and `python3` as a user would run them, and where the real traces are |
+//! | `../tests/` | one file a behaviour |
+//! | `bin/bench` | `cargo run --release -p e2e --bin bench`: figures beside their limits |
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "test support: a panic is a failed test")]
+
+pub mod events;
+pub mod sandbox;
+pub mod tools;
+
+pub use sandbox::{Engine, Sandbox, Service};

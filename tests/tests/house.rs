@@ -1,0 +1,97 @@
+//! Who may know whom: the rules of the layout, read off the manifests and the sources.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use e2e::tools::root;
+
+/// A member's own dependencies on other members.
+fn imports(member: &str) -> BTreeSet<String> {
+    let manifest = fs::read_to_string(root().join(member).join("Cargo.toml")).unwrap();
+    let dependencies = manifest.split("[dependencies]").nth(1).unwrap();
+    let dependencies = dependencies.split("\n[").next().unwrap();
+    let members = ["activity-proto", "service-core", "audit-service", "usage-service", "gateway-sdk"];
+    dependencies
+        .lines()
+        .filter_map(|line| line.split(['.', ' ', '=']).next())
+        .filter(|name| members.contains(name))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Files of a member whose code (comments aside) holds `word`, but for those below the modules named.
+fn files_naming(member: &str, word: &str, but_for: &[&str]) -> Vec<String> {
+    let folder = root().join(member).join("src");
+    let mut found = Vec::new();
+    sources(&folder, &mut found);
+    assert!(!found.is_empty(), "no sources in {member}");
+    found
+        .iter()
+        .filter_map(|path| {
+            let name = path.strip_prefix(&folder).unwrap().to_string_lossy().into_owned();
+            let module = name.split(['/', '.']).next().unwrap();
+            let names_it = fs::read_to_string(path)
+                .unwrap()
+                .lines()
+                .any(|line| !line.trim_start().starts_with("//") && line.contains(word));
+            (names_it && !but_for.contains(&module)).then(|| format!("{member}/src/{name}"))
+        })
+        .collect()
+}
+
+#[test]
+fn members_import_only_whom_they_may() {
+    let only = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    assert_eq!(imports("proto"), only(&[]));
+    assert_eq!(imports("service-core"), only(&["activity-proto"]));
+    assert_eq!(imports("gateway-sdk"), only(&["activity-proto"]));
+    for service in ["audit-service", "usage-service"] {
+        assert_eq!(imports(service), only(&["activity-proto", "service-core"]), "{service}");
+    }
+}
+
+#[test]
+fn the_sdk_has_no_database_crate() {
+    let manifest = fs::read_to_string(root().join("gateway-sdk/Cargo.toml")).unwrap();
+    for word in ["sea-orm", "sqlx", "rusqlite", "libsqlite3"] {
+        assert!(!manifest.contains(word), "gateway-sdk depends on {word}");
+    }
+}
+
+#[test]
+fn only_the_store_names_a_database() {
+    for service in ["audit-service", "usage-service"] {
+        for word in ["sea_orm", "sqlx"] {
+            assert_eq!(files_naming(service, word, &["store"]), [""; 0], "{word}");
+        }
+    }
+}
+
+#[test]
+fn only_grpc_and_convert_name_generated_types() {
+    for service in ["audit-service", "usage-service"] {
+        assert_eq!(files_naming(service, "activity_proto", &["grpc", "convert"]), [""; 0]);
+    }
+}
+
+#[test]
+fn only_main_reads_the_environment_and_exits() {
+    for member in ["audit-service", "usage-service", "service-core", "gateway-sdk"] {
+        for word in ["env::var", "process::exit"] {
+            assert_eq!(files_naming(member, word, &["main"]), [""; 0], "{word}");
+        }
+    }
+}
