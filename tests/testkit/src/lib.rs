@@ -1,0 +1,26 @@
+//! Real processes for tests. Imports no member of the workspace, so every member may use it.
+//!
+//! ```text
+//! Postgres       a PostgreSQL server of its own: databases, stop, crash, start again
+//! ChildProcess   any program: wait for a line, signal it, wait for its end; its log shows when a test fails
+//! binary         the path of one of the workspace's own programs, built first
+//! eventually     wait for a condition instead of sleeping
+//! free_port      a port nobody listens on
+//! rss_bytes      the memory a process holds
+//! ```
+//!
+//! Whatever is started here ends with the value that stands for it, and also when the test process is
+//! killed: a small shell waits for the end of a pipe that only the test process holds open (`guard.rs`).
+
+#![expect(clippy::expect_used, reason = "a failure of the kit is a failed test, and the panic is its report")]
+
+mod binary;
+mod guard;
+mod postgres;
+mod process;
+mod wait;
+
+pub use binary::binary;
+pub use postgres::{Durability, Postgres};
+pub use process::{ChildProcess, Signal, free_port, rss_bytes};
+pub use wait::{Condition, eventually};
