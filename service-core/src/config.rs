@@ -1,0 +1,152 @@
+//! Configuration: a TOML file (which may be empty or absent), overridden by the
+//! environment.
+//!
+//! A key of the file that nobody reads is refused, because it is a typing error
+//! that would otherwise go unnoticed. A variable of the environment that nobody
+//! reads is left alone, because the environment is shared with others.
+
+mod shared;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+pub(crate) use shared::millis;
+pub use shared::{
+    DatabaseConfig, DatabaseUrl, IngestConfig, LogFormat, Secret, ServerConfig, TelemetryConfig, optional_listen,
+};
+
+/// Exit status of a process whose configuration is refused (`EX_USAGE` of
+/// `sysexits.h`).
+pub const EXIT_CONFIG: u8 = 64;
+
+/// Why a configuration is refused. Names the file or variable, never a secret.
+#[derive(Debug)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    Unreadable(PathBuf, std::io::Error),
+    /// The file is not TOML, or a value has the wrong type.
+    Malformed(PathBuf, Box<toml::de::Error>),
+    /// A key that does not exist.
+    UnknownKeys(PathBuf, Vec<String>),
+    /// A variable whose value does not fit.
+    Variable(String, Box<toml::de::Error>),
+    /// Values that are well formed and not allowed.
+    Refused(String),
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(path, error) => {
+                write!(f, "configuration {}: {error}", path.display())
+            }
+            Self::Malformed(path, error) => {
+                write!(f, "configuration {}: {}", path.display(), error.message())
+            }
+            Self::UnknownKeys(path, keys) => {
+                write!(f, "configuration {}: unknown key {}", path.display(), keys.join(", "))
+            }
+            Self::Variable(name, error) => write!(f, "environment {name}: {}", error.message()),
+            Self::Refused(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Reads `T` from a file and the environment.
+///
+/// `T` must give every key a default, so that an empty file works, and must use
+/// neither `deny_unknown_fields` nor `flatten` (unknown keys are found here).
+/// The variable `PREFIX_KEY` overrides the key `key`, and `PREFIX_TABLE__KEY` the
+/// key of a table; values are text, or TOML where the key wants a number, a
+/// boolean or a list. Where `file` is given it must exist.
+pub fn load<T: DeserializeOwned>(
+    prefix: &str,
+    file: Option<&Path>,
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Result<T, ConfigError> {
+    let mut table = toml::Table::new();
+    if let Some(path) = file {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable(path.to_owned(), error))?;
+        let malformed = |error| ConfigError::Malformed(path.to_owned(), Box::new(error));
+        table = text.parse().map_err(malformed)?;
+        let (_, unknown) = read::<T>(&table).map_err(malformed)?;
+        if !unknown.is_empty() {
+            return Err(ConfigError::UnknownKeys(path.to_owned(), unknown));
+        }
+    }
+
+    let mut variables: Vec<(String, String)> = env
+        .into_iter()
+        .filter(|(name, _)| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('_')))
+        .collect();
+    variables.sort();
+    for (name, value) in variables {
+        let path: Vec<String> = name[prefix.len() + 1..].to_lowercase().split("__").map(str::to_owned).collect();
+        if let Some(changed) = overlay::<T>(&table, &name, &path, &value)? {
+            table = changed;
+        }
+    }
+
+    match read(&table) {
+        Ok((config, _)) => Ok(config),
+        Err(error) => Err(ConfigError::Refused(format!("configuration: {}", error.message()))),
+    }
+}
+
+/// The table with one variable laid over it; `None` if `T` has no such key.
+fn overlay<T: DeserializeOwned>(
+    table: &toml::Table,
+    name: &str,
+    path: &[String],
+    value: &str,
+) -> Result<Option<toml::Table>, ConfigError> {
+    let dotted = path.join(".");
+    let attempt = |value: toml::Value| {
+        let mut changed = table.clone();
+        set(&mut changed, path, value);
+        read::<T>(&changed).map(|(_, unknown)| (!unknown.contains(&dotted)).then_some(changed))
+    };
+    // Text first: a password of digits stays text where text is wanted.
+    let error = match attempt(toml::Value::String(value.to_owned())) {
+        Ok(outcome) => return Ok(outcome),
+        Err(error) => error,
+    };
+    let literal = format!("value = {value}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("value"));
+    match literal {
+        Some(literal) if !literal.is_str() => {
+            attempt(literal).map_err(|error| ConfigError::Variable(name.into(), Box::new(error)))
+        }
+        _ => Err(ConfigError::Variable(name.into(), Box::new(error))),
+    }
+}
+
+/// Deserializes, and names the keys that were not read.
+fn read<T: DeserializeOwned>(table: &toml::Table) -> Result<(T, Vec<String>), toml::de::Error> {
+    let mut unknown = Vec::new();
+    let config = serde_ignored::deserialize(table.clone(), |path| unknown.push(path.to_string()))?;
+    Ok((config, unknown))
+}
+
+fn set(table: &mut toml::Table, path: &[String], value: toml::Value) {
+    let Some((key, rest)) = path.split_first() else {
+        return;
+    };
+    if rest.is_empty() {
+        table.insert(key.clone(), value);
+        return;
+    }
+    let inner = table.entry(key.clone()).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    if !inner.is_table() {
+        *inner = toml::Value::Table(toml::Table::new());
+    }
+    if let toml::Value::Table(inner) = inner {
+        set(inner, rest, value);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,235 @@
+//! Connecting to SQLite or PostgreSQL, migrating, and asking whether it lives.
+//!
+//! | | SQLite | PostgreSQL |
+//! | --- | --- | --- |
+//! | writer | one connection | a small pool |
+//! | reader | a pool of read-only connections | a pool |
+//! | durable | WAL, `synchronous=FULL` | as the server is set (`fsync`) |
+//! | replicas | none: one process holds the file (`PATH.lock`) | any number |
+//! | migration | under the file's lock | under an advisory lock |
+//!
+//! Begin a transaction on SQLite with `BEGIN IMMEDIATE`: a deferred one that
+//! reads first cannot become a writer once another connection has written.
+
+mod migrate;
+
+use std::fs::File;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, SqlxPostgresConnector, SqlxSqliteConnector, Statement};
+use sha2::{Digest as _, Sha256};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+use crate::config::{DatabaseConfig, DatabaseUrl, millis};
+use crate::error::{Error, Result};
+
+/// How long SQLite waits for a lock that another connection holds.
+const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a start waits for the process before it to let go of the file.
+const FILE_LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// SQLite's page cache for each connection, in KiB (negative in the pragma).
+const SQLITE_CACHE_KIB: u32 = 16 * 1024;
+
+/// Name of the seal key in `service_state`.
+const SEAL_KEY: &str = "seal_key";
+/// Name of the row that a probe of the writer rewrites.
+const PROBE_KEY: &str = "probe";
+
+/// Which engine is behind a [`Database`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// An embedded file.
+    Sqlite,
+    /// A server.
+    Postgres,
+}
+
+/// The open database. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// For writing.
+    pub writer: DatabaseConnection,
+    /// For reading; on SQLite it cannot write.
+    pub reader: DatabaseConnection,
+    /// Which engine it is.
+    pub engine: Engine,
+    url: DatabaseUrl,
+    /// Held while any clone lives: one process for each SQLite file.
+    _lock: Option<Arc<File>>,
+}
+
+/// Opens the pools. Creates the SQLite file and its folder if they are missing.
+///
+/// Errors are for the operator, at start: they say what was tried.
+pub async fn connect(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Database> {
+    let opened = match url.sqlite_path() {
+        Some(_) => connect_sqlite(url, config).await,
+        None => connect_postgres(url, config).await,
+    };
+    opened.with_context(|| format!("cannot open database {url}"))
+}
+
+async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Database> {
+    let path = url.sqlite_path().ok_or_else(|| anyhow!("not a SQLite URL"))?;
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        tokio::fs::create_dir_all(folder)
+            .await
+            .with_context(|| format!("cannot create folder {}", folder.display()))?;
+    }
+    let lock = lock_file(&path.with_added_extension("lock")).await?;
+
+    let options = SqliteConnectOptions::new()
+        .filename(&path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(SQLITE_BUSY_TIMEOUT)
+        .pragma("cache_size", format!("-{SQLITE_CACHE_KIB}"))
+        // Sorting large exports must not grow the process.
+        .pragma("temp_store", "file");
+    let writer = SqlitePoolOptions::new()
+        .max_connections(1)
+        .min_connections(1)
+        .acquire_timeout(millis(config.acquire_timeout_ms))
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connect_with(options.clone())
+        .await?;
+    let reader = SqlitePoolOptions::new()
+        .max_connections(config.readers.get())
+        .acquire_timeout(millis(config.acquire_timeout_ms))
+        .connect_with(options.pragma("query_only", "ON"))
+        .await?;
+    Ok(Database {
+        writer: SqlxSqliteConnector::from_sqlx_sqlite_pool(writer),
+        reader: SqlxSqliteConnector::from_sqlx_sqlite_pool(reader),
+        engine: Engine::Sqlite,
+        url: url.clone(),
+        _lock: Some(Arc::new(lock)),
+    })
+}
+
+/// Takes the lock that says "one process uses this file". The system frees it
+/// when the process ends, however it ends.
+async fn lock_file(path: &std::path::Path) -> anyhow::Result<File> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    let deadline = tokio::time::Instant::now() + FILE_LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(std::fs::TryLockError::WouldBlock) => {
+                bail!("another process uses it ({} is locked); only PostgreSQL can be shared", path.display())
+            }
+            Err(std::fs::TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
+        }
+    }
+}
+
+async fn connect_postgres(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Database> {
+    let options = postgres_options(url, config.statement_timeout_ms.get())?;
+    let pool = |connections: u32| {
+        PgPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(millis(config.acquire_timeout_ms))
+            .connect_with(options.clone())
+    };
+    let writer = pool(config.writers.get()).await?;
+    let reader = pool(config.readers.get()).await?;
+    Ok(Database {
+        writer: SqlxPostgresConnector::from_sqlx_postgres_pool(writer),
+        reader: SqlxPostgresConnector::from_sqlx_postgres_pool(reader),
+        engine: Engine::Postgres,
+        url: url.clone(),
+        _lock: None,
+    })
+}
+
+fn postgres_options(url: &DatabaseUrl, timeout_ms: u64) -> anyhow::Result<PgConnectOptions> {
+    // The parse error may hold parts of the URL, and so of the password.
+    let options = PgConnectOptions::from_str(url.expose())
+        .map_err(|_| anyhow!("database_url cannot be parsed as a PostgreSQL URL"))?;
+    Ok(options.application_name("activity").options([("statement_timeout", timeout_ms.to_string())]))
+}
+
+impl Database {
+    /// The 32 bytes under which page and resume tokens of this deployment are
+    /// sealed: made at the first start, the same for all replicas ever after.
+    pub async fn seal_key(&self) -> Result<[u8; 32]> {
+        // Two random UUIDs hold 244 random bits; the hash spreads them.
+        let mut hash = Sha256::new();
+        hash.update(uuid::Uuid::new_v4());
+        hash.update(uuid::Uuid::new_v4());
+        let fresh: [u8; 32] = hash.finalize().into();
+        self.writer
+            .execute_raw(self.statement(
+                "INSERT INTO service_state (key, value) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING",
+                [SEAL_KEY.into(), fresh.to_vec().into()],
+            ))
+            .await?;
+        let row = self
+            .writer
+            .query_one_raw(self.statement("SELECT value FROM service_state WHERE key = $1", [SEAL_KEY.into()]))
+            .await?
+            .ok_or_else(|| Error::internal(anyhow!("the seal key is not there after it was stored")))?;
+        let value: Vec<u8> = row.try_get("", "value")?;
+        <[u8; 32]>::try_from(value)
+            .map_err(|value| Error::internal(anyhow!("the seal key has {} bytes, not 32", value.len())))
+    }
+
+    /// Whether reading works: for the health of services that read.
+    pub async fn probe_reader(&self) -> Result<()> {
+        self.reader
+            .query_one_raw(self.statement("SELECT 1 FROM service_state WHERE key = $1", [SEAL_KEY.into()]))
+            .await?;
+        Ok(())
+    }
+
+    /// Whether a write becomes durable: for the health of services that write.
+    /// It notices a full or read-only disk, which reading does not.
+    pub async fn probe_writer(&self) -> Result<()> {
+        let now = crate::clock::now_us().to_be_bytes().to_vec();
+        self.writer
+            .execute_raw(self.statement(
+                "INSERT INTO service_state (key, value) VALUES ($1, $2) \
+                 ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                [PROBE_KEY.into(), now.into()],
+            ))
+            .await?;
+        Ok(())
+    }
+
+    /// Closes the pools: waits for what is in use, checkpoints SQLite's log.
+    pub async fn close(self) {
+        // An error here has nobody left to act on it; committed is committed.
+        for connection in [self.reader, self.writer] {
+            if let Err(error) = connection.close().await {
+                tracing::warn!(%error, "closing the database");
+            }
+        }
+    }
+
+    fn statement<const N: usize>(&self, sql: &str, values: [sea_orm::Value; N]) -> Statement {
+        let backend = match self.engine {
+            Engine::Sqlite => DbBackend::Sqlite,
+            Engine::Postgres => DbBackend::Postgres,
+        };
+        Statement::from_sql_and_values(backend, sql, values)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+//! The loop of a bidirectional ingest stream, the same for every kind of event.
+//!
+//! Batches are read, handed to the writer and answered in their order, with a
+//! bounded number in progress:
+//!
+//! ```text
+//! client ──batch──▶ read ──submit──▶ [in progress, ≤ max_batches] ──answer──▶ client
+//! ```
+//!
+//! - The stream reads no further while `max_batches` are in progress, or while
+//!   the client doesn't take its answers: HTTP/2 flow control then slows it.
+//! - `batch_id` rises by one from 1; another one ends the stream with
+//!   `BATCH_OUT_OF_ORDER`, after the answers to what came before.
+//! - A batch that cannot be decoded ends the stream likewise.
+//! - When the server stops, the stream reads no further, sends the answers to
+//!   all it has read, and ends with `SHUTTING_DOWN`. The same after `lifetime`
+//!   (the stream then ends with OK: nothing went wrong, the client reconnects),
+//!   and after `idle` without a batch (`DEADLINE_EXCEEDED`).
+//! - Nothing here is a task of its own: what was submitted belongs to the writer
+//!   and is committed even when the client, and with it this stream, vanishes;
+//!   what was not yet submitted was never acknowledged and is sent again.
+
+use std::time::Duration;
+
+use futures::stream::{FuturesOrdered, Stream};
+use futures::{FutureExt as _, StreamExt as _};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use crate::config::{IngestConfig, millis};
+use crate::error::{Error, Reason, Result};
+
+/// Limits of one ingest stream.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamOptions {
+    /// Batches in progress at once.
+    pub max_batches: usize,
+    /// Time without a batch after which the stream ends.
+    pub idle: Duration,
+    /// Time after which the stream ends in any case.
+    pub lifetime: Duration,
+}
+
+impl From<&IngestConfig> for StreamOptions {
+    fn from(config: &IngestConfig) -> Self {
+        Self {
+            max_batches: config.stream_batches.get(),
+            idle: millis(config.stream_idle_ms),
+            lifetime: millis(config.stream_lifetime_ms),
+        }
+    }
+}
+
+/// Runs an ingest stream; the result is the body of the response.
+///
+/// `batch_id` reads the number of a batch. `submit` validates a batch and hands
+/// it to the writer (it waits while the queue is full), and resolves to a future
+/// of the response that settles the batch; see
+/// [`GroupCommit::submit`](crate::group_commit::GroupCommit::submit). An error of
+/// either ends the stream; events that are refused one by one are part of the
+/// response.
+pub fn run<Req, Resp, Submit, Submitting, Settling>(
+    mut requests: Streaming<Req>,
+    options: StreamOptions,
+    shutdown: CancellationToken,
+    batch_id: impl Fn(&Req) -> u64 + Send + 'static,
+    submit: Submit,
+) -> impl Stream<Item = Result<Resp, Status>> + Send + 'static
+where
+    Req: Send + 'static,
+    Resp: Send + 'static,
+    Submit: Fn(Req) -> Submitting + Send + 'static,
+    Submitting: Future<Output = Result<Settling>> + Send + 'static,
+    Settling: Future<Output = Result<Resp>> + Send + 'static,
+{
+    async_stream::stream! {
+        let end_of_life = Instant::now() + options.lifetime;
+        let mut in_progress = FuturesOrdered::new();
+        let mut expected: u64 = 1;
+        let mut idle_since = Instant::now();
+
+        // Ends with what the client is told after its last answer.
+        let ending: Result<(), Status> = 'reading: loop {
+            // What is being submitted is not abandoned while answers go out.
+            let request = tokio::select! {
+                biased;
+                Some(settled) = in_progress.next(), if !in_progress.is_empty() => {
+                    idle_since = Instant::now();
+                    match settled {
+                        Ok(response) => yield Ok(response),
+                        Err(error) => break 'reading Err(Status::from(error)),
+                    }
+                    continue;
+                }
+                () = shutdown.cancelled() => break Err(Error::ShuttingDown.into()),
+                () = sleep_until(end_of_life) => break Ok(()),
+                () = sleep_until(idle_since + options.idle), if in_progress.is_empty() => {
+                    let text = format!("no batch for {} s", options.idle.as_secs());
+                    break Err(Error::DeadlineExceeded(text).into());
+                }
+                request = requests.message(), if in_progress.len() < options.max_batches.max(1) => {
+                    match request {
+                        Ok(Some(request)) => request,
+                        Ok(None) => break Ok(()),
+                        // tonic's own status; the server's layer sets its code right.
+                        Err(status) => break Err(status),
+                    }
+                }
+            };
+            idle_since = Instant::now();
+            let given = batch_id(&request);
+            if given != expected {
+                break Err(Error::invalid_because(
+                    Reason::BatchOutOfOrder,
+                    "batch_id",
+                    format!("batch_id is {given}, expected was {expected}; it rises by one from 1 on each stream"),
+                )
+                .into());
+            }
+            expected += 1;
+
+            let mut submitting = Box::pin(submit(request));
+            loop {
+                tokio::select! {
+                    biased;
+                    submitted = &mut submitting => {
+                        match submitted {
+                            Ok(settling) => in_progress.push_back(settling.boxed()),
+                            Err(error) => break 'reading Err(Status::from(error)),
+                        }
+                        break;
+                    }
+                    Some(settled) = in_progress.next(), if !in_progress.is_empty() => {
+                        match settled {
+                            Ok(response) => yield Ok(response),
+                            Err(error) => break 'reading Err(Status::from(error)),
+                        }
+                    }
+                }
+            }
+        };
+
+        // Answers to all that was handed over come before the end.
+        while let Some(settled) = in_progress.next().await {
+            match settled {
+                Ok(response) => yield Ok(response),
+                Err(error) => {
+                    yield Err(error.into());
+                    return;
+                }
+            }
+        }
+        if let Err(status) = ending {
+            yield Err(status);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,35 @@
+//! What both servers need, with no word of their domains.
+//!
+//! ```text
+//!          ┌───────────────────────── server ─────────────────────────┐
+//! client ─▶│ accept ─▶ limits, time-outs, status, traces ─▶ a service │
+//!          └──────────────────────────────┬───────────────────────────┘
+//!            ingest_stream ◀──────────────┤ writes
+//!                 │                       └─────────────▶ reads
+//!            group_commit                       time_range, page
+//!                 │                                    │
+//!                 └────────────▶ database ◀────────────┘
+//! ```
+//!
+//! - [`config`]: a TOML file and the environment into a struct; secrets that
+//!   don't print.
+//! - [`telemetry`]: logs, traces, [`telemetry::Metrics`].
+//! - [`database`]: SQLite or PostgreSQL: pools, migration, seal key, probes.
+//! - [`error`]: the closed list of errors, one match to `tonic::Status`.
+//! - [`time_range`]: presets, intervals, zones, bucket edges.
+//! - [`page`]: page sizes and sealed tokens.
+//! - [`group_commit`]: many streams, one writer, an answer after the commit.
+//! - [`ingest_stream`]: the loop of a bidirectional ingest stream.
+//! - [`server`]: from accept to drain, with health and reflection.
+//! - [`clock`]: microseconds since the epoch.
+
+pub mod clock;
+pub mod config;
+pub mod database;
+pub mod error;
+pub mod group_commit;
+pub mod ingest_stream;
+pub mod page;
+pub mod server;
+pub mod telemetry;
+pub mod time_range;

@@ -1,0 +1,174 @@
+//! A gRPC server from accept to drain, the same for every service.
+//!
+//! ```text
+//! listener ─▶ connection ─▶ HTTP/2 ─▶ rpc layer ─▶ router ─▶ service
+//!             cap, hand-    keep-     drain, limits, time-   health, reflection,
+//!             shake time    alive     outs, panics, status,  ours
+//!                                     traces, metrics
+//! ```
+//!
+//! What a stop looks like, with `shutdown` cancelled at 0:
+//!
+//! ```text
+//! 0            health says NOT_SERVING; no new connections; new calls get
+//!              UNAVAILABLE; streams see the same token, send their last answers
+//!              and end; calls in progress go on
+//! all done     serve returns, or
+//! drain time   what is still open is cut, and serve returns
+//! ```
+
+mod connection;
+mod health;
+mod methods;
+mod rpc;
+mod status;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::{Routes, RoutesBuilder};
+
+pub use health::HealthCheck;
+
+use crate::config::{ConfigError, EXIT_CONFIG, ServerConfig, millis};
+use crate::telemetry::Metrics;
+
+/// Largest batch of events that is accepted, in bytes as sent (contract).
+pub const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// What services set as `max_decoding_message_size` where batches arrive: a full
+/// batch and the fields around it.
+pub const MAX_INGEST_MESSAGE_BYTES: usize = MAX_BATCH_BYTES + 64 * 1024;
+/// The same where only queries arrive.
+pub const MAX_QUERY_MESSAGE_BYTES: usize = 1024 * 1024;
+/// What services set as `max_encoding_message_size`: a page (1 MiB and its last
+/// row) or an export chunk, with room.
+pub const MAX_RESPONSE_BYTES: usize = 8 * 1024 * 1024;
+
+/// Largest header list of a request; tonic's own default is 16 MiB.
+const MAX_HEADER_BYTES: u32 = 16 * 1024;
+/// What a client may send on one stream before it is read.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// What a client may send on one connection before it is read.
+const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// How long connections have to notice that they were cut.
+const CUT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Opens a listener, or refuses an address that is not of this machine: without
+/// authentication anyone who can connect may read and write everything.
+///
+/// `key` names the configuration key, for the message. The refusal is a
+/// [`ConfigError`] (exit status 64, see [`exit_code`]).
+pub async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    if !address.ip().to_canonical().is_loopback() {
+        return Err(ConfigError::Refused(format!(
+            "{key} is {address}, allowed are loopback addresses such as 127.0.0.1:{} \
+             as long as authentication is not configured",
+            address.port()
+        ))
+        .into());
+    }
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {key} {address}"))
+}
+
+/// Exit status of a process that ends with an error: 64 for a configuration that
+/// is refused, 1 for everything else.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<ConfigError>() {
+        Some(_) => EXIT_CONFIG,
+        None => 1,
+    }
+}
+
+/// Resolves when the process is asked to stop (SIGTERM or SIGINT).
+pub async fn shutdown_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let received = async |kind: SignalKind| match signal(kind) {
+        Ok(mut signals) => {
+            signals.recv().await;
+        }
+        Err(error) => {
+            tracing::error!(%error, "cannot listen for a signal");
+            std::future::pending().await
+        }
+    };
+    tokio::select! {
+        () = received(SignalKind::terminate()) => tracing::info!("SIGTERM: stopping"),
+        () = received(SignalKind::interrupt()) => tracing::info!("SIGINT: stopping"),
+    }
+}
+
+/// Serves until `shutdown` is cancelled and everything open has ended or been cut.
+///
+/// `routes` holds the service's own generated servers, each with its message
+/// limits set; health, reflection and the layers are added here. `health` has one
+/// entry for each of them. Streams of the services must watch `shutdown`.
+pub async fn serve(
+    listener: TcpListener,
+    mut routes: RoutesBuilder,
+    health: Vec<HealthCheck>,
+    config: &ServerConfig,
+    metrics: &Metrics,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let services: Vec<&'static str> = health.iter().map(HealthCheck::service).collect();
+    let (health_service, reporter) = health::start(health, config, metrics.clone(), shutdown.clone()).await;
+    routes.add_service(health_service);
+    let routes = add_reflection(routes, &services)?;
+
+    let cut = CancellationToken::new();
+    let incoming = connection::incoming(listener, config, cut.clone());
+    let layer = rpc::RpcLayer::new(config, metrics.clone(), shutdown.clone());
+    let serving = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(millis(config.keepalive_interval_ms)))
+        .http2_keepalive_timeout(Some(millis(config.keepalive_timeout_ms)))
+        .max_concurrent_streams(config.max_streams_per_connection.get())
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .layer(layer)
+        .serve_with_incoming_shutdown(routes, incoming, shutdown.clone().cancelled_owned());
+    tokio::pin!(serving);
+
+    let drain_time = millis(config.drain_timeout_ms);
+    let drained = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(drain_time).await;
+    };
+    let served = tokio::select! {
+        served = &mut serving => served,
+        () = drained => {
+            tracing::warn!(?drain_time, "cutting what is still open");
+            cut.cancel();
+            // A connection that doesn't notice ends with the process.
+            tokio::time::timeout(CUT_PATIENCE, serving).await.unwrap_or(Ok(()))
+        }
+    };
+    reporter.abort();
+    served.context("the server failed")
+}
+
+/// Reflection in both versions, listing what this server serves and nothing else
+/// of the shared descriptor set.
+fn add_reflection(mut routes: RoutesBuilder, services: &[&str]) -> anyhow::Result<Routes> {
+    let infrastructure =
+        ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
+    let builder = || {
+        let mut builder = tonic_reflection::server::Builder::configure();
+        for descriptors in methods::DESCRIPTORS {
+            builder = builder.register_encoded_file_descriptor_set(descriptors);
+        }
+        for service in services.iter().copied().chain(infrastructure) {
+            builder = builder.with_service_name(service);
+        }
+        builder.include_reflection_service(false)
+    };
+    routes.add_service(builder().build_v1().context("reflection")?);
+    routes.add_service(builder().build_v1alpha().context("reflection")?);
+    Ok(routes.routes())
+}
+
+#[cfg(test)]
+mod tests;

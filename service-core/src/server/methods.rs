@@ -1,0 +1,78 @@
+//! What is known of each method before it is called: read from the descriptors,
+//! so that nobody keeps a second list.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+
+/// Everything that is served, encoded.
+pub(super) const DESCRIPTORS: [&[u8]; 4] = [
+    activity_proto::FILE_DESCRIPTOR_SET,
+    tonic_health::pb::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+];
+
+/// One RPC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Method {
+    /// `/package.Service/Method`: the path, and the label of metrics and spans.
+    pub(super) path: String,
+    /// Whether either side streams.
+    pub(super) streaming: bool,
+    /// Health and reflection: served while draining, outside the limits.
+    pub(super) infrastructure: bool,
+}
+
+/// Stands for every path that is not served, so that a client cannot make labels.
+static UNKNOWN: LazyLock<Method> =
+    LazyLock::new(|| Method { path: "unknown".to_owned(), streaming: false, infrastructure: false });
+
+static METHODS: LazyLock<HashMap<String, Method>> = LazyLock::new(|| {
+    let mut methods = HashMap::new();
+    for descriptors in DESCRIPTORS {
+        // Made by the same build as this code; a test decodes each.
+        let set = FileDescriptorSet::decode(descriptors).unwrap_or_default();
+        for file in &set.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    let known = Method {
+                        streaming: method.client_streaming() || method.server_streaming(),
+                        infrastructure: file.package().starts_with("grpc."),
+                        path: path.clone(),
+                    };
+                    methods.insert(path, known);
+                }
+            }
+        }
+    }
+    methods
+});
+
+/// The method behind a request's path.
+pub(super) fn lookup(path: &str) -> &'static Method {
+    METHODS.get(path).unwrap_or(&UNKNOWN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_are_known_by_path() {
+        for descriptors in DESCRIPTORS {
+            let set = FileDescriptorSet::decode(descriptors).expect("valid");
+            assert!(!set.file.is_empty());
+        }
+        let ingest = lookup("/activity.audit.v1.AuditIngestService/StreamEvents");
+        assert!(ingest.streaming && !ingest.infrastructure);
+        let list = lookup("/activity.audit.v1.AuditQueryService/ListEntries");
+        assert!(!list.streaming && !list.infrastructure);
+        let watch = lookup("/grpc.health.v1.Health/Watch");
+        assert!(watch.streaming && watch.infrastructure);
+        assert_eq!(lookup("/made.Up/Method").path, "unknown");
+    }
+}

@@ -1,0 +1,85 @@
+//! Logs to standard error, traces to a collector, metrics for Prometheus.
+
+pub mod metrics;
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::WithExportConfig as _;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, filter, fmt};
+
+pub use metrics::{Metrics, serve_metrics};
+
+use crate::config::{LogFormat, TelemetryConfig};
+
+/// How long the last spans may take on their way out when the process ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Keeps traces flowing; dropping it sends what is left, in bounded time.
+#[derive(Debug)]
+#[must_use = "dropping the guard stops tracing"]
+pub struct TelemetryGuard {
+    provider: Option<SdkTracerProvider>,
+}
+
+impl Drop for TelemetryGuard {
+    fn drop(&mut self) {
+        if let Some(provider) = self.provider.take() {
+            // At the end of the process, with nobody left to act on a failure.
+            let _ = provider.shutdown_with_timeout(FLUSH_TIMEOUT);
+        }
+    }
+}
+
+/// Sets up logging to standard error and, where an endpoint is configured, OTLP
+/// traces. Once a process, inside the runtime.
+pub fn init(config: &TelemetryConfig, service_name: &str) -> anyhow::Result<TelemetryGuard> {
+    let log_filter = EnvFilter::builder()
+        .parse(&config.log)
+        .with_context(|| format!("telemetry.log is {:?}, which is not a filter", config.log))?;
+    let stderr = fmt::layer().with_writer(std::io::stderr);
+    let log = match config.log_format {
+        LogFormat::Text => stderr.with_ansi(std::io::stderr().is_terminal()).with_filter(log_filter).boxed(),
+        LogFormat::Json => stderr.json().with_filter(log_filter).boxed(),
+    };
+
+    let provider = tracer_provider(config, service_name)?;
+    let traces = provider.as_ref().map(|provider| {
+        tracing_opentelemetry::layer()
+            .with_tracer(provider.tracer("activity"))
+            // Our own spans only: the exporter uses h2 and tonic itself, and would
+            // otherwise trace its own sending.
+            .with_filter(filter::filter_fn(|metadata| {
+                let target = metadata.target();
+                ["service_core", "audit_service", "usage_service", "standalone"]
+                    .iter()
+                    .any(|ours| target.starts_with(ours))
+            }))
+    });
+    tracing_subscriber::registry().with(log).with(traces).try_init().context("telemetry is set up already")?;
+    Ok(TelemetryGuard { provider })
+}
+
+fn tracer_provider(config: &TelemetryConfig, service_name: &str) -> anyhow::Result<Option<SdkTracerProvider>> {
+    if config.otlp_endpoint.is_empty() {
+        return Ok(None);
+    }
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(&config.otlp_endpoint)
+        .build()
+        .with_context(|| {
+            format!(
+                "telemetry.otlp_endpoint is {:?}, wanted is a URL such as http://127.0.0.1:4317",
+                config.otlp_endpoint
+            )
+        })?;
+    let resource = Resource::builder().with_service_name(service_name.to_owned()).build();
+    Ok(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build()))
+}
