@@ -21,6 +21,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, SqlxPostgresConnector, SqlxSqliteConnector, Statement};
 use sha2::{Digest as _, Sha256};
+use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
@@ -90,7 +91,9 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         .busy_timeout(SQLITE_BUSY_TIMEOUT)
         .pragma("cache_size", format!("-{SQLITE_CACHE_KIB}"))
         // Sorting large exports must not grow the process.
-        .pragma("temp_store", "file");
+        .pragma("temp_store", "file")
+        // The text of a bulk insert is long, and metrics count its time.
+        .disable_statement_logging();
     let writer = SqlitePoolOptions::new()
         .max_connections(1)
         .min_connections(1)
@@ -162,7 +165,10 @@ fn postgres_options(url: &DatabaseUrl, timeout_ms: u64) -> anyhow::Result<PgConn
     // The parse error may hold parts of the URL, and so of the password.
     let options = PgConnectOptions::from_str(url.expose())
         .map_err(|_| anyhow!("database_url cannot be parsed as a PostgreSQL URL"))?;
-    Ok(options.application_name("activity").options([("statement_timeout", timeout_ms.to_string())]))
+    Ok(options
+        .application_name("activity")
+        .options([("statement_timeout", timeout_ms.to_string())])
+        .disable_statement_logging())
 }
 
 impl Database {

@@ -26,7 +26,7 @@ use futures::stream::{FuturesOrdered, Stream};
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use crate::config::{IngestConfig, millis};
 use crate::error::{Error, Reason, Result};
@@ -54,6 +54,7 @@ impl From<&IngestConfig> for StreamOptions {
 
 /// Runs an ingest stream; the result is the body of the response.
 ///
+/// `requests` is the `tonic::Streaming` of the call.
 /// `batch_id` reads the number of a batch. `submit` validates a batch and hands
 /// it to the writer (it waits while the queue is full), and resolves to a future
 /// of the response that settles the batch; see
@@ -61,7 +62,7 @@ impl From<&IngestConfig> for StreamOptions {
 /// either ends the stream; events that are refused one by one are part of the
 /// response.
 pub fn run<Req, Resp, Submit, Submitting, Settling>(
-    mut requests: Streaming<Req>,
+    mut requests: impl Stream<Item = Result<Req, Status>> + Send + Unpin + 'static,
     options: StreamOptions,
     shutdown: CancellationToken,
     batch_id: impl Fn(&Req) -> u64 + Send + 'static,
@@ -99,12 +100,12 @@ where
                     let text = format!("no batch for {} s", options.idle.as_secs());
                     break Err(Error::DeadlineExceeded(text).into());
                 }
-                request = requests.message(), if in_progress.len() < options.max_batches.max(1) => {
+                request = requests.next(), if in_progress.len() < options.max_batches.max(1) => {
                     match request {
-                        Ok(Some(request)) => request,
-                        Ok(None) => break Ok(()),
+                        Some(Ok(request)) => request,
+                        None => break Ok(()),
                         // tonic's own status; the server's layer sets its code right.
-                        Err(status) => break Err(status),
+                        Some(Err(status)) => break Err(status),
                     }
                 }
             };

@@ -17,6 +17,9 @@ const MIGRATION_LOCK: i64 = 0x6163_7469_7669_7479;
 impl Database {
     /// Brings the schema up to date, or refuses if it is newer than this binary.
     ///
+    /// Migrations should say `use_transaction() -> Some(true)`: by default they run
+    /// outside a transaction on SQLite, and a crash leaves them half done.
+    ///
     /// Also makes the table `service_state (key, value)` that this crate uses.
     pub async fn migrate<M: MigratorTrait>(&self) -> anyhow::Result<()> {
         let migrated = match self.engine {

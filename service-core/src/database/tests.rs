@@ -1,1 +1,180 @@
-//! tests
+//! Both engines for real: files in a temporary folder, a PostgreSQL server.
+
+use std::num::NonZeroU64;
+
+use futures::future::join_all;
+use sea_orm::{DbErr, DeriveMigrationName};
+use sea_orm_migration::{MigrationTrait, MigratorTrait, SchemaManager, async_trait::async_trait};
+use testkit::Postgres;
+
+use super::*;
+
+#[derive(DeriveMigrationName)]
+struct First;
+
+#[async_trait]
+impl MigrationTrait for First {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let sql = "CREATE TABLE sample (id BIGINT PRIMARY KEY, text TEXT)";
+        manager.get_connection().execute_unprepared(sql).await?;
+        Ok(())
+    }
+}
+
+struct Old;
+
+impl MigratorTrait for Old {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![]
+    }
+}
+
+struct New;
+
+impl MigratorTrait for New {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(First)]
+    }
+}
+
+fn config() -> DatabaseConfig {
+    DatabaseConfig { statement_timeout_ms: NonZeroU64::new(200).expect("not zero"), ..DatabaseConfig::default() }
+}
+
+async fn open(url: &DatabaseUrl) -> Database {
+    connect(url, &config()).await.expect("connected")
+}
+
+async fn postgres() -> Option<DatabaseUrl> {
+    if Postgres::skipped() {
+        return None;
+    }
+    let url = Postgres::shared().await.create_database().await;
+    Some(DatabaseUrl::new(url).expect("valid"))
+}
+
+async fn text(connection: &DatabaseConnection, sql: &str) -> String {
+    let pool = connection.get_sqlite_connection_pool();
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned())).fetch_one(pool).await.expect("answered")
+}
+
+#[tokio::test]
+async fn sqlite_is_made_with_its_folder_and_is_durable() {
+    let folder = tempfile::tempdir().expect("folder");
+    let database = open(&DatabaseUrl::sqlite(folder.path().join("a/b/sample.db"))).await;
+    assert_eq!(text(&database.writer, "PRAGMA journal_mode").await, "wal");
+    for (pragma, value) in [("synchronous", "2"), ("busy_timeout", "5000"), ("query_only", "0")] {
+        let sql =
+            format!("SELECT CAST(({pragma}) AS TEXT) FROM pragma_{pragma}").replace("(busy_timeout)", "(timeout)");
+        assert_eq!(text(&database.writer, &sql).await, value, "{pragma}");
+    }
+    assert_eq!(text(&database.reader, "SELECT CAST(query_only AS TEXT) FROM pragma_query_only").await, "1");
+}
+
+#[tokio::test]
+async fn a_reader_of_sqlite_cannot_write() {
+    let folder = tempfile::tempdir().expect("folder");
+    let database = open(&DatabaseUrl::sqlite(folder.path().join("sample.db"))).await;
+    database.migrate::<New>().await.expect("migrated");
+    let refused = database.reader.execute_unprepared("INSERT INTO sample VALUES (1, '')").await;
+    assert!(matches!(Error::from(refused.expect_err("refused")), Error::StorageUnavailable(_)));
+}
+
+#[tokio::test]
+async fn a_full_disk_is_unavailable_and_shows_in_the_probe() {
+    let folder = tempfile::tempdir().expect("folder");
+    let database = open(&DatabaseUrl::sqlite(folder.path().join("sample.db"))).await;
+    database.migrate::<New>().await.expect("migrated");
+    database.probe_writer().await.expect("room");
+    database.writer.execute_unprepared("PRAGMA max_page_count = 1").await.expect("set");
+    let big = "INSERT INTO sample VALUES (1, hex(zeroblob(1000000)))";
+    let refused = database.writer.execute_unprepared(big).await.expect_err("full");
+    assert!(matches!(Error::from(refused), Error::StorageUnavailable(_)));
+    database.probe_reader().await.expect("reading goes on");
+}
+
+#[tokio::test]
+async fn the_seal_key_is_made_once() {
+    let folder = tempfile::tempdir().expect("folder");
+    let url = DatabaseUrl::sqlite(folder.path().join("sample.db"));
+    let mut keys = Vec::new();
+    for _ in 0..2 {
+        let database = open(&url).await;
+        database.migrate::<New>().await.expect("migrated");
+        keys.push(database.seal_key().await.expect("key"));
+        keys.push(database.seal_key().await.expect("key"));
+        database.close().await;
+    }
+    assert!(keys.iter().all(|key| *key == keys[0] && *key != [0; 32]));
+    let other = open(&DatabaseUrl::sqlite(folder.path().join("other.db"))).await;
+    other.migrate::<New>().await.expect("migrated");
+    assert_ne!(other.seal_key().await.expect("key"), keys[0]);
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused_with_the_reason() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut urls = vec![DatabaseUrl::sqlite(folder.path().join("sample.db"))];
+    urls.extend(postgres().await);
+    for url in urls {
+        let database = open(&url).await;
+        database.migrate::<New>().await.expect("migrated");
+        database.migrate::<New>().await.expect("migrated already");
+        let error = database.migrate::<Old>().await.expect_err("refused");
+        let text = format!("{error:#}");
+        assert!(text.contains("a newer version wrote it"), "{text}");
+        database.probe_reader().await.expect("alive");
+        database.probe_writer().await.expect("alive");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sqlite_file_belongs_to_one_process() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("sample.db.lock");
+    let first = lock_file(&path).await.expect("free");
+    let error = lock_file(&path).await.expect_err("taken");
+    assert!(error.to_string().contains("another process uses it"), "{error}");
+    drop(first);
+    lock_file(&path).await.expect("free again");
+}
+
+#[tokio::test]
+async fn replicas_that_start_together_migrate_once_and_share_the_key() {
+    let Some(url) = postgres().await else { return };
+    let keys = join_all((0..4).map(|_| async {
+        let database = open(&url).await;
+        database.migrate::<New>().await.expect("migrated");
+        database.seal_key().await.expect("key")
+    }))
+    .await;
+    assert!(keys.iter().all(|key| *key == keys[0]));
+}
+
+#[tokio::test]
+async fn errors_of_postgres_are_classified() {
+    let Some(url) = postgres().await else { return };
+    let database = open(&url).await;
+    let fails = async |sql: &str| {
+        let error = database.writer.execute_unprepared(sql).await;
+        Error::from(error.expect_err("fails"))
+    };
+    let raise = |state| format!("DO $$ BEGIN RAISE SQLSTATE '{state}'; END $$");
+    assert!(matches!(fails("SELECT pg_sleep(60)").await, Error::DeadlineExceeded(_)));
+    assert!(matches!(fails(&raise("40001")).await, Error::Contention(_)));
+    assert!(matches!(fails(&raise("40P01")).await, Error::Contention(_)));
+    assert!(matches!(fails(&raise("53100")).await, Error::StorageUnavailable(_)));
+    assert!(matches!(fails("SELECT * FROM nowhere").await, Error::Internal(_)));
+    let gone = fails("SELECT pg_terminate_backend(pg_backend_pid())").await;
+    assert!(matches!(gone, Error::StorageUnavailable(_)), "{gone:?}");
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_opened_is_named_without_its_password() {
+    let port = testkit::free_port();
+    let url = DatabaseUrl::new(format!("postgres://me:hunter2@127.0.0.1:{port}/x")).expect("valid");
+    let error = connect(&url, &config()).await.expect_err("nobody listens");
+    let text = format!("{error:#}");
+    assert!(text.starts_with(&format!("cannot open database postgres://me@127.0.0.1:{port}/x")), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+}
