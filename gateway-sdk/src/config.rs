@@ -1,0 +1,405 @@
+//! The builder: every setting, its default, and what is allowed.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tonic::transport::{Channel, Endpoint};
+use uuid::Uuid;
+
+use crate::GatewaySdk;
+use crate::audit::event::AuditEvent;
+use crate::audit::{Audit, AuditLane};
+use crate::error::{Error, Rejection};
+use crate::feed::{Feed, MAX_EVENT_BYTES};
+use crate::id;
+use crate::query::Reader;
+use crate::queue::Limits;
+use crate::retry::Backoff;
+use crate::sender::{Lane, Options};
+use crate::usage::event::UsageEvent;
+use crate::usage::{Usage, UsageLane};
+
+/// The contract's limit is 4 MiB a batch; the rest is for the batch's own fields, 1,000
+/// reports of dropped events among them.
+const MAX_BATCH_BYTES: usize = 3 * 1024 * 1024;
+/// The contract's limit.
+const MAX_BATCH_EVENTS: usize = 1_000;
+/// The contract's limit for ids and names.
+const MAX_NAME_BYTES: usize = 256;
+
+/// An event that was refused for good, as handed to
+/// [`Builder::on_rejected`].
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct RejectedEvent {
+    /// The event.
+    pub event: Rejected,
+    /// Why.
+    pub rejection: Rejection,
+}
+
+/// Which event was refused.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Rejected {
+    /// A usage event.
+    Usage(UsageEvent),
+    /// An audit event.
+    Audit(AuditEvent),
+}
+
+/// The application's callback for refused events.
+#[derive(Clone, Default)]
+pub(crate) struct OnRejected(Option<Arc<dyn Fn(RejectedEvent) + Send + Sync>>);
+
+impl OnRejected {
+    /// A callback that panics must not end the sender.
+    pub(crate) fn call(&self, rejected: RejectedEvent) {
+        tracing::debug!(rejection = %rejected.rejection, "event refused");
+        if let Some(callback) = &self.0
+            && catch_unwind(AssertUnwindSafe(|| callback(rejected))).is_err()
+        {
+            tracing::error!("the on_rejected callback panicked");
+        }
+    }
+}
+
+impl fmt::Debug for OnRejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Some(..)" } else { "None" })
+    }
+}
+
+/// Settings of a [`GatewaySdk`]; see [`GatewaySdk::builder`]. Every one has a default.
+#[derive(Clone, Debug)]
+#[must_use = "call `build`"]
+pub struct Builder {
+    audit_endpoint: Option<String>,
+    usage_endpoint: Option<String>,
+    instance: String,
+    producer_id: Option<String>,
+    usage: Limits,
+    audit: Limits,
+    window: usize,
+    connect_timeout: Duration,
+    ack_timeout: Duration,
+    audit_timeout: Duration,
+    query_timeout: Duration,
+    keep_alive: (Duration, Duration),
+    drop_grace: Duration,
+    backoff: Backoff,
+    on_rejected: OnRejected,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        let limits = Limits {
+            events: 65_536,
+            bytes: 32 * 1024 * 1024,
+            batch_events: MAX_BATCH_EVENTS,
+            batch_bytes: 1024 * 1024,
+            linger: Duration::from_millis(10),
+        };
+        Self {
+            audit_endpoint: None,
+            usage_endpoint: None,
+            instance: String::new(),
+            producer_id: None,
+            usage: limits,
+            audit: Limits { events: 16_384, linger: Duration::from_millis(1), ..limits },
+            window: 8,
+            connect_timeout: Duration::from_secs(5),
+            ack_timeout: Duration::from_secs(30),
+            audit_timeout: Duration::from_secs(10),
+            query_timeout: Duration::from_secs(60),
+            keep_alive: (Duration::from_secs(10), Duration::from_secs(10)),
+            drop_grace: Duration::from_secs(5),
+            backoff: Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(30) },
+            on_rejected: OnRejected::default(),
+        }
+    }
+}
+
+impl Builder {
+    /// Where the audit-service is: `http://127.0.0.1:50051`, or `127.0.0.1:50051`.
+    /// Default: none, and `audit()` answers [`Error::NotConfigured`].
+    pub fn audit_endpoint(mut self, endpoint: impl Into<String>) -> Self {
+        self.audit_endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// Where the usage-service is: `http://127.0.0.1:50052`, or `127.0.0.1:50052`.
+    /// Default: none, and what `usage()` records is counted as dropped.
+    pub fn usage_endpoint(mut self, endpoint: impl Into<String>) -> Self {
+        self.usage_endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// The platform instance of events that name none. Default: none, and every event
+    /// has to name its own.
+    pub fn instance(mut self, id: impl Into<String>) -> Self {
+        self.instance = id.into();
+        self
+    }
+
+    /// Under which name this SDK numbers its events, so that the services can show that
+    /// nothing is missing: one that no other running SDK has. Default: a random one.
+    /// The epoch is the time of the build.
+    pub fn producer_id(mut self, id: impl Into<String>) -> Self {
+        self.producer_id = Some(id.into());
+        self
+    }
+
+    /// How many usage events, and how many encoded bytes of them, wait at most.
+    /// Default: 65,536 and 32 MiB. Beyond it the oldest are dropped.
+    pub fn usage_queue(mut self, events: usize, bytes: usize) -> Self {
+        (self.usage.events, self.usage.bytes) = (events, bytes);
+        self
+    }
+
+    /// How many audit events, and how many encoded bytes of them, wait at most.
+    /// Default: 16,384 and 32 MiB. Beyond it `record` fails.
+    pub fn audit_queue(mut self, events: usize, bytes: usize) -> Self {
+        (self.audit.events, self.audit.bytes) = (events, bytes);
+        self
+    }
+
+    /// How large a batch gets, in events (1 to 1,000) and encoded bytes (128 KiB to
+    /// 3 MiB). Default: 1,000 and 1 MiB.
+    pub fn batch(mut self, events: usize, bytes: usize) -> Self {
+        for limits in [&mut self.usage, &mut self.audit] {
+            (limits.batch_events, limits.batch_bytes) = (events, bytes);
+        }
+        self
+    }
+
+    /// How long a usage event waits at most for others to fill its batch. Default:
+    /// 10 ms.
+    pub fn usage_linger(mut self, linger: Duration) -> Self {
+        self.usage.linger = linger;
+        self
+    }
+
+    /// How long an audit event waits at most for others to fill its batch. Default:
+    /// 1 ms, for somebody waits for it.
+    pub fn audit_linger(mut self, linger: Duration) -> Self {
+        self.audit.linger = linger;
+        self
+    }
+
+    /// How many batches may be under way at once for each service, 1 to 1,000. Default: 8.
+    /// Their memory comes on top of the queue's.
+    pub fn window(mut self, batches: usize) -> Self {
+        self.window = batches;
+        self
+    }
+
+    /// How long connecting takes at most. Default: 5 s.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How long a stream may leave a batch without an answer before it is given up and
+    /// the batch is sent again. Default: 30 s.
+    pub fn ack_timeout(mut self, timeout: Duration) -> Self {
+        self.ack_timeout = timeout;
+        self
+    }
+
+    /// How long `audit().record` waits at most. Default: 10 s.
+    pub fn audit_timeout(mut self, timeout: Duration) -> Self {
+        self.audit_timeout = timeout;
+        self
+    }
+
+    /// How long a query takes at most, its retries included; for an export or a tail,
+    /// how long it may be silent before it is resumed. Default: 60 s.
+    pub fn query_timeout(mut self, timeout: Duration) -> Self {
+        self.query_timeout = timeout;
+        self
+    }
+
+    /// HTTP/2 keep-alive: a ping after `interval` without traffic, and the connection is
+    /// given up when it is not answered within `timeout`. Default: 10 s and 10 s.
+    pub fn keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
+        self.keep_alive = (interval, timeout);
+        self
+    }
+
+    /// How long the SDK goes on sending in the background when it is dropped without
+    /// [`shutdown`](GatewaySdk::shutdown). Default: 5 s.
+    pub fn drop_grace(mut self, grace: Duration) -> Self {
+        self.drop_grace = grace;
+        self
+    }
+
+    /// Waits between attempts: evenly random up to `base`, doubled at each failure, up
+    /// to `cap`. Default: 100 ms and 30 s.
+    pub fn backoff(mut self, base: Duration, cap: Duration) -> Self {
+        self.backoff = Backoff { base, cap };
+        self
+    }
+
+    /// Called for each event that was refused for good, on the task that sends (so it
+    /// must not block), or in `usage().record` for one that is too large.
+    pub fn on_rejected(mut self, callback: impl Fn(RejectedEvent) + Send + Sync + 'static) -> Self {
+        self.on_rejected = OnRejected(Some(Arc::new(callback)));
+        self
+    }
+
+    /// Starts the SDK on the tokio runtime it is called in. Connects when there is
+    /// something to send or to ask; either service may be away.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a setting out of bounds, [`Error::NoRuntime`].
+    pub fn build(self) -> Result<GatewaySdk, Error> {
+        self.check()?;
+        let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
+        let usage_endpoint = self.endpoint("usage_endpoint", self.usage_endpoint.as_deref())?;
+        let audit_endpoint = self.endpoint("audit_endpoint", self.audit_endpoint.as_deref())?;
+        let connect =
+            |endpoint: &Option<Endpoint>| -> Option<Channel> { endpoint.as_ref().map(Endpoint::connect_lazy) };
+
+        let epoch = id::now_micros();
+        let producer_id = self.producer_id.clone();
+        let producer_id = producer_id.unwrap_or_else(|| Uuid::now_v7().to_string());
+        let producer = (producer_id.as_str(), epoch);
+        let options = Options {
+            window: self.window,
+            ack_timeout: self.ack_timeout,
+            backoff: self.backoff,
+            drop_grace: self.drop_grace,
+        };
+        // Streams and queries have connections of their own: an export that fills the
+        // pipe must not hold up acknowledgements.
+        let usage = Usage {
+            feed: Arc::new(Feed::start(
+                UsageLane { on_rejected: self.on_rejected.clone() },
+                &runtime,
+                connect(&usage_endpoint),
+                self.usage,
+                options,
+                producer,
+                &self.instance,
+            )),
+            reader: Reader::new(UsageLane::NAME, connect(&usage_endpoint), self.query_timeout, self.backoff),
+            on_rejected: self.on_rejected.clone(),
+        };
+        let audit = Audit {
+            feed: Arc::new(Feed::start(
+                AuditLane { on_rejected: self.on_rejected },
+                &runtime,
+                connect(&audit_endpoint),
+                self.audit,
+                options,
+                producer,
+                &self.instance,
+            )),
+            reader: Reader::new(AuditLane::NAME, connect(&audit_endpoint), self.query_timeout, self.backoff),
+            timeout: self.audit_timeout,
+        };
+        Ok(GatewaySdk { usage, audit, producer_id: producer_id.into() })
+    }
+
+    fn endpoint(&self, setting: &'static str, address: Option<&str>) -> Result<Option<Endpoint>, Error> {
+        let Some(address) = address else {
+            return Ok(None);
+        };
+        let address = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+        let wrong = |message: String| Error::Config { setting, message };
+        if !address.starts_with("http://") {
+            return Err(wrong(format!("`{address}` is not usable; `http://HOST:PORT` is")));
+        }
+        let endpoint = Endpoint::from_shared(address.clone())
+            .map_err(|error| wrong(format!("`{address}` is not an address: {error}")))?
+            .user_agent(concat!("gateway-sdk/", env!("CARGO_PKG_VERSION")))
+            .map_err(|error| wrong(error.to_string()))?
+            .connect_timeout(self.connect_timeout)
+            .http2_keep_alive_interval(self.keep_alive.0)
+            .keep_alive_timeout(self.keep_alive.1)
+            .keep_alive_while_idle(true);
+        Ok(Some(endpoint))
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let batch = &self.usage;
+        let duration = |d: Duration| usize::try_from(d.as_millis()).unwrap_or(usize::MAX);
+        // At least one event of the largest size, framed.
+        let least_bytes = 2 * MAX_EVENT_BYTES;
+        let day = 24 * 3600 * 1000;
+        let table = [
+            ("usage_queue", "events", self.usage.events, 1, usize::MAX),
+            ("usage_queue", "bytes", self.usage.bytes, least_bytes, usize::MAX),
+            ("audit_queue", "events", self.audit.events, 1, usize::MAX),
+            ("audit_queue", "bytes", self.audit.bytes, least_bytes, usize::MAX),
+            ("batch", "events", batch.batch_events, 1, MAX_BATCH_EVENTS),
+            ("batch", "bytes", batch.batch_bytes, least_bytes, MAX_BATCH_BYTES),
+            ("window", "batches", self.window, 1, 1_000),
+            ("usage_linger", "ms", duration(self.usage.linger), 0, 60_000),
+            ("audit_linger", "ms", duration(self.audit.linger), 0, 60_000),
+            ("connect_timeout", "ms", duration(self.connect_timeout), 1, day),
+            ("ack_timeout", "ms", duration(self.ack_timeout), 1, day),
+            ("audit_timeout", "ms", duration(self.audit_timeout), 1, day),
+            ("query_timeout", "ms", duration(self.query_timeout), 1, day),
+            ("keep_alive", "ms", duration(self.keep_alive.0), 1, day),
+            ("keep_alive", "ms", duration(self.keep_alive.1), 1, day),
+            ("drop_grace", "ms", duration(self.drop_grace), 0, day),
+            ("backoff", "ms", duration(self.backoff.base), 1, day),
+            ("backoff", "ms", duration(self.backoff.cap), 1, day),
+        ];
+        for (setting, unit, value, least, most) in table {
+            if value < least || value > most {
+                let message = format!("{value} {unit}; from {least} to {most} are allowed");
+                return Err(Error::Config { setting, message });
+            }
+        }
+        let names = [("instance", Some(&self.instance), 0), ("producer_id", self.producer_id.as_ref(), 1)];
+        for (setting, name, least) in names {
+            let Some(name) = name else { continue };
+            if name.len() < least || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
+                let message =
+                    format!("{name:?}; from {least} to {MAX_NAME_BYTES} bytes without control characters are allowed");
+                return Err(Error::Config { setting, message });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_out_of_bounds_are_named() {
+        let wrong = |builder: Builder| match builder.build() {
+            Err(Error::Config { setting, message }) => format!("{setting}: {message}"),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            wrong(GatewaySdk::builder().batch(1_001, 1 << 20)),
+            "batch: 1001 events; from 1 to 1000 are allowed"
+        );
+        assert!(wrong(GatewaySdk::builder().instance("a\nb")).starts_with("instance: \"a\\nb\""));
+        assert!(wrong(GatewaySdk::builder().window(0)).starts_with("window: 0"));
+    }
+
+    #[tokio::test]
+    async fn endpoints_that_are_none_are_named() {
+        for address in ["https://localhost:1", "ftp://x", "http://a b"] {
+            let error = GatewaySdk::builder().usage_endpoint(address).build();
+            assert!(matches!(error, Err(Error::Config { setting: "usage_endpoint", .. })), "{address}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn build_outside_a_runtime_is_an_error() {
+        let built = GatewaySdk::builder().build();
+        assert!(matches!(built, Err(Error::NoRuntime)), "{built:?}");
+    }
+}

@@ -1,0 +1,284 @@
+//! The one error type of the crate, and what a service says when it refuses.
+
+use std::fmt;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::ErrorReason;
+use crate::queue::Refused;
+use crate::retry::{Verdict, classify};
+
+/// Everything that can go wrong in a call of this crate.
+///
+/// `usage().record` is not among the calls that return it: it never fails
+/// towards its caller, it counts (see [`Stats`](crate::Stats)).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting of the builder is not usable.
+    #[error("{setting}: {message}")]
+    Config {
+        /// The builder's method.
+        setting: &'static str,
+        /// What is wrong, and what is allowed.
+        message: String,
+    },
+    /// [`Builder::build`](crate::Builder::build) was called outside a tokio runtime.
+    #[error("no tokio runtime here; build the SDK inside one")]
+    NoRuntime,
+    /// The call needs a service for which no endpoint was given.
+    #[error("no {service} endpoint was configured")]
+    NotConfigured {
+        /// `audit` or `usage`.
+        service: &'static str,
+    },
+    /// The queue is full: the event was **not** taken.
+    #[error("the {service} queue is full ({events} events, {bytes} bytes wait); the event was not taken")]
+    QueueFull {
+        /// `audit` or `usage`.
+        service: &'static str,
+        /// Events that wait.
+        events: usize,
+        /// Their encoded bytes.
+        bytes: usize,
+    },
+    /// The event alone is over the limit: it was **not** taken.
+    #[error("the event has {bytes} bytes encoded, at most {limit} are allowed")]
+    TooLarge {
+        /// Its encoded size.
+        bytes: usize,
+        /// What is allowed.
+        limit: usize,
+    },
+    /// No acknowledgement within the time allowed. The event **stays queued** and
+    /// is still delivered if the process lives: record the same event (the same
+    /// id) again rather than a new one; it is stored once.
+    #[error("event {id} was not acknowledged within {waited:?}; it is still queued")]
+    NotAcknowledged {
+        /// The event's id.
+        id: String,
+        /// How long the call waited.
+        waited: Duration,
+    },
+    /// The SDK was shut down. An event that was waiting may have been stored or
+    /// not; recording it again with the same id is safe.
+    #[error("the SDK has been shut down")]
+    ShutDown,
+    /// The service refused this event for good; sending it again does not help.
+    #[error("the event was refused: {0}")]
+    Rejected(Rejection),
+    /// A call failed at the service or on the way to it.
+    #[error("{0}")]
+    Service(Box<ServiceError>),
+    /// An answer broke the contract, such as an export whose hash does not match.
+    #[error("the service's answer broke the contract: {0}")]
+    Protocol(String),
+    /// The writer of an export failed.
+    #[error("writing the export failed: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl Error {
+    /// The service's reason, where it gave one.
+    #[must_use]
+    pub fn reason(&self) -> Option<ErrorReason> {
+        match self {
+            Self::Rejected(rejection) => Some(rejection.reason),
+            Self::Service(error) => error.reason,
+            _ => None,
+        }
+    }
+
+    /// Whether the same call may succeed later, unchanged.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::QueueFull { .. } | Self::NotAcknowledged { .. } => true,
+            Self::Service(error) => error.retryable,
+            _ => false,
+        }
+    }
+}
+
+impl Error {
+    pub(crate) fn from_refused(refused: Refused, service: &'static str) -> Self {
+        match refused {
+            Refused::Full { events, bytes } => Self::QueueFull { service, events, bytes },
+            Refused::Closed => Self::ShutDown,
+        }
+    }
+}
+
+impl From<Status> for Error {
+    fn from(status: Status) -> Self {
+        Self::Service(Box::new(ServiceError::from(&status)))
+    }
+}
+
+/// Why a service refused one event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Rejection {
+    /// The reason, from the contract's closed list; `Unspecified` where the
+    /// service is newer than this crate.
+    pub reason: ErrorReason,
+    /// For people: which value, and what is allowed.
+    pub message: String,
+    /// The field, as a path from the event (`changes[0].path`); empty where no
+    /// single one is to blame.
+    pub field: String,
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", reason_name(self.reason))?;
+        if !self.field.is_empty() {
+            write!(f, " in {}", self.field)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl Rejection {
+    /// For an event that this side refuses.
+    pub(crate) fn too_large(error: &Error) -> Self {
+        Self { reason: ErrorReason::TooLarge, message: error.to_string(), field: String::new() }
+    }
+
+    /// For an event that a service won't even read, told by the status of its stream.
+    pub(crate) fn from_status(status: &Status) -> Self {
+        let error = ServiceError::from(status);
+        let field = error.violations.first().map(|v| v.field.clone());
+        Self {
+            reason: error.reason.unwrap_or(match error.code {
+                Code::ResourceExhausted | Code::OutOfRange => ErrorReason::TooLarge,
+                Code::Internal => ErrorReason::Internal,
+                _ => ErrorReason::InvalidArgument,
+            }),
+            message: error.message,
+            field: field.unwrap_or_default(),
+        }
+    }
+}
+
+/// What a service, or the way to it, answered to a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServiceError {
+    /// The gRPC status code.
+    pub code: Code,
+    /// The contract's reason; absent where the answer came from elsewhere (a
+    /// connection that could not be made, a proxy).
+    pub reason: Option<ErrorReason>,
+    /// For people.
+    pub message: String,
+    /// Which fields of the request are wrong.
+    pub violations: Vec<FieldViolation>,
+    /// When the service wants to be asked again.
+    pub retry_after: Option<Duration>,
+    /// Whether the same call may succeed later.
+    pub retryable: bool,
+}
+
+impl fmt::Display for ServiceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.reason {
+            Some(reason) => write!(f, "{}", reason_name(reason))?,
+            None => write!(f, "{:?}", self.code)?,
+        }
+        write!(f, ": {}", self.message)?;
+        for violation in &self.violations {
+            write!(f, "; {}: {}", violation.field, violation.description)?;
+        }
+        Ok(())
+    }
+}
+
+/// A field of a request that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FieldViolation {
+    /// The field's path in the request.
+    pub field: String,
+    /// What is wrong with it, and what is allowed.
+    pub description: String,
+}
+
+impl From<&Status> for ServiceError {
+    fn from(status: &Status) -> Self {
+        let details = status.get_error_details();
+        let reason = details.error_info().and_then(|info| reason_from_name(&info.reason));
+        let violations = details.bad_request().map_or_else(Vec::new, |bad| {
+            bad.field_violations
+                .iter()
+                .map(|v| FieldViolation { field: v.field.clone(), description: v.description.clone() })
+                .collect()
+        });
+        Self {
+            code: status.code(),
+            reason,
+            message: describe(status),
+            violations,
+            retry_after: details.retry_info().and_then(|info| info.retry_delay),
+            retryable: matches!(classify(status), Verdict::Retry { .. }),
+        }
+    }
+}
+
+/// The status's message with the innermost cause, which says what really happened
+/// (`connection refused`) where tonic's message does not (`tcp connect error`).
+pub(crate) fn describe(status: &Status) -> String {
+    let mut cause = std::error::Error::source(status);
+    while let Some(next) = cause.and_then(std::error::Error::source) {
+        cause = Some(next);
+    }
+    match cause.map(ToString::to_string) {
+        Some(cause) if !status.message().contains(&cause) => {
+            format!("{} ({cause})", status.message())
+        }
+        _ => status.message().to_owned(),
+    }
+}
+
+/// The bare name that the contract uses: `INVALID_ARGUMENT`.
+fn reason_name(reason: ErrorReason) -> &'static str {
+    let name = reason.as_str_name();
+    name.strip_prefix("ERROR_REASON_").unwrap_or(name)
+}
+
+pub(crate) fn reason_from_name(name: &str) -> Option<ErrorReason> {
+    ErrorReason::from_str_name(&format!("ERROR_REASON_{name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic_types::ErrorDetails;
+
+    #[test]
+    fn details_of_a_status_are_read() {
+        let mut details =
+            ErrorDetails::with_error_info("INVALID_ARGUMENT", "activity", std::collections::HashMap::new());
+        details.add_bad_request_violation("page_size", "at most 1000");
+        let status = Status::with_error_details(Code::InvalidArgument, "bad", details);
+        let error = Error::from(status);
+        assert_eq!(error.reason(), Some(ErrorReason::InvalidArgument));
+        assert!(!error.is_retryable());
+        assert_eq!(error.to_string(), "INVALID_ARGUMENT: bad; page_size: at most 1000");
+    }
+
+    #[test]
+    fn rejection_names_field_and_reason() {
+        let rejection = Rejection {
+            reason: ErrorReason::InvalidAction,
+            message: "not lower snake case".into(),
+            field: "action".into(),
+        };
+        assert_eq!(
+            Error::Rejected(rejection).to_string(),
+            "the event was refused: INVALID_ACTION in action: not lower snake case"
+        );
+    }
+}

@@ -1,0 +1,361 @@
+//! The task that carries one service's queue to it.
+//!
+//! ```text
+//!            ┌───────────── in flight, in order ─────────────┐
+//! queue ───▶ │ not yet sent on this stream │ sent, no answer │ ───▶ settled
+//!            └───────▲─────────────────────┴───────┬─────────┘
+//!                    └──── the stream ended ───────┘
+//! ```
+//!
+//! One stream, up to `window` batches in flight, answers in the order of the batches.
+//! When a stream ends, whatever was sent without an answer is sent again first, on the
+//! next one; ids make it exact. What is taken from the queue is bounded by the window,
+//! and nothing is taken while there is no stream, so a service that is away costs no
+//! more memory than the queue may have.
+//!
+//! **A batch that can't be taken at all** (a status that blames what was sent) ends the
+//! stream, and any batch under way may be the cause. They are then sent one at a time;
+//! one that ends the stream alone is split in two, down to the single event at fault,
+//! which is given up: counted as rejected, told to `on_rejected`, its number reported
+//! as dropped. All others arrive, in order.
+
+mod batch;
+mod codec;
+
+use std::collections::VecDeque;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+use self::batch::Batch;
+use self::codec::{BatchCodec, Outbound};
+use crate::error::{Rejection, describe};
+use crate::queue::{Queue, Settled};
+use crate::retry::{Backoff, Verdict, classify};
+
+/// After so many defects alone, a batch is taken apart, and a single event given up.
+const MAX_DEFECTS: u32 = 3;
+
+/// What differs between the two services' streams.
+pub(crate) trait Lane: Sized + Send + Sync + 'static {
+    /// For logs and errors.
+    const NAME: &'static str;
+    /// The stream's method.
+    const PATH: &'static str;
+    /// The number of the event's `producer` field.
+    const PRODUCER_FIELD: u32;
+    /// What travels beside an event.
+    type Extra: Send + 'static;
+    /// An event's proof of storage.
+    type Receipt: Send + 'static;
+    /// The stream's response.
+    type Answer: Message + Default + 'static;
+
+    /// What a response says.
+    fn read(answer: Self::Answer) -> Answer<Self>;
+    /// Tells whoever waits for the event.
+    fn settle(extra: Self::Extra, outcome: Result<Self::Receipt, Rejection>);
+    /// Hands a refused event to the application.
+    fn on_rejected(&self, event: &[u8], rejection: Rejection);
+}
+
+/// A response, the same for both services.
+#[derive(Debug)]
+pub(crate) struct Answer<L: Lane> {
+    pub(crate) batch_id: u64,
+    pub(crate) duplicates: u32,
+    /// By index in the batch.
+    pub(crate) rejected: Vec<(usize, Rejection)>,
+    /// By index in the batch; empty where the service gives none.
+    pub(crate) receipts: Vec<(usize, L::Receipt)>,
+}
+
+/// How the sender behaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    pub(crate) window: usize,
+    pub(crate) ack_timeout: Duration,
+    pub(crate) backoff: Backoff,
+    pub(crate) drop_grace: Duration,
+}
+
+/// See the module's documentation.
+pub(crate) struct Sender<L: Lane> {
+    lane: L,
+    queue: Arc<Queue<L::Extra>>,
+    channel: Channel,
+    options: Options,
+    in_flight: VecDeque<Batch<L::Extra>>,
+    /// How many at the front of `in_flight` were sent on this stream.
+    sent: usize,
+    /// Number of the last batch sent on this stream.
+    last_id: u64,
+    /// How many at the front of `in_flight` may be to blame, and go one at a time.
+    suspects: usize,
+    /// Failures since the last answer.
+    attempt: u32,
+    /// Since when an answer is awaited.
+    waiting_since: Instant,
+    streams: u64,
+}
+
+impl<L: Lane> Sender<L> {
+    pub(crate) fn new(lane: L, queue: Arc<Queue<L::Extra>>, channel: Channel, options: Options) -> Self {
+        Self {
+            lane,
+            queue,
+            channel,
+            options,
+            in_flight: VecDeque::new(),
+            sent: 0,
+            last_id: 0,
+            suspects: 0,
+            attempt: 0,
+            waiting_since: Instant::now(),
+            streams: 0,
+        }
+    }
+
+    /// Runs until the queue is closed and everything is settled, or, once the last
+    /// handle is gone, for the grace that was set.
+    pub(crate) async fn run(self) {
+        let queue = Arc::clone(&self.queue);
+        let grace = self.options.drop_grace;
+        let orphaned = async {
+            while !queue.is_orphaned() {
+                queue.orphan.notified().await;
+            }
+            tokio::time::sleep(grace).await;
+        };
+        tokio::select! {
+            () = self.deliver() => return,
+            () = orphaned => {}
+        }
+        let waiting = queue.waiting();
+        tracing::warn!(
+            service = L::NAME,
+            queued = waiting.queued,
+            in_flight = waiting.in_flight,
+            "the SDK was dropped without shutdown; events are lost"
+        );
+    }
+
+    async fn deliver(mut self) {
+        loop {
+            if self.in_flight.is_empty() {
+                match self.queue.next().await {
+                    Some(taken) => self.in_flight.push_back(taken.into()),
+                    None => return,
+                }
+            }
+            let Err(status) = self.stream().await else {
+                return;
+            };
+            let verdict = classify(&status);
+            self.note_failure(&status, verdict);
+            let blamed = self.blame(verdict, &status);
+            self.sent = 0;
+            if self.in_flight.is_empty() && !blamed {
+                // An idle stream ended: nothing to hurry for.
+                continue;
+            }
+            let delay = self.options.backoff.after(verdict, self.attempt, rand::random());
+            self.attempt = self.attempt.saturating_add(1);
+            // A flush or shutdown cuts the wait short; the service's own wish stands.
+            let asked = matches!(verdict, Verdict::Retry { after: Some(_) });
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = self.queue.nudge.notified(), if !asked => {}
+            }
+        }
+    }
+
+    fn note_failure(&self, status: &Status, verdict: Verdict) {
+        let reason = format!("{:?}: {}", status.code(), describe(status));
+        // Once an outage, not once an attempt; and an idle stream may end.
+        if self.attempt == 0 && !self.in_flight.is_empty() {
+            tracing::warn!(service = L::NAME, ?verdict, reason, "stream ended");
+        } else {
+            tracing::debug!(service = L::NAME, ?verdict, reason, "stream ended");
+        }
+        self.queue.note_stream(Err(reason));
+    }
+
+    /// One stream, from opening it to its end.
+    async fn stream(&mut self) -> Result<(), Status> {
+        let (requests, mut outbound) = mpsc::channel::<Outbound>(self.options.window);
+        self.sent = 0;
+        self.last_id = 0;
+        // Before the stream opens, for a service that answers the headers only after
+        // the first batch.
+        self.send_waiting(&requests)?;
+        let outbound = futures::stream::poll_fn(move |cx| outbound.poll_recv(cx));
+        let mut grpc = Grpc::new(self.channel.clone());
+        let opening = async {
+            grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
+            let path = PathAndQuery::from_static(L::PATH);
+            grpc.streaming(Request::new(outbound), path, BatchCodec::<L::Answer>(PhantomData)).await
+        };
+        let mut answers = timeout(self.options.ack_timeout, opening)
+            .await
+            .map_err(|_| Status::deadline_exceeded("the stream did not open in time"))??
+            .into_inner();
+        self.queue.note_stream(Ok(self.streams > 0));
+        self.streams += 1;
+        let mut closed = false;
+        loop {
+            if closed && self.in_flight.is_empty() {
+                return Ok(());
+            }
+            let room = self.sent == self.in_flight.len() && self.sent < self.window();
+            let deadline = self.waiting_since + self.options.ack_timeout;
+            tokio::select! {
+                biased;
+                answer = answers.message() => match answer? {
+                    Some(answer) => self.settle_front(L::read(answer))?,
+                    None => return Err(Status::unavailable("the service ended the stream")),
+                },
+                taken = self.queue.next(), if room && !closed => match taken {
+                    Some(taken) => self.in_flight.push_back(taken.into()),
+                    None => closed = true,
+                },
+                () = tokio::time::sleep_until(deadline), if self.sent > 0 => {
+                    return Err(Status::deadline_exceeded("no acknowledgement in time"));
+                }
+            }
+            self.send_waiting(&requests)?;
+        }
+    }
+
+    fn window(&self) -> usize {
+        if self.suspects > 0 { 1 } else { self.options.window }
+    }
+
+    /// Sends what is in flight and not yet sent, as far as the window lets.
+    fn send_waiting(&mut self, requests: &mpsc::Sender<Outbound>) -> Result<(), Status> {
+        while self.sent < self.window().min(self.in_flight.len()) {
+            let outbound = self.in_flight[self.sent].outbound(self.last_id + 1, self.queue.numbering());
+            // The channel holds as many as the window, so it is never full.
+            if requests.try_send(outbound).is_err() {
+                return Err(Status::unavailable("the stream takes no more batches"));
+            }
+            if self.sent == 0 {
+                self.waiting_since = Instant::now();
+            }
+            self.last_id += 1;
+            self.sent += 1;
+        }
+        Ok(())
+    }
+
+    /// An answer settles the oldest batch that was sent.
+    fn settle_front(&mut self, answer: Answer<L>) -> Result<(), Status> {
+        let expected = self.last_id + 1 - self.sent as u64;
+        if self.sent == 0 || answer.batch_id != expected {
+            let got = answer.batch_id;
+            return Err(Status::unavailable(format!("batch {got} was answered where {expected} was due")));
+        }
+        let Some(batch) = self.in_flight.pop_front() else {
+            return Ok(());
+        };
+        self.sent -= 1;
+        self.suspects = self.suspects.saturating_sub(1);
+        self.attempt = 0;
+        self.waiting_since = Instant::now();
+
+        let events = batch.extras.len();
+        let rejections = answer.rejected;
+        let rejections: Vec<_> = rejections.into_iter().filter(|r| r.0 < events).collect();
+        for (index, rejection) in &rejections {
+            if let Some(event) = batch.event(*index) {
+                self.lane.on_rejected(event, rejection.clone());
+            }
+        }
+        let rejected = rejections.len();
+        let mut extras: Vec<Option<L::Extra>> = batch.extras.into_iter().map(Some).collect();
+        let outcomes = rejections
+            .into_iter()
+            .map(|(index, rejection)| (index, Err(rejection)))
+            .chain(answer.receipts.into_iter().map(|(i, r)| (i, Ok(r))));
+        for (index, outcome) in outcomes {
+            if let Some(extra) = extras.get_mut(index).and_then(Option::take) {
+                L::settle(extra, outcome);
+            }
+        }
+        let settled = Settled {
+            acknowledged: events - rejected,
+            duplicates: answer.duplicates as usize,
+            rejected,
+            reports: batch.dropped.len(),
+            // Shared still where the stream that sent it lingers: then it is let go.
+            buffer: Arc::try_unwrap(batch.payload).ok().map(|p| p.frames),
+        };
+        self.queue.settle(settled, self.lowest());
+        Ok(())
+    }
+
+    /// The lowest number in flight.
+    fn lowest(&self) -> Option<u64> {
+        self.in_flight.front().map(|batch| batch.first_sequence)
+    }
+
+    /// Finds out, step by step, which event a stream can't be carried on with.
+    /// Whether a step was made.
+    fn blame(&mut self, verdict: Verdict, status: &Status) -> bool {
+        if self.sent == 0 || !matches!(verdict, Verdict::Permanent | Verdict::Defect) {
+            return false;
+        }
+        if self.sent > 1 {
+            self.suspects = self.suspects.max(self.sent);
+            return true;
+        }
+        let Some(front) = self.in_flight.front_mut() else {
+            return false;
+        };
+        self.suspects = self.suspects.max(1);
+        if verdict == Verdict::Defect {
+            front.defects += 1;
+            if front.defects < MAX_DEFECTS {
+                return true;
+            }
+        }
+        let Some(front) = self.in_flight.pop_front() else {
+            return false;
+        };
+        if front.is_single() {
+            self.suspects -= 1;
+            self.give_up(front, status);
+        } else {
+            let (head, rest) = front.split();
+            self.in_flight.push_front(rest);
+            self.in_flight.push_front(head);
+            self.suspects += 1;
+        }
+        true
+    }
+
+    fn give_up(&mut self, batch: Batch<L::Extra>, status: &Status) {
+        let rejection = Rejection::from_status(status);
+        if let Some(event) = batch.event(0) {
+            tracing::error!(service = L::NAME, %rejection, "an event can't be delivered");
+            self.lane.on_rejected(event, rejection.clone());
+            self.queue.report_dropped(batch.first_sequence);
+        } else {
+            tracing::error!(service = L::NAME, %rejection, ranges = ?batch.dropped,
+                "a report of dropped events can't be delivered");
+        }
+        let settled = Settled { rejected: batch.extras.len(), reports: batch.dropped.len(), ..Settled::default() };
+        for extra in batch.extras {
+            L::settle(extra, Err(rejection.clone()));
+        }
+        self.queue.settle(settled, self.lowest());
+    }
+}

@@ -1,0 +1,112 @@
+//! Usage: one event for every model request, and the questions about them.
+
+pub(crate) mod event;
+pub(crate) mod pricing;
+pub(crate) mod query;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use activity_proto::usage::v1 as proto;
+use prost::Message;
+use tokio::time::Instant;
+
+use self::event::UsageEvent;
+use crate::config::{OnRejected, Rejected, RejectedEvent};
+use crate::error::{Error, Rejection};
+use crate::feed::Feed;
+use crate::query::Reader;
+use crate::queue::Refused;
+use crate::sender::{Answer, Lane};
+
+/// Records and reads usage; cheap to clone. See [`GatewaySdk::usage`](crate::GatewaySdk::usage).
+#[derive(Clone, Debug)]
+pub struct Usage {
+    pub(crate) feed: Arc<Feed<()>>,
+    pub(crate) reader: Reader,
+    pub(crate) on_rejected: OnRejected,
+}
+
+impl Usage {
+    /// Records one request. Never waits for the service, for memory or for a task: it
+    /// encodes the event on the caller's thread and copies some 200 bytes under a lock
+    /// that is held for nothing else.
+    ///
+    /// When the queue is full the **oldest** event is dropped for this one; that is
+    /// counted ([`ServiceStats::dropped`](crate::ServiceStats::dropped)) and reported to
+    /// the service, which can then tell it from an event that was lost. Nothing that
+    /// happens here is an error for the caller: a request is not refused because it
+    /// could not be counted.
+    pub fn record(&self, event: impl Into<UsageEvent>) {
+        let event = event.into();
+        let message = event.as_proto();
+        let queued = self.feed.encoded(message, &message.instance_id, |body| self.feed.queue.push_dropping(body, ()));
+        match queued {
+            Ok(Ok(())) => {}
+            Ok(Err(Refused::Full { .. } | Refused::Closed)) => self.feed.queue.count_untaken(false),
+            Err(error) => {
+                self.feed.queue.count_untaken(true);
+                self.on_rejected
+                    .call(RejectedEvent { event: Rejected::Usage(event), rejection: Rejection::too_large(&error) });
+            }
+        }
+    }
+
+    /// As [`record`](Self::record), but where the queue is full waits for room instead
+    /// of dropping the oldest.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::QueueFull`] when there was no room within `timeout`,
+    /// [`Error::TooLarge`], [`Error::ShutDown`], [`Error::NotConfigured`]. The event was
+    /// then not taken, and is not counted.
+    pub async fn record_wait(&self, event: impl Into<UsageEvent>, timeout: Duration) -> Result<(), Error> {
+        let service = UsageLane::NAME;
+        if !self.feed.is_configured() {
+            return Err(Error::NotConfigured { service });
+        }
+        let event = event.into();
+        let message = event.as_proto();
+        let body = self.feed.encoded(message, &message.instance_id, <[u8]>::to_vec)?;
+        let deadline = Instant::now() + timeout;
+        let pushed = self.feed.queue.push_waiting(&body, deadline).await;
+        pushed.map_err(|refused| Error::from_refused(refused, service))
+    }
+}
+
+/// The stream of usage events.
+#[derive(Debug)]
+pub(crate) struct UsageLane {
+    pub(crate) on_rejected: OnRejected,
+}
+
+impl Lane for UsageLane {
+    const NAME: &'static str = "usage";
+    const PATH: &'static str = "/activity.usage.v1.UsageIngestService/StreamUsage";
+    const PRODUCER_FIELD: u32 = 20;
+    type Extra = ();
+    type Receipt = ();
+    type Answer = proto::StreamUsageResponse;
+
+    fn read(answer: Self::Answer) -> Answer<Self> {
+        let rejected = answer.rejected.into_iter().map(|rejected| {
+            let rejection = Rejection { reason: rejected.reason(), message: rejected.message, field: rejected.field };
+            (rejected.index.unwrap_or_default() as usize, rejection)
+        });
+        Answer {
+            batch_id: answer.batch_id,
+            duplicates: answer.duplicate.unwrap_or_default(),
+            rejected: rejected.collect(),
+            receipts: Vec::new(),
+        }
+    }
+
+    fn settle((): (), _: Result<(), Rejection>) {}
+
+    fn on_rejected(&self, event: &[u8], rejection: Rejection) {
+        // The bytes are this crate's own encoding.
+        if let Ok(message) = proto::UsageEvent::decode(event) {
+            self.on_rejected.call(RejectedEvent { event: Rejected::Usage(UsageEvent::from_proto(message)), rejection });
+        }
+    }
+}
