@@ -31,7 +31,7 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    /// `signal` is sent first (`INT`, `KILL`); what still lives after five seconds is killed.
+    /// `signal` is sent first (`QUIT`, `KILL`); what still lives after five seconds is killed.
     pub(crate) fn new(signal: &str, folder: &Path) -> Self {
         let shell = Command::new("sh")
             .args(["-c", SCRIPT, "guard", signal])
