@@ -1,1 +1,35 @@
-//! placeholder
+//! The audit log: who did what, kept for good.
+//!
+//! ```text
+//! events ─▶ grpc::ingest ─▶ convert ─▶ ingest (group commit) ─▶ store ─▶ SQLite or PostgreSQL
+//!                           checks     canonical form, hashes     │
+//!                                                                 ├─▶ tail: who follows a log is woken
+//!                                                                 └─▶ index: made behind the writers
+//! answers ◀─ grpc::query ◀─ convert ◀─ filter, export, csv ◀─ store
+//! ```
+//!
+//! - [`event`]: what an event and an entry are. [`canonical`]: the JSON that is hashed, stored and exported.
+//! - [`filter`]: which entries a query wants; `words`: how a text is split.
+//! - [`store`]: one log an instance, without gaps; the only place that knows SQL.
+//!
+//! Invariants: an entry is never changed or removed; what is acknowledged is on disk; a sequence has no gaps; an
+//! event is stored once; every answer is complete at once, whatever the index has caught up with.
+
+pub mod canonical;
+mod config;
+mod convert;
+mod csv;
+pub mod event;
+pub mod export;
+pub mod filter;
+mod grpc;
+pub mod ingest;
+mod numbers;
+mod server;
+pub mod store;
+mod tail;
+mod time;
+mod words;
+
+pub use config::{Config, ENV_PREFIX, TailConfig};
+pub use server::{Server, bind};

@@ -1,0 +1,95 @@
+//! What can be configured, and the defaults that make an empty file work.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU64;
+
+use serde::Deserialize;
+use service_core::config::{DatabaseConfig, DatabaseUrl, IngestConfig, ServerConfig, TelemetryConfig, optional_listen};
+
+/// Prefix of the environment variables that override the file: `AUDIT_LISTEN`, `AUDIT_TELEMETRY__LOG`.
+pub const ENV_PREFIX: &str = "AUDIT";
+
+/// The configuration of the service.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Where gRPC is served; port 0 takes a free one. Default `127.0.0.1:50051`.
+    pub listen: SocketAddr,
+    /// Where Prometheus metrics are served; empty for none. Default `127.0.0.1:9464`.
+    #[serde(deserialize_with = "optional_listen")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// `sqlite://PATH` or `postgres://…`. Default `sqlite://audit.db`, in the working directory.
+    pub database_url: DatabaseUrl,
+    /// Limits and time-outs of the server.
+    pub server: ServerConfig,
+    /// Pools.
+    pub database: DatabaseConfig,
+    /// Group commit and streams of events.
+    pub ingest: IngestConfig,
+    /// Tails.
+    pub tail: TailConfig,
+    /// Logs and traces.
+    pub telemetry: TelemetryConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Self {
+            listen: local(50051),
+            metrics_listen: Some(local(9464)),
+            database_url: DatabaseUrl::sqlite("audit.db"),
+            server: ServerConfig::default(),
+            database: DatabaseConfig::default(),
+            ingest: IngestConfig::default(),
+            tail: TailConfig::default(),
+            telemetry: TelemetryConfig::default(),
+        }
+    }
+}
+
+/// Table `[tail]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct TailConfig {
+    /// Time without an entry after which a tail gets a heartbeat. Default 10,000.
+    pub heartbeat_ms: NonZeroU64,
+}
+
+impl Default for TailConfig {
+    fn default() -> Self {
+        // Ten thousand is not zero.
+        Self { heartbeat_ms: NonZeroU64::MIN.saturating_add(9_999) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_configuration_has_the_defaults_of_the_contract() {
+        let config: Config = service_core::config::load(ENV_PREFIX, None, []).unwrap();
+        assert_eq!(config, Config::default());
+        assert_eq!(config.listen.to_string(), "127.0.0.1:50051");
+        assert_eq!(config.metrics_listen.unwrap().to_string(), "127.0.0.1:9464");
+        assert_eq!(config.tail.heartbeat_ms.get(), 10_000);
+    }
+
+    #[test]
+    fn the_environment_overrides() {
+        let env = [
+            ("AUDIT_LISTEN", "127.0.0.1:0"),
+            ("AUDIT_METRICS_LISTEN", ""),
+            ("AUDIT_DATABASE_URL", "sqlite:///tmp/a.db"),
+            ("AUDIT_TAIL__HEARTBEAT_MS", "50"),
+            ("AUDIT_SOMETHING_ELSE", "left alone"),
+        ];
+        let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let config: Config = service_core::config::load(ENV_PREFIX, None, env).unwrap();
+        assert_eq!(config.listen.port(), 0);
+        assert_eq!(config.metrics_listen, None);
+        assert_eq!(config.database_url, DatabaseUrl::sqlite("/tmp/a.db"));
+        assert_eq!(config.tail.heartbeat_ms.get(), 50);
+    }
+}

@@ -1,0 +1,287 @@
+//! An export: the log walked over pages into chunks of whole lines, which can be left off after any of them.
+//!
+//! ```text
+//! open ── heads of the logs ──▶ frozen        (below them everything is committed, and nothing comes any more)
+//! chunk, token │ chunk, token │ … │ end: entries, SHA-256, heads
+//!                     └─ resume: position, counts, the hash so far, the heads: byte for byte the rest
+//! ```
+//!
+//! Nothing is held between two chunks but a page of rows, so a reader may take its time.
+
+use std::vec;
+
+use serde::{Deserialize, Serialize};
+use service_core::error::{Error, Reason, Result};
+use sha2::digest::common::hazmat::{SerializableState as _, SerializedState};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use crate::csv;
+use crate::event::Key;
+use crate::filter::Filter;
+use crate::store::{Heads, LogWalk, Order, Range, Row, Store, TimeWalk};
+
+/// A chunk is sent when it has this many bytes; its last line may pass them.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// Heads that take more than this are kept in the database instead of the token.
+const TOKEN_HEADS_BYTES: usize = 6 * 1024;
+
+/// What is exported, and in which order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scope {
+    /// By (`occurred_at`, `id`).
+    Time {
+        /// First microsecond inside.
+        start_us: i64,
+        /// First microsecond after.
+        end_us: i64,
+    },
+    /// By sequence, within one log.
+    Log {
+        /// Whose.
+        instance_id: String,
+        /// First sequence inside.
+        from: u64,
+        /// First sequence after.
+        to: u64,
+    },
+}
+
+/// How it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Canonical JSON, a line an entry.
+    Jsonl,
+    /// RFC 4180.
+    Csv,
+}
+
+/// How far an export has come: what a resume token carries.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    scope: Scope,
+    /// The last entry of the last chunk: its key, or its sequence in the place of the time.
+    after: Option<(i64, Uuid)>,
+    entries: u64,
+    /// SHA-256 so far, in hex.
+    sha256: String,
+    heads: SavedHeads,
+}
+
+#[derive(Serialize, Deserialize)]
+enum SavedHeads {
+    Here(Heads),
+    Kept(Vec<u8>),
+}
+
+/// An export under way.
+#[derive(Debug)]
+pub struct Export {
+    store: Store,
+    filter: Filter,
+    format: Format,
+    scope: Scope,
+    heads: Heads,
+    /// The digest of the heads, where they are kept in the database.
+    kept: Option<[u8; 32]>,
+    walk: Walk,
+    rows: vec::IntoIter<Row>,
+    after: Option<(i64, Uuid)>,
+    entries: u64,
+    sha256: Sha256,
+    /// Whether the header is still to be written.
+    fresh: bool,
+}
+
+#[derive(Debug)]
+enum Walk {
+    Time(TimeWalk),
+    Log(LogWalk),
+}
+
+/// What a whole export held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// Entries in all.
+    pub entries: u64,
+    /// SHA-256 over all bytes.
+    pub sha256: [u8; 32],
+    /// Where it was frozen.
+    pub heads: Heads,
+    /// The scope as it was resolved when it was opened.
+    pub scope: Scope,
+}
+
+impl Export {
+    /// Opens an export, frozen at the heads of now.
+    pub async fn open(store: Store, filter: Filter, format: Format, scope: Scope) -> Result<Self> {
+        let instances = filter.instance_ids.values();
+        let (heads, scope) = match scope {
+            Scope::Log { instance_id, from, to } => {
+                let heads = store.heads(std::slice::from_ref(&instance_id)).await?;
+                let head = heads.get(&instance_id).copied().unwrap_or(0);
+                (heads, Scope::Log { instance_id, from, to: to.min(head) })
+            }
+            scope if instances.is_empty() => (store.all_heads().await?, scope),
+            scope => (store.heads(instances).await?, scope),
+        };
+        let large = serde_json::to_string(&heads).map_err(Error::internal)?.len() > TOKEN_HEADS_BYTES;
+        let kept = if large { Some(store.freeze(&heads).await?) } else { None };
+        Ok(Self::at(store, filter, format, scope, heads, kept, None))
+    }
+
+    /// Goes on behind the chunk that came with a token's payload. Filter and format are the same as when it was
+    /// opened; the token is bound to them.
+    pub async fn resume(store: Store, filter: Filter, format: Format, payload: &[u8]) -> Result<Self> {
+        // Sealed by us, so a payload that cannot be read is of another version.
+        let refused = || {
+            let message = "resume_token cannot be resumed any more; open the export anew";
+            Error::invalid_because(Reason::InvalidPageToken, "resume_token", message)
+        };
+        let saved: Saved = serde_json::from_slice(payload).map_err(|_| refused())?;
+        let sha256 = unhex(&saved.sha256).as_deref().and_then(restore).ok_or_else(refused)?;
+        let (heads, kept) = match saved.heads {
+            SavedHeads::Here(heads) => (heads, None),
+            SavedHeads::Kept(digest) => {
+                let heads = store.frozen(&digest).await?.ok_or_else(refused)?;
+                (heads, Some(<[u8; 32]>::try_from(digest).map_err(|_| refused())?))
+            }
+        };
+        let mut export = Self::at(store, filter, format, saved.scope, heads, kept, saved.after);
+        export.entries = saved.entries;
+        export.sha256 = sha256;
+        export.fresh = false;
+        Ok(export)
+    }
+
+    fn at(
+        store: Store,
+        filter: Filter,
+        format: Format,
+        scope: Scope,
+        heads: Heads,
+        kept: Option<[u8; 32]>,
+        after: Option<(i64, Uuid)>,
+    ) -> Self {
+        let walk = match &scope {
+            Scope::Time { start_us, end_us } => {
+                let range = Range { start_us: *start_us, end_us: *end_us };
+                let after = after.map(|(occurred_at_us, id)| Key { occurred_at_us, id });
+                Walk::Time(TimeWalk::new(range, Order::OldestFirst, false, after, usize::MAX))
+            }
+            Scope::Log { instance_id, from, to } => {
+                let from = after.map_or(*from, |(sequence, _)| sequence.cast_unsigned() + 1);
+                Walk::Log(LogWalk::new(instance_id.as_str(), from, *to))
+            }
+        };
+        Self {
+            store,
+            filter,
+            format,
+            scope,
+            heads,
+            kept,
+            walk,
+            rows: Vec::new().into_iter(),
+            after,
+            entries: 0,
+            sha256: Sha256::new(),
+            fresh: true,
+        }
+    }
+
+    /// The next chunk; `None` when all is told.
+    pub async fn chunk(&mut self) -> Result<Option<Vec<u8>>> {
+        let mut data = String::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 8);
+        if std::mem::take(&mut self.fresh) && self.format == Format::Csv {
+            csv::push_header(&mut data);
+        }
+        'full: while data.len() < CHUNK_BYTES {
+            while let Some(row) = self.rows.next() {
+                self.push(&mut data, &row)?;
+                if data.len() >= CHUNK_BYTES {
+                    break 'full;
+                }
+            }
+            let rows = match &mut self.walk {
+                Walk::Time(walk) => walk.next(&self.store).await?,
+                Walk::Log(walk) => walk.next(&self.store).await?,
+            };
+            if rows.is_empty() {
+                break;
+            }
+            self.rows = rows.into_iter();
+        }
+        if data.is_empty() {
+            return Ok(None);
+        }
+        self.sha256.update(data.as_bytes());
+        Ok(Some(data.into_bytes()))
+    }
+
+    fn push(&mut self, data: &mut String, row: &Row) -> Result<()> {
+        let stored_since = self.heads.get(&row.instance_id).is_none_or(|head| row.sequence >= *head);
+        if stored_since {
+            return Ok(());
+        }
+        if self.format == Format::Jsonl && self.filter == Filter::everything() {
+            data.push_str(&row.canonical);
+            data.push('\n');
+        } else {
+            let entry = row.entry()?;
+            if !self.filter.matches(&entry.event) {
+                return Ok(());
+            }
+            match self.format {
+                Format::Jsonl => {
+                    data.push_str(&row.canonical);
+                    data.push('\n');
+                }
+                Format::Csv => csv::push_entry(data, &entry, &row.leaf_hash),
+            }
+        }
+        self.entries += 1;
+        self.after = Some(match self.scope {
+            Scope::Time { .. } => (row.key.occurred_at_us, row.key.id),
+            Scope::Log { .. } => (row.sequence.cast_signed(), row.key.id),
+        });
+        Ok(())
+    }
+
+    /// Entries so far, from the start of the export.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// What a token must carry to go on behind the last chunk.
+    pub fn save(&self) -> Result<Vec<u8>> {
+        let heads = match &self.kept {
+            Some(digest) => SavedHeads::Kept(digest.to_vec()),
+            None => SavedHeads::Here(self.heads.clone()),
+        };
+        let saved = Saved {
+            scope: self.scope.clone(),
+            after: self.after,
+            entries: self.entries,
+            sha256: self.sha256.serialize().iter().map(|byte| format!("{byte:02x}")).collect(),
+            heads,
+        };
+        serde_json::to_vec(&saved).map_err(Error::internal)
+    }
+
+    /// What the export held, once no chunk is left.
+    pub fn end(self) -> End {
+        End { entries: self.entries, sha256: self.sha256.finalize().into(), heads: self.heads, scope: self.scope }
+    }
+}
+
+fn restore(state: &[u8]) -> Option<Sha256> {
+    let state = SerializedState::<Sha256>::try_from(state).ok()?;
+    Sha256::deserialize(&state).ok()
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    let pair = |pair: &[u8]| Some(digit(*pair.first()?)? << 4 | digit(*pair.get(1)?)?);
+    text.as_bytes().chunks(2).map(pair).collect()
+}

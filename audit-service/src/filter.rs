@@ -1,0 +1,232 @@
+//! Which entries a query wants: one exact predicate, and the index terms that can narrow the search for them.
+//!
+//! Lists, tails and exports all decide by [`Filter::matches`]. The index behind the store only ever narrows: every
+//! term that a matching entry must have is in [`terms`] of that entry, and what the index finds is checked again.
+
+use crate::event::{Event, Outcome, Stage};
+use crate::words;
+
+/// Values in one list are alternatives, lists narrow each other, an empty list narrows nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Filter {
+    /// Actor ids or display names.
+    pub actors: OneOf<String>,
+    /// Actions.
+    pub actions: OneOf<ActionPattern>,
+    /// Ids or names of any affected resource.
+    pub resources: OneOf<String>,
+    /// Types of any affected resource.
+    pub resource_types: OneOf<String>,
+    /// Instances.
+    pub instance_ids: OneOf<String>,
+    /// Outcomes.
+    pub outcomes: OneOf<Outcome>,
+    /// Changed paths.
+    pub changed_paths: OneOf<String>,
+    /// Stages.
+    pub stages: Stages,
+    /// Words that must all occur; at most [`MAX_WORDS`].
+    pub words: Vec<String>,
+}
+
+/// Words that a filter may ask for.
+pub const MAX_WORDS: usize = 32;
+
+/// Alternatives, sorted so that long lists cost little.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OneOf<T>(Vec<T>);
+
+impl<T> Default for OneOf<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: Ord> FromIterator<T> for OneOf<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
+        let mut values: Vec<T> = values.into_iter().collect();
+        values.sort_unstable();
+        values.dedup();
+        Self(values)
+    }
+}
+
+impl<T> OneOf<T> {
+    /// Whether it narrows nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The alternatives, in order and each once.
+    pub fn values(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T: Ord> OneOf<T> {
+    fn has(&self, value: &T) -> bool {
+        self.0.is_empty() || self.0.binary_search(value).is_ok()
+    }
+}
+
+impl OneOf<String> {
+    fn has_any<'a>(&self, values: impl IntoIterator<Item = &'a str>) -> bool {
+        self.0.is_empty()
+            || values.into_iter().any(|value| self.0.binary_search_by(|own| own.as_str().cmp(value)).is_ok())
+    }
+}
+
+/// Which actions.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ActionPattern {
+    /// One action.
+    Exact(String),
+    /// All actions of a resource: `api_key` for `api_key.*`.
+    Of(String),
+}
+
+/// Which stages.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Stages {
+    /// What an operator wants to see: single entries, outcomes, and intents whose outcome has not come. The last
+    /// cannot be told from the entry; the store decides it when it reads, for an outcome may come at any time.
+    #[default]
+    Settled,
+    /// Every entry: what tails and exports tell.
+    All,
+    /// These.
+    Of(OneOf<Stage>),
+}
+
+impl Filter {
+    /// Every entry, whatever its stage.
+    pub fn everything() -> Self {
+        Self { stages: Stages::All, ..Self::default() }
+    }
+
+    /// Whether an entry is wanted, but for the question whether an intent still stands open ([`Stages::Settled`]).
+    pub fn matches(&self, event: &Event) -> bool {
+        self.instance_ids.has_any([event.instance_id.as_str()])
+            && self.outcomes.has(&event.outcome)
+            && self.has_action(&event.action)
+            && self.actors.has_any([event.actor.id.as_str(), event.actor.display_name.as_str()])
+            && match &self.stages {
+                Stages::Settled | Stages::All => true,
+                Stages::Of(stages) => stages.has(&event.stage()),
+            }
+            && self.resource_types.has_any(event.resources.iter().map(|resource| resource.kind.as_str()))
+            && self
+                .resources
+                .has_any(event.resources.iter().flat_map(|resource| [resource.id.as_str(), resource.name.as_str()]))
+            && self.changed_paths.has_any(event.changes.iter().map(|change| change.path.as_str()))
+            && self.has_words(event)
+    }
+
+    fn has_action(&self, action: &str) -> bool {
+        self.actions.is_empty()
+            || self.actions.values().iter().any(|pattern| match pattern {
+                ActionPattern::Exact(exact) => exact == action,
+                ActionPattern::Of(resource) => resource_of(action) == resource,
+            })
+    }
+
+    fn has_words(&self, event: &Event) -> bool {
+        let mut missing: Vec<&str> = self.words.iter().map(String::as_str).collect();
+        if !missing.is_empty() {
+            words_of(event, &mut |word| missing.retain(|wanted| *wanted != word));
+        }
+        missing.is_empty()
+    }
+
+    /// What an entry must have in the index to be wanted: at least one term of each list. Empty where the index
+    /// has nothing to say.
+    pub fn terms(&self) -> Vec<Vec<u64>> {
+        let texts = |kind, list: &OneOf<String>| list.values().iter().map(|value| term(kind, value)).collect();
+        let mut lists: Vec<Vec<u64>> = vec![
+            texts(Kind::Actor, &self.actors),
+            self.actions
+                .values()
+                .iter()
+                .map(|pattern| match pattern {
+                    ActionPattern::Exact(action) => term(Kind::Action, action),
+                    ActionPattern::Of(resource) => term(Kind::ActionOf, resource),
+                })
+                .collect(),
+            texts(Kind::Resource, &self.resources),
+            texts(Kind::ResourceType, &self.resource_types),
+            self.outcomes.values().iter().map(|outcome| term(Kind::Outcome, outcome.name())).collect(),
+            texts(Kind::ChangedPath, &self.changed_paths),
+        ];
+        if let Stages::Of(stages) = &self.stages {
+            lists.push(stages.values().iter().map(|stage| term(Kind::Stage, stage.name())).collect());
+        }
+        lists.extend(self.words.iter().map(|word| vec![term(Kind::Word, word)]));
+        lists.retain(|list| !list.is_empty());
+        lists
+    }
+}
+
+/// The terms of an entry, each once: a pure function, so that an index can be made anew from the entries.
+pub fn terms(event: &Event) -> Vec<u64> {
+    let mut terms = vec![
+        term(Kind::Actor, &event.actor.id),
+        term(Kind::Actor, &event.actor.display_name),
+        term(Kind::Action, &event.action),
+        term(Kind::ActionOf, resource_of(&event.action)),
+        term(Kind::Outcome, event.outcome.name()),
+        term(Kind::Stage, event.stage().name()),
+    ];
+    for resource in &event.resources {
+        terms.push(term(Kind::ResourceType, &resource.kind));
+        terms.push(term(Kind::Resource, &resource.id));
+        terms.push(term(Kind::Resource, &resource.name));
+    }
+    terms.extend(event.changes.iter().map(|change| term(Kind::ChangedPath, &change.path)));
+    words_of(event, &mut |word| terms.push(term(Kind::Word, word)));
+    terms.sort_unstable();
+    terms.dedup();
+    terms
+}
+
+/// What a term is about; the byte is stored as part of its hash.
+#[derive(Clone, Copy)]
+enum Kind {
+    Actor = b'a' as isize,
+    Action = b'c' as isize,
+    ActionOf = b'o' as isize,
+    Resource = b'r' as isize,
+    ResourceType = b't' as isize,
+    Outcome = b'x' as isize,
+    Stage = b's' as isize,
+    ChangedPath = b'p' as isize,
+    Word = b'w' as isize,
+}
+
+/// 64 bits that stand for a term: FNV-1a, then mixed so that all bits are good. Stored, so it never changes; two
+/// terms with one hash only make the index narrow less.
+fn term(kind: Kind, text: &str) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let hash = text.bytes().fold(step(0xcbf2_9ce4_8422_2325, kind as u8), step);
+    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^ (hash >> 33)
+}
+
+/// The part before the dot.
+fn resource_of(action: &str) -> &str {
+    action.split_once('.').map_or(action, |(resource, _)| resource)
+}
+
+/// Words of the names, the reason, the values and the details.
+fn words_of(event: &Event, sink: &mut impl FnMut(&str)) {
+    words::of_text(&event.actor.display_name, sink);
+    for resource in &event.resources {
+        words::of_text(&resource.name, sink);
+    }
+    words::of_text(&event.reason, sink);
+    for change in &event.changes {
+        for value in [&change.old_value, &change.new_value].into_iter().flatten() {
+            words::of_json(value, sink);
+        }
+    }
+    words::of_json(&event.details_json, sink);
+}

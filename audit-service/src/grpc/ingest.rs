@@ -1,0 +1,149 @@
+//! `AuditIngestService`.
+
+use std::pin::Pin;
+
+use activity_proto::audit::v1 as proto;
+use activity_proto::audit::v1::audit_ingest_service_server::AuditIngestService;
+use activity_proto::common::v1::DroppedRange;
+use futures::Stream;
+use service_core::clock;
+use service_core::error::{Error, Result};
+use service_core::ingest_stream::{self, StreamOptions};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::convert;
+use crate::ingest::{Checked, Ingest, Settling};
+use crate::store::EventResult;
+
+const MAX_EVENTS: usize = 1_000;
+const MAX_DROPPED: usize = 1_000;
+/// Events checked before others on the same thread get their turn.
+const TURN: usize = 128;
+
+/// Takes events in.
+#[derive(Debug)]
+pub(crate) struct IngestService {
+    ingest: Ingest,
+    options: StreamOptions,
+    shutdown: CancellationToken,
+}
+
+impl IngestService {
+    /// The service over a writer. Streams end when `shutdown` is cancelled.
+    pub(crate) fn new(ingest: Ingest, options: StreamOptions, shutdown: CancellationToken) -> Self {
+        Self { ingest, options, shutdown }
+    }
+}
+
+#[tonic::async_trait]
+impl AuditIngestService for IngestService {
+    async fn record_events(
+        &self,
+        request: Request<proto::RecordEventsRequest>,
+    ) -> Result<Response<proto::RecordEventsResponse>, Status> {
+        let settling = submit(&self.ingest, request.into_inner().events, Vec::new()).await?;
+        Ok(Response::new(settling.answer().await?))
+    }
+
+    type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<proto::StreamEventsResponse, Status>> + Send>>;
+
+    async fn stream_events(
+        &self,
+        request: Request<Streaming<proto::StreamEventsRequest>>,
+    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+        let ingest = self.ingest.clone();
+        let stream = ingest_stream::run(
+            request.into_inner(),
+            self.options,
+            self.shutdown.clone(),
+            |batch: &proto::StreamEventsRequest| batch.batch_id,
+            move |batch: proto::StreamEventsRequest| {
+                let ingest = ingest.clone();
+                async move {
+                    let batch_id = batch.batch_id;
+                    let answering = submit(&ingest, batch.events, batch.dropped).await?;
+                    Ok(async move {
+                        let answer = answering.answer().await?;
+                        Ok(proto::StreamEventsResponse {
+                            batch_id,
+                            accepted: answer.accepted,
+                            duplicate: answer.duplicate,
+                            rejected: answer.rejected,
+                            receipts: answer.receipts,
+                        })
+                    })
+                }
+            },
+        );
+        Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+/// Checks a batch and hands what is good of it to the writer.
+async fn submit(ingest: &Ingest, events: Vec<proto::AuditEvent>, dropped: Vec<DroppedRange>) -> Result<Answering> {
+    at_most("events", events.len(), MAX_EVENTS)?;
+    at_most("dropped ranges", dropped.len(), MAX_DROPPED)?;
+    let ids = events.iter().map(|event| event.id.clone()).collect();
+    let now_us = clock::now_us();
+    let mut checked = Checked::default();
+    for (at, event) in events.into_iter().enumerate() {
+        checked.push(convert::event(event, now_us));
+        if at % TURN == TURN - 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+    for range in dropped {
+        match convert::dropped(range) {
+            Ok(range) => checked.batch.dropped.push(range),
+            // There is no place for it in the answer, and the events of the batch are good without it.
+            Err(violation) => tracing::warn!(%violation, "a dropped range is left out"),
+        }
+    }
+    Ok(Answering { ids, settling: ingest.submit(checked).await? })
+}
+
+fn at_most(what: &str, given: usize, allowed: usize) -> Result<()> {
+    if given <= allowed {
+        return Ok(());
+    }
+    Err(Error::TooLarge(format!("the batch has {given} {what}, allowed are {allowed}")))
+}
+
+/// A batch whose answer is on its way.
+struct Answering {
+    /// As they came, for the receipts.
+    ids: Vec<String>,
+    settling: Settling,
+}
+
+impl Answering {
+    async fn answer(self) -> Result<proto::RecordEventsResponse> {
+        let results = self.settling.settled().await?;
+        let (mut accepted, mut duplicates) = (0, 0);
+        let mut rejected = Vec::new();
+        let mut receipts = Vec::with_capacity(results.len());
+        // At most 1,000 events, so an index fits.
+        for ((index, id), result) in (0_u32..).zip(self.ids).zip(results) {
+            match result {
+                EventResult::Stored { sequence, leaf_hash, duplicate } => {
+                    *(if duplicate { &mut duplicates } else { &mut accepted }) += 1;
+                    receipts.push(proto::Receipt {
+                        index: Some(index),
+                        id,
+                        sequence: Some(sequence),
+                        duplicate,
+                        leaf_hash: leaf_hash.to_vec(),
+                    });
+                }
+                EventResult::Rejected(violation) => rejected.push(proto::RejectedEvent {
+                    index: Some(index),
+                    reason: violation.reason.into(),
+                    message: violation.message,
+                    field: violation.field,
+                }),
+            }
+        }
+        Ok(proto::RecordEventsResponse { accepted: Some(accepted), duplicate: Some(duplicates), rejected, receipts })
+    }
+}

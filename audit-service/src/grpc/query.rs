@@ -1,0 +1,332 @@
+//! `AuditQueryService`.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use activity_proto::audit::v1 as proto;
+use activity_proto::audit::v1::audit_query_service_server::AuditQueryService;
+use async_stream::try_stream;
+use futures::Stream;
+use service_core::clock;
+use service_core::error::{Error, Reason, Result};
+use service_core::page::{self, Sealer};
+use service_core::time_range::{self, WhenMissing};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use crate::convert;
+use crate::event::Key;
+use crate::export::{End, Export, Format, Scope};
+use crate::filter::Stages;
+use crate::store::{self, LogWalk, Range, Row, Store};
+use crate::tail::Tails;
+
+/// Kinds of tokens, so that none is taken for another.
+const PAGE_TOKEN: &str = "audit.list_entries.page";
+const RESUME_TOKEN: &str = "audit.export_entries.resume";
+
+const DEFAULT_FACETS: usize = 100;
+const MAX_FACETS: usize = 1_000;
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Answers from the log.
+#[derive(Debug)]
+pub(crate) struct QueryService {
+    store: Store,
+    tails: Tails,
+    sealer: Sealer,
+    heartbeat: Duration,
+    shutdown: CancellationToken,
+}
+
+impl QueryService {
+    /// The service over a store. Tails and exports end when `shutdown` is cancelled.
+    pub(crate) fn new(
+        store: Store,
+        tails: Tails,
+        sealer: Sealer,
+        heartbeat: Duration,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { store, tails, sealer, heartbeat, shutdown }
+    }
+}
+
+#[tonic::async_trait]
+impl AuditQueryService for QueryService {
+    async fn list_entries(
+        &self,
+        request: Request<proto::ListEntriesRequest>,
+    ) -> Result<Response<proto::ListEntriesResponse>, Status> {
+        let mut request = request.into_inner();
+        let limit = page::page_size(request.page_size)?;
+        let token = std::mem::take(&mut request.page_token);
+        request.page_size = 0;
+        let query = query_hash(&request);
+        let order = convert::order(request.order)?;
+        let filter = convert::filter(request.filter, Stages::Settled)?;
+        let (range, after) = if token.is_empty() {
+            let range = time_range::resolve(request.time_range.as_ref(), clock::now_us(), WhenMissing::Last24Hours)?;
+            (Range { start_us: range.start_us, end_us: range.end_us }, None)
+        } else {
+            let (range, after) = Position::read(&self.sealer.open(PAGE_TOKEN, &query, &token)?)?;
+            (range, Some(after))
+        };
+        let page = self.store.list(&filter, range, order, after, limit, page::MAX_PAGE_BYTES).await?;
+        let next = page.next.map(|next| self.sealer.seal(PAGE_TOKEN, &query, &Position::write(range, next)));
+        Ok(Response::new(proto::ListEntriesResponse {
+            entries: page.entries.into_iter().map(|(entry, leaf)| convert::entry(entry, leaf)).collect(),
+            next_page_token: next.unwrap_or_default(),
+            interval: Some(convert::interval(range.start_us, range.end_us)),
+        }))
+    }
+
+    async fn get_entry(
+        &self,
+        request: Request<proto::GetEntryRequest>,
+    ) -> Result<Response<proto::GetEntryResponse>, Status> {
+        use proto::get_entry_request::Key;
+        let row = match request.into_inner().key {
+            None => return Err(Error::required("key").into()),
+            Some(Key::Id(text)) => {
+                let id = Uuid::try_parse(&text).map_err(|_| {
+                    Error::invalid_because(Reason::InvalidId, "id", "id is not a UUID, allowed is the id of an event")
+                })?;
+                let row = self.store.by_id(id).await?;
+                row.ok_or_else(|| Error::NotFound(format!("there is no entry with id {id}")))?
+            }
+            Some(Key::Position(position)) => {
+                if position.instance_id.is_empty() {
+                    return Err(Error::required("position.instance_id").into());
+                }
+                let sequence = position.sequence.ok_or_else(|| Error::required("position.sequence"))?;
+                let row = self.store.by_place(&position.instance_id, sequence).await?;
+                row.ok_or_else(|| Error::NotFound(format!("there is no entry with sequence {sequence} in this log")))?
+            }
+        };
+        Ok(Response::new(proto::GetEntryResponse { entry: Some(answer(row)?) }))
+    }
+
+    async fn list_facets(
+        &self,
+        request: Request<proto::ListFacetsRequest>,
+    ) -> Result<Response<proto::ListFacetsResponse>, Status> {
+        let request = request.into_inner();
+        let limit = match usize::try_from(request.limit) {
+            Ok(0) => DEFAULT_FACETS,
+            Ok(limit) if limit <= MAX_FACETS => limit,
+            _ => {
+                let message =
+                    format!("limit is {}, allowed are 1 to {MAX_FACETS}, or 0 for {DEFAULT_FACETS}", request.limit);
+                return Err(Error::invalid("limit", message).into());
+            }
+        };
+        let filter = convert::filter(request.filter, Stages::Settled)?;
+        let range = time_range::resolve(request.time_range.as_ref(), clock::now_us(), WhenMissing::Last24Hours)?;
+        let range = Range { start_us: range.start_us, end_us: range.end_us };
+        let facets = self.store.facets(&filter, range, limit).await?;
+        Ok(Response::new(proto::ListFacetsResponse {
+            actors: facet(facets.actors),
+            actions: facet(facets.actions),
+            resource_types: facet(facets.resource_types),
+            instances: facet(facets.instances),
+            interval: Some(convert::interval(range.start_us, range.end_us)),
+        }))
+    }
+
+    type TailEntriesStream = Streamed<proto::TailEntriesResponse>;
+
+    async fn tail_entries(
+        &self,
+        request: Request<proto::TailEntriesRequest>,
+    ) -> Result<Response<Self::TailEntriesStream>, Status> {
+        let request = request.into_inner();
+        let instance_id = request.instance_id;
+        if instance_id.is_empty() {
+            return Err(Error::required("instance_id").into());
+        }
+        let filter = convert::filter(request.filter, Stages::All)?;
+        if filter.instance_ids.values().iter().any(|other| *other != instance_id) {
+            let message = "filter.instance_ids names another instance than instance_id, allowed is just that or none";
+            return Err(Error::invalid("filter.instance_ids", message).into());
+        }
+        // Waiting begins before the head is read, so nothing falls between the two.
+        let mut moved = self.tails.subscribe(&instance_id);
+        let (store, shutdown, heartbeat) = (self.store.clone(), self.shutdown.clone(), self.heartbeat);
+        let mut next = match request.from_sequence {
+            Some(from) => from,
+            None => store.heads(std::slice::from_ref(&instance_id)).await?.remove(&instance_id).unwrap_or(0),
+        };
+        Ok(Response::new(Box::pin(try_stream! {
+            yield beat(next);
+            let mut told = tokio::time::Instant::now();
+            loop {
+                let mut walk = LogWalk::new(instance_id.as_str(), next, u64::MAX);
+                loop {
+                    moved.mark_unchanged();
+                    let rows = walk.next(&store).await?;
+                    if rows.is_empty() {
+                        break;
+                    }
+                    for row in rows {
+                        next = row.sequence + 1;
+                        let entry = row.entry()?;
+                        if filter.matches(&entry.event) {
+                            yield proto::TailEntriesResponse {
+                                event: Some(proto::tail_entries_response::Event::Entry(convert::entry(entry, row.leaf_hash))),
+                            };
+                            told = tokio::time::Instant::now();
+                        }
+                    }
+                    if told.elapsed() >= heartbeat {
+                        yield beat(next);
+                        told = tokio::time::Instant::now();
+                    }
+                    if shutdown.is_cancelled() {
+                        break;
+                    }
+                }
+                let behind = async {
+                    // The sender lives as long as we listen.
+                    while *moved.borrow_and_update() <= next && moved.changed().await.is_ok() {}
+                };
+                let idle = tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => false,
+                    () = behind => false,
+                    () = tokio::time::sleep_until(told + heartbeat) => true,
+                };
+                if shutdown.is_cancelled() {
+                    Err(Error::ShuttingDown)?;
+                }
+                if idle {
+                    yield beat(next);
+                    told = tokio::time::Instant::now();
+                }
+            }
+        })))
+    }
+
+    type ExportEntriesStream = Streamed<proto::ExportEntriesResponse>;
+
+    async fn export_entries(
+        &self,
+        request: Request<proto::ExportEntriesRequest>,
+    ) -> Result<Response<Self::ExportEntriesStream>, Status> {
+        use proto::export_entries_request::Range as Wire;
+        use proto::export_entries_response::Part;
+        let mut request = request.into_inner();
+        let token = std::mem::take(&mut request.resume_token);
+        let query = query_hash(&request);
+        let format = match proto::ExportFormat::try_from(request.format) {
+            Ok(proto::ExportFormat::Jsonl) => Format::Jsonl,
+            Ok(proto::ExportFormat::Csv) => Format::Csv,
+            Ok(proto::ExportFormat::Unspecified) => return Err(Error::required("format").into()),
+            Err(_) => {
+                let message = format!("format is {}, allowed are the values of ExportFormat", request.format);
+                return Err(Error::invalid("format", message).into());
+            }
+        };
+        let filter = convert::filter(request.filter, Stages::All)?;
+        let scope = match request.range {
+            None => return Err(Error::required("range").into()),
+            Some(Wire::TimeRange(range)) => {
+                let range = time_range::resolve(Some(&range), clock::now_us(), WhenMissing::Refuse)?;
+                Scope::Time { start_us: range.start_us, end_us: range.end_us }
+            }
+            Some(Wire::SequenceRange(range)) => log_scope(range)?,
+        };
+        let store = self.store.clone();
+        let mut export = if token.is_empty() {
+            Export::open(store, filter, format, scope).await?
+        } else {
+            let payload = self.sealer.open_field("resume_token", RESUME_TOKEN, &query, &token)?;
+            Export::resume(store, filter, format, &payload).await?
+        };
+        let (sealer, shutdown) = (self.sealer.clone(), self.shutdown.clone());
+        Ok(Response::new(Box::pin(try_stream! {
+            while let Some(data) = export.chunk().await? {
+                let resume_token = sealer.seal(RESUME_TOKEN, &query, &export.save()?);
+                let entries_so_far = Some(export.entries());
+                let chunk = proto::ExportChunk { data, resume_token, entries_so_far };
+                yield proto::ExportEntriesResponse { part: Some(Part::Chunk(chunk)) };
+                if shutdown.is_cancelled() {
+                    Err(Error::ShuttingDown)?;
+                }
+            }
+            yield proto::ExportEntriesResponse { part: Some(Part::End(end(export.end()))) };
+        })))
+    }
+}
+
+fn log_scope(range: proto::SequenceRange) -> Result<Scope> {
+    if range.instance_id.is_empty() {
+        return Err(Error::required("sequence_range.instance_id"));
+    }
+    let (from, to) = (range.from.unwrap_or(0), range.to.unwrap_or(u64::MAX));
+    if from > to {
+        let message = format!("sequence_range.to is {to}, allowed is {from} (from) or more");
+        return Err(Error::invalid("sequence_range.to", message));
+    }
+    Ok(Scope::Log { instance_id: range.instance_id, from, to })
+}
+
+fn end(end: End) -> proto::ExportEnd {
+    let head = |(instance_id, size)| proto::LogHead { instance_id, size: Some(size) };
+    proto::ExportEnd {
+        entries: Some(end.entries),
+        sha256: end.sha256.to_vec(),
+        heads: end.heads.into_iter().map(head).collect(),
+        interval: match end.scope {
+            Scope::Time { start_us, end_us } => Some(convert::interval(start_us, end_us)),
+            Scope::Log { .. } => None,
+        },
+    }
+}
+
+fn answer(row: Row) -> Result<proto::AuditEntry> {
+    Ok(convert::entry(row.entry()?, row.leaf_hash))
+}
+
+fn facet(facets: Vec<store::Facet>) -> Vec<proto::Facet> {
+    facets.into_iter().map(|facet| proto::Facet { value: facet.value, count: Some(facet.count) }).collect()
+}
+
+fn beat(next: u64) -> proto::TailEntriesResponse {
+    let heartbeat = proto::Heartbeat { next_sequence: Some(next), time: Some(convert::micros(clock::now_us())) };
+    proto::TailEntriesResponse { event: Some(proto::tail_entries_response::Event::Heartbeat(heartbeat)) }
+}
+
+/// What a token is bound to: the request without its token, and without what may change between pages. Our messages
+/// have no maps, so the same request always has the same bytes.
+fn query_hash(request: &impl prost::Message) -> [u8; 32] {
+    page::query_hash([request.encode_to_vec().as_slice()])
+}
+
+/// What a page token carries: the range of the first page, and the last entry.
+struct Position;
+
+impl Position {
+    fn write(range: Range, after: Key) -> Vec<u8> {
+        let times = [range.start_us, range.end_us, after.occurred_at_us];
+        let mut payload: Vec<u8> = times.iter().flat_map(|time| time.to_be_bytes()).collect();
+        payload.extend_from_slice(after.id.as_bytes());
+        payload
+    }
+
+    fn read(payload: &[u8]) -> Result<(Range, Key)> {
+        let time = |at: usize| Some(i64::from_be_bytes(payload.get(at..at + 8)?.try_into().ok()?));
+        let position = || {
+            let range = Range { start_us: time(0)?, end_us: time(8)? };
+            let id = Uuid::from_slice(payload.get(24..)?).ok()?;
+            Some((range, Key { occurred_at_us: time(16)?, id }))
+        };
+        // Sealed by us, so a payload that cannot be read is of another version.
+        position().ok_or_else(|| {
+            let message = "page_token cannot be continued any more; repeat the query without it";
+            Error::invalid_because(Reason::InvalidPageToken, "page_token", message)
+        })
+    }
+}

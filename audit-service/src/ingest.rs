@@ -1,0 +1,150 @@
+//! From a checked batch to its answer: what can be done before the writer is done here, in the caller's task.
+//!
+//! ```text
+//! caller's task:  check → canonical form and hashes of each event ──submit──┐            ┌──▶ answer
+//! writer's task:                                                  group commit → store → tails, indexer
+//! ```
+
+use std::sync::Arc;
+
+use service_core::config::IngestConfig;
+use service_core::error::{Result, Violation};
+use service_core::group_commit::{GroupCommit, Options, Pending};
+use service_core::telemetry::Metrics;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use crate::canonical::Prefix;
+use crate::event::{Dropped, Event, Producer, Stage};
+use crate::store::{EventResult, Store};
+use crate::tail::Tails;
+
+/// Bytes that count as one event where the queue and the groups are bounded: larger events count as several, so
+/// that the bounds hold in memory too.
+const ITEM_BYTES: usize = 1_024;
+
+/// An event on its way: what the writer needs of it, and nothing else.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Its id.
+    pub id: Uuid,
+    /// When it happened.
+    pub occurred_at_us: i64,
+    /// Its log.
+    pub instance_id: String,
+    /// Which part of an operation it tells.
+    pub stage: Stage,
+    /// The operation, or empty.
+    pub operation_id: String,
+    /// Its number at its producer.
+    pub producer: Option<Producer>,
+    /// Its canonical form, but for what the writer adds.
+    pub prefix: Prefix,
+}
+
+impl From<Event> for Prepared {
+    fn from(event: Event) -> Self {
+        let prefix = Prefix::new(&event);
+        Self {
+            id: event.id,
+            occurred_at_us: event.occurred_at_us,
+            stage: event.stage(),
+            instance_id: event.instance_id,
+            operation_id: event.operation.map(|operation| operation.id).unwrap_or_default(),
+            producer: event.producer,
+            prefix,
+        }
+    }
+}
+
+/// A batch on its way.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Those of its events that were found good.
+    pub events: Vec<Prepared>,
+    /// What its producer dropped.
+    pub dropped: Vec<Dropped>,
+    /// The authenticated writer; empty where nobody is authenticated.
+    pub recorded_by: String,
+}
+
+impl Batch {
+    fn items(&self) -> usize {
+        self.events.iter().map(|event| event.prefix.len().div_ceil(ITEM_BYTES)).sum()
+    }
+}
+
+/// A batch whose events have each been found good or bad, in the order in which they came.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// What is to be written.
+    pub batch: Batch,
+    /// For each event that came: nothing, or why it is refused.
+    pub refused: Vec<Option<Violation>>,
+}
+
+impl Checked {
+    /// Adds the next event, or why it is refused.
+    pub fn push(&mut self, event: Result<Event, Violation>) {
+        match event {
+            Ok(event) => {
+                self.batch.events.push(event.into());
+                self.refused.push(None);
+            }
+            Err(violation) => self.refused.push(Some(violation)),
+        }
+    }
+}
+
+/// The answer to a batch that is on its way.
+#[derive(Debug)]
+pub struct Settling {
+    written: Pending<Vec<EventResult>>,
+    refused: Vec<Option<Violation>>,
+}
+
+impl Settling {
+    /// Waits for the commit; then, for each event that came, what became of it.
+    pub async fn settled(self) -> Result<Vec<EventResult>> {
+        let mut written = self.written.await?.into_iter();
+        let result = |refused: Option<Violation>| match refused {
+            Some(violation) => Some(EventResult::Rejected(violation)),
+            None => written.next(),
+        };
+        Ok(self.refused.into_iter().filter_map(result).collect())
+    }
+}
+
+/// The way into the log. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Ingest {
+    commits: GroupCommit<Batch, Vec<EventResult>>,
+}
+
+impl Ingest {
+    /// Starts the writer. After each commit it tells the tails which heads moved, and wakes the indexer.
+    pub fn spawn(metrics: &Metrics, config: &IngestConfig, store: Store, tails: Tails, indexer: Arc<Notify>) -> Self {
+        let commit = move |batches: Arc<Vec<Batch>>| {
+            let (store, tails, indexer) = (store.clone(), tails.clone(), indexer.clone());
+            async move {
+                let written = store.write(&batches).await?;
+                tails.publish(&written.heads);
+                indexer.notify_one();
+                Ok(written.results)
+            }
+        };
+        Self { commits: GroupCommit::spawn(metrics, Options::from(config), commit) }
+    }
+
+    /// Hands a batch to the writer; waits while its queue is full.
+    pub async fn submit(&self, checked: Checked) -> Result<Settling> {
+        let items = checked.batch.items();
+        let written = self.commits.submit(checked.batch, items).await?;
+        Ok(Settling { written, refused: checked.refused })
+    }
+
+    /// Takes no more, and waits until all that was taken is answered.
+    pub async fn close(&self) {
+        self.commits.close().await;
+    }
+}

@@ -1,0 +1,139 @@
+//! The service put together: storage, writer, indexer, tails, and the gRPC server over them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use activity_proto::audit::v1::audit_ingest_service_server::{self as ingest_server, AuditIngestServiceServer};
+use activity_proto::audit::v1::audit_query_service_server::{self as query_server, AuditQueryServiceServer};
+use anyhow::Context as _;
+use service_core::ingest_stream::StreamOptions;
+use service_core::page::Sealer;
+use service_core::server::{
+    self as core, HealthCheck, MAX_INGEST_MESSAGE_BYTES, MAX_QUERY_MESSAGE_BYTES, MAX_RESPONSE_BYTES,
+};
+use service_core::telemetry::{Metrics, serve_metrics};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::codec::CompressionEncoding;
+use tonic::service::RoutesBuilder;
+
+use crate::Config;
+use crate::grpc::{IngestService, QueryService};
+use crate::ingest::Ingest;
+use crate::store::Store;
+use crate::tail::Tails;
+
+/// A server that is ready: its ports are open, its schema is up to date.
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    listener: TcpListener,
+    metrics_listener: Option<TcpListener>,
+    store: Store,
+    sealer: Sealer,
+}
+
+/// Opens the ports and the database. Clients that connect from now on wait until [`Server::serve`].
+///
+/// # Errors
+/// A configuration that is refused is a [`service_core::config::ConfigError`].
+pub async fn bind(config: Config) -> anyhow::Result<Server> {
+    let listener = core::bind("listen", config.listen).await?;
+    let metrics_listener = match config.metrics_listen {
+        Some(address) => Some(core::bind("metrics_listen", address).await?),
+        None => None,
+    };
+    let store = Store::open(&config.database_url, &config.database).await?;
+    let sealer = Sealer::new(store.seal_key().await?);
+    Ok(Server { config, listener, metrics_listener, store, sealer })
+}
+
+impl Server {
+    /// Where gRPC is served.
+    pub fn local_addr(&self) -> anyhow::Result<SocketAddr> {
+        self.listener.local_addr().context("the address of the listener")
+    }
+
+    /// Where metrics are served, if they are.
+    pub fn metrics_addr(&self) -> anyhow::Result<Option<SocketAddr>> {
+        let address = self.metrics_listener.as_ref().map(TcpListener::local_addr).transpose();
+        address.context("the address of the metrics listener")
+    }
+
+    /// Serves until `shutdown` is cancelled, and then until what is open has ended or the drain time is over.
+    ///
+    /// ```text
+    /// shutdown ─▶ streams get their last answers ─▶ writer commits what it has ─▶ background tasks end ─▶ pools close
+    /// ```
+    pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let Self { config, listener, metrics_listener, store, sealer } = self;
+        let metrics = Metrics::new("audit");
+        let tails = Tails::default();
+        let behind = Arc::new(Notify::new());
+        let ingest = Ingest::spawn(&metrics, &config.ingest, store.clone(), tails.clone(), behind.clone());
+
+        // Stopped after the server: metrics tell about the drain, and tails follow until they are ended.
+        let stop = CancellationToken::new();
+        let _stop_whatever_happens = stop.clone().drop_guard();
+        let tasks = TaskTracker::new();
+        if store.is_shared() {
+            tasks.spawn(tails.clone().poll(store.clone(), stop.clone()));
+        }
+        if let Some(listener) = metrics_listener {
+            let serving = serve_metrics(listener, metrics.clone(), stop.clone());
+            tasks.spawn(async move {
+                if let Err(error) = serving.await {
+                    tracing::error!(%error, "metrics are not served any more");
+                }
+            });
+        }
+
+        let ingest_service = IngestService::new(ingest.clone(), StreamOptions::from(&config.ingest), shutdown.clone());
+        let heartbeat = Duration::from_millis(config.tail.heartbeat_ms.get());
+        let query_service = QueryService::new(store.clone(), tails, sealer, heartbeat, shutdown.clone());
+        let mut routes = RoutesBuilder::default();
+        routes.add_service(
+            AuditIngestServiceServer::new(ingest_service)
+                .accept_compressed(CompressionEncoding::Gzip)
+                .accept_compressed(CompressionEncoding::Zstd)
+                .max_decoding_message_size(MAX_INGEST_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_RESPONSE_BYTES),
+        );
+        routes.add_service(
+            AuditQueryServiceServer::new(query_service)
+                .accept_compressed(CompressionEncoding::Gzip)
+                .accept_compressed(CompressionEncoding::Zstd)
+                .send_compressed(CompressionEncoding::Gzip)
+                .send_compressed(CompressionEncoding::Zstd)
+                .max_decoding_message_size(MAX_QUERY_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_RESPONSE_BYTES),
+        );
+        let served = core::serve(listener, routes, health(&store), &config.server, &metrics, shutdown).await;
+
+        ingest.close().await;
+        stop.cancel();
+        tasks.close();
+        tasks.wait().await;
+        store.close().await;
+        served
+    }
+}
+
+/// Taking events in is healthy while a write becomes durable, answering while reading works.
+fn health(store: &Store) -> Vec<HealthCheck> {
+    let writer = store.database().clone();
+    let reader = store.database().clone();
+    vec![
+        HealthCheck::new(ingest_server::SERVICE_NAME, move || {
+            let db = writer.clone();
+            async move { db.probe_writer().await }
+        }),
+        HealthCheck::new(query_server::SERVICE_NAME, move || {
+            let db = reader.clone();
+            async move { db.probe_reader().await }
+        }),
+    ]
+}

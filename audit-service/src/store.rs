@@ -1,0 +1,173 @@
+//! The log in the database: SQLite or PostgreSQL, one SQL text for both wherever they agree.
+//!
+//! ```text
+//! audit_entries            the log: an entry's canonical JSON, its keys and hashes; UPDATE and DELETE are refused
+//! audit_log_heads          the next sequence of each instance; locked by whoever writes to it: no gaps
+//! audit_producer_numbers   which numbers of a producer's epoch are there, as bitmaps
+//! audit_dropped_ranges     which numbers a producer says it dropped
+//! audit_index, _heads      the inverted index, made behind the writers from the entries alone
+//! audit_export_heads       heads at which an export is frozen, where they are too many for its resume token
+//! ```
+//!
+//! Writing is `write`; everything else reads, through the pool of readers, a bounded number of rows at a time.
+
+mod entities;
+mod frozen;
+mod read;
+mod schema;
+mod walk;
+mod write;
+
+use std::collections::BTreeMap;
+
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, QueryResult, Statement, Value};
+use service_core::config::{DatabaseConfig, DatabaseUrl};
+use service_core::database::{self, Database, Engine};
+use service_core::error::{Error, Result};
+
+use crate::event::{Entry, Key};
+
+pub use read::{Facet, Facets, Page};
+pub use walk::{LogWalk, TimeWalk};
+pub use write::{EventResult, Written};
+
+/// Where each instance's log stands: the sequence that its next entry gets.
+pub type Heads = BTreeMap<String, u64>;
+
+/// In which order a list is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Descending by (`occurred_at`, `id`).
+    NewestFirst,
+    /// Ascending by (`occurred_at`, `id`).
+    OldestFirst,
+}
+
+/// The window of a query, half open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// First microsecond inside.
+    pub start_us: i64,
+    /// First microsecond after.
+    pub end_us: i64,
+}
+
+impl Range {
+    /// Whether a time lies inside.
+    pub fn contains(&self, us: i64) -> bool {
+        (self.start_us..self.end_us).contains(&us)
+    }
+}
+
+/// An entry as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Its place in the order of lists.
+    pub key: Key,
+    /// Its log.
+    pub instance_id: String,
+    /// Its place in its log.
+    pub sequence: u64,
+    /// SHA-256 over a zero byte and `canonical`.
+    pub leaf_hash: Vec<u8>,
+    /// Canonical JSON: all of the entry.
+    pub canonical: String,
+}
+
+impl Row {
+    /// The columns of a row, in the order that `from_result` reads.
+    const COLUMNS: &str = "e.occurred_at, e.id, e.instance_id, e.sequence, e.leaf_hash, e.canonical";
+
+    fn from_result(row: &QueryResult) -> Result<Self> {
+        Ok(Self {
+            key: Key { occurred_at_us: row.try_get_by_index(0)?, id: row.try_get_by_index(1)? },
+            instance_id: row.try_get_by_index(2)?,
+            sequence: unsigned(row.try_get_by_index(3)?)?,
+            leaf_hash: row.try_get_by_index(4)?,
+            canonical: row.try_get_by_index(5)?,
+        })
+    }
+
+    /// The entry that the row tells.
+    pub fn entry(&self) -> Result<Entry> {
+        crate::canonical::parse(&self.canonical).map_err(|error| {
+            let place = format!("instance {:?}, sequence {}", self.instance_id, self.sequence);
+            Error::internal(anyhow::Error::new(error).context(place))
+        })
+    }
+}
+
+/// The log. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    db: Database,
+}
+
+impl Store {
+    /// Opens the database and brings its schema up to date.
+    pub async fn open(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Self> {
+        let db = database::connect(url, config).await?;
+        db.migrate::<schema::Migrator>().await?;
+        Ok(Self { db })
+    }
+
+    /// The key under which page tokens are sealed.
+    pub async fn seal_key(&self) -> Result<[u8; 32]> {
+        self.db.seal_key().await
+    }
+
+    /// The database, for probes of its health.
+    pub fn database(&self) -> &Database {
+        &self.db
+    }
+
+    /// Whether other processes may write to the same log.
+    pub fn is_shared(&self) -> bool {
+        self.db.engine == Engine::Postgres
+    }
+
+    /// Closes the pools.
+    pub async fn close(self) {
+        self.db.close().await;
+    }
+
+    fn statement(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
+        let backend = match self.db.engine {
+            Engine::Sqlite => DbBackend::Sqlite,
+            Engine::Postgres => DbBackend::Postgres,
+        };
+        Statement::from_sql_and_values(backend, sql, values)
+    }
+
+    /// Rows for reading. At most as many as `sql` limits itself to.
+    async fn read(&self, sql: impl Into<String>, values: Vec<Value>) -> Result<Vec<QueryResult>> {
+        Ok(self.reader().query_all_raw(self.statement(sql, values)).await?)
+    }
+
+    fn reader(&self) -> &DatabaseConnection {
+        &self.db.reader
+    }
+}
+
+/// Sequences and counts are never negative in the database; one that is was not written by us.
+fn unsigned(value: i64) -> Result<u64> {
+    u64::try_from(value).map_err(|_| Error::internal(anyhow::anyhow!("the database holds the negative number {value}")))
+}
+
+/// Sequences stay far below the end of the signed range; a larger one asks for what cannot be there.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// `$first, $first+1, …` for a list in SQL.
+fn placeholders(first: usize, count: usize) -> String {
+    let mut out = String::with_capacity(count * 5);
+    for number in first..first + count {
+        if number > first {
+            out.push(',');
+        }
+        out.push('$');
+        out.push_str(&number.to_string());
+    }
+    out
+}

@@ -1,0 +1,140 @@
+//! The tables, by migrations that are never changed once released.
+
+use sea_orm::{ConnectionTrait as _, DbBackend};
+use sea_orm_migration::{DbErr, MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait};
+
+pub(super) struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(Log)]
+    }
+}
+
+/// The log, the numbers of its producers, and the index.
+struct Log;
+
+impl MigrationName for Log {
+    fn name(&self) -> &str {
+        "audit_0001_log"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Log {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let db = manager.get_connection();
+        let (types, rest) = match manager.get_database_backend() {
+            DbBackend::Postgres => (POSTGRES_TYPES, POSTGRES),
+            _ => (SQLITE_TYPES, SQLITE),
+        };
+        let tables = types.iter().fold(TABLES.to_owned(), |sql, (name, own)| sql.replace(name, own));
+        db.execute_unprepared(&tables).await?;
+        for statement in rest {
+            db.execute_unprepared(statement).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Names compare by their bytes on both engines, or the same query would answer in two orders.
+const POSTGRES_TYPES: &[(&str, &str)] =
+    &[("{name}", "TEXT COLLATE \"C\" NOT NULL"), ("{bytes}", "BYTEA"), ("{uuid}", "UUID"), ("{int}", "BIGINT")];
+const SQLITE_TYPES: &[(&str, &str)] =
+    &[("{name}", "TEXT NOT NULL"), ("{bytes}", "BLOB"), ("{uuid}", "BLOB"), ("{int}", "INTEGER")];
+
+/// Three indexes and a partial one on the entries: each further one is paid for with every event. IF NOT EXISTS,
+/// because a migration that was killed on SQLite is run again.
+const TABLES: &str = r"
+CREATE TABLE IF NOT EXISTS audit_entries (
+    instance_id {name},
+    sequence {int} NOT NULL,
+    id {uuid} NOT NULL,
+    occurred_at {int} NOT NULL,
+    stage SMALLINT NOT NULL,
+    operation_id {name},
+    content_hash {bytes} NOT NULL,
+    leaf_hash {bytes} NOT NULL,
+    canonical TEXT NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS audit_entries_place ON audit_entries (instance_id, sequence);
+CREATE UNIQUE INDEX IF NOT EXISTS audit_entries_id ON audit_entries (id);
+CREATE INDEX IF NOT EXISTS audit_entries_time ON audit_entries (occurred_at, id);
+CREATE INDEX IF NOT EXISTS audit_entries_outcome ON audit_entries (instance_id, operation_id) WHERE stage = 3;
+
+CREATE TABLE IF NOT EXISTS audit_log_heads (
+    instance_id {name} PRIMARY KEY,
+    next_sequence {int} NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS audit_producer_numbers (
+    producer_id {name},
+    epoch {int} NOT NULL,
+    block {int} NOT NULL,
+    numbers {bytes} NOT NULL,
+    PRIMARY KEY (producer_id, epoch, block)
+);
+
+CREATE TABLE IF NOT EXISTS audit_dropped_ranges (
+    producer_id {name},
+    epoch {int} NOT NULL,
+    first_sequence {int} NOT NULL,
+    last_sequence {int} NOT NULL,
+    reported_at {int} NOT NULL,
+    PRIMARY KEY (producer_id, epoch, first_sequence, last_sequence)
+);
+
+CREATE TABLE IF NOT EXISTS audit_index_heads (
+    instance_id {name} PRIMARY KEY,
+    indexed_through {int} NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS audit_index_blocks (
+    instance_id {name},
+    block {int} NOT NULL,
+    entries {int} NOT NULL,
+    first_occurred_at {int} NOT NULL,
+    last_occurred_at {int} NOT NULL,
+    keys {bytes} NOT NULL,
+    PRIMARY KEY (instance_id, block)
+);
+
+CREATE TABLE IF NOT EXISTS audit_index (
+    instance_id {name},
+    shard {int} NOT NULL,
+    block {int} NOT NULL,
+    postings {bytes} NOT NULL,
+    PRIMARY KEY (instance_id, shard, block)
+);
+
+CREATE TABLE IF NOT EXISTS audit_export_heads (
+    digest {bytes} PRIMARY KEY,
+    heads {bytes} NOT NULL,
+    opened_at {int} NOT NULL
+);
+";
+
+/// `INSERT OR REPLACE` deletes without asking the trigger on DELETE, unless the connection says otherwise; so an
+/// insert that would replace is refused as well.
+const SQLITE: &[&str] = &[
+    "CREATE TRIGGER IF NOT EXISTS audit_entries_no_update BEFORE UPDATE ON audit_entries
+     BEGIN SELECT RAISE(ABORT, 'audit entries are immutable: UPDATE is refused'); END",
+    "CREATE TRIGGER IF NOT EXISTS audit_entries_no_delete BEFORE DELETE ON audit_entries
+     BEGIN SELECT RAISE(ABORT, 'audit entries are immutable: DELETE is refused'); END",
+    "CREATE TRIGGER IF NOT EXISTS audit_entries_no_replace BEFORE INSERT ON audit_entries
+     WHEN EXISTS (SELECT 1 FROM audit_entries WHERE id = NEW.id)
+       OR EXISTS (SELECT 1 FROM audit_entries WHERE instance_id = NEW.instance_id AND sequence = NEW.sequence)
+     BEGIN SELECT RAISE(ABORT, 'audit entries are immutable: REPLACE is refused'); END",
+];
+
+/// ENABLE ALWAYS: also for a session that says it is a replica. The blobs are compressed already.
+const POSTGRES: &[&str] = &[
+    "CREATE FUNCTION audit_entries_refuse() RETURNS trigger LANGUAGE plpgsql AS
+     $$ BEGIN RAISE EXCEPTION 'audit entries are immutable: % is refused', TG_OP; END $$",
+    "CREATE TRIGGER audit_entries_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_entries
+     FOR EACH STATEMENT EXECUTE FUNCTION audit_entries_refuse()",
+    "ALTER TABLE audit_entries ENABLE ALWAYS TRIGGER audit_entries_immutable",
+    "ALTER TABLE audit_index ALTER COLUMN postings SET STORAGE EXTERNAL",
+    "ALTER TABLE audit_index_blocks ALTER COLUMN keys SET STORAGE EXTERNAL",
+];

@@ -1,0 +1,234 @@
+//! The statements of a write on PostgreSQL: arrays in, one round trip each.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use sea_orm::DatabaseConnection;
+use service_core::error::{Error, Result};
+use sqlx::postgres::PgRow;
+use sqlx::{Postgres, Row as _};
+use uuid::Uuid;
+
+use super::{Known, NewRow, hash};
+use crate::event::Dropped;
+use crate::numbers::{NumberBlock, Numbers};
+use crate::store::{Heads, signed, unsigned};
+
+/// Rows of one INSERT: bounds the message.
+const INSERT_ROWS: usize = 2_000;
+
+pub(super) struct Transaction(sqlx::Transaction<'static, Postgres>);
+
+impl Transaction {
+    pub(super) async fn begin(writer: &DatabaseConnection) -> Result<Self> {
+        Ok(Self(writer.get_postgres_connection_pool().begin().await?))
+    }
+
+    pub(super) async fn commit(self) -> Result<()> {
+        Ok(self.0.commit().await?)
+    }
+
+    /// Locks in the order of the names. A head that is not there yet is made, and then locked like the others.
+    pub(super) async fn lock_heads(&mut self, instances: &BTreeSet<&str>) -> Result<BTreeMap<String, u64>> {
+        let names: Vec<&str> = instances.iter().copied().collect();
+        let heads = self.select_heads(&names).await?;
+        if heads.len() == names.len() {
+            return Ok(heads);
+        }
+        sqlx::query(
+            "INSERT INTO audit_log_heads (instance_id, next_sequence) \
+             SELECT instance, 0 FROM unnest($1::text[]) AS new (instance) ORDER BY instance COLLATE \"C\" \
+             ON CONFLICT (instance_id) DO NOTHING",
+        )
+        .bind(&names)
+        .execute(&mut *self.0)
+        .await?;
+        self.select_heads(&names).await
+    }
+
+    async fn select_heads(&mut self, names: &[&str]) -> Result<BTreeMap<String, u64>> {
+        let rows = sqlx::query(
+            "SELECT instance_id, next_sequence FROM audit_log_heads WHERE instance_id = ANY($1) \
+             ORDER BY instance_id FOR UPDATE",
+        )
+        .bind(names)
+        .fetch_all(&mut *self.0)
+        .await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, unsigned(row.try_get(1)?)?))).collect()
+    }
+
+    pub(super) async fn known(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Known>> {
+        let rows = sqlx::query("SELECT id, content_hash, sequence, leaf_hash FROM audit_entries WHERE id = ANY($1)")
+            .bind(ids)
+            .fetch_all(&mut *self.0)
+            .await?;
+        let known = |row: &PgRow| {
+            let known = Known {
+                content_hash: hash(row.try_get(1)?)?,
+                sequence: unsigned(row.try_get(2)?)?,
+                leaf_hash: hash(row.try_get(3)?)?,
+            };
+            Ok((row.try_get(0)?, known))
+        };
+        rows.iter().map(known).collect()
+    }
+
+    /// As with the heads: a row for each block is there and locked, or two replicas would each write their own.
+    pub(super) async fn lock_numbers(
+        &mut self,
+        blocks: &BTreeSet<NumberBlock>,
+    ) -> Result<BTreeMap<NumberBlock, Numbers>> {
+        if blocks.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let numbers = self.select_numbers(blocks).await?;
+        if numbers.len() == blocks.len() {
+            return Ok(numbers);
+        }
+        let (producers, epochs, numbers) = columns(blocks.iter());
+        sqlx::query(
+            "INSERT INTO audit_producer_numbers (producer_id, epoch, block, numbers) \
+             SELECT producer, epoch, block, ''::bytea \
+             FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS new (producer, epoch, block) \
+             ORDER BY producer COLLATE \"C\", epoch, block ON CONFLICT (producer_id, epoch, block) DO NOTHING",
+        )
+        .bind(producers)
+        .bind(epochs)
+        .bind(numbers)
+        .execute(&mut *self.0)
+        .await?;
+        self.select_numbers(blocks).await
+    }
+
+    async fn select_numbers(&mut self, blocks: &BTreeSet<NumberBlock>) -> Result<BTreeMap<NumberBlock, Numbers>> {
+        let (producers, epochs, numbers) = columns(blocks.iter());
+        let rows = sqlx::query(
+            "SELECT producer_id, epoch, block, numbers FROM audit_producer_numbers \
+             WHERE (producer_id, epoch, block) IN (SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[])) \
+             ORDER BY producer_id, epoch, block FOR UPDATE",
+        )
+        .bind(producers)
+        .bind(epochs)
+        .bind(numbers)
+        .fetch_all(&mut *self.0)
+        .await?;
+        let numbers = |row: &PgRow| {
+            let block = NumberBlock {
+                producer_id: row.try_get(0)?,
+                epoch: row.try_get::<i64, _>(1)?.cast_unsigned(),
+                block: unsigned(row.try_get(2)?)?,
+            };
+            let bytes: Vec<u8> = row.try_get(3)?;
+            let numbers = match bytes.is_empty() {
+                true => Numbers::default(),
+                false => Numbers::from_bytes(&bytes).map_err(Error::internal)?,
+            };
+            Ok((block, numbers))
+        };
+        rows.iter().map(numbers).collect()
+    }
+
+    pub(super) async fn insert(&mut self, rows: &[NewRow<'_>]) -> Result<()> {
+        for rows in rows.chunks(INSERT_ROWS) {
+            let column = |of: fn(&NewRow<'_>) -> i64| rows.iter().map(of).collect::<Vec<i64>>();
+            let instances: Vec<&str> = rows.iter().map(|row| row.event.instance_id.as_str()).collect();
+            let ids: Vec<Uuid> = rows.iter().map(|row| row.event.id).collect();
+            let stages: Vec<i16> = rows.iter().map(|row| row.event.stage.number() as i16).collect();
+            let operations: Vec<&str> = rows.iter().map(|row| row.event.operation_id.as_str()).collect();
+            let contents: Vec<&[u8]> = rows.iter().map(|row| &row.event.prefix.content_hash[..]).collect();
+            let leaves: Vec<&[u8]> = rows.iter().map(|row| &row.leaf_hash[..]).collect();
+            let texts: Vec<&str> = rows.iter().map(|row| row.canonical.as_str()).collect();
+            sqlx::query(
+                "INSERT INTO audit_entries \
+                 (instance_id, sequence, id, occurred_at, stage, operation_id, content_hash, leaf_hash, canonical) \
+                 SELECT * FROM unnest($1::text[], $2::bigint[], $3::uuid[], $4::bigint[], $5::smallint[], $6::text[], \
+                 $7::bytea[], $8::bytea[], $9::text[])",
+            )
+            .bind(instances)
+            .bind(column(|row| signed(row.sequence)))
+            .bind(ids)
+            .bind(column(|row| row.event.occurred_at_us))
+            .bind(stages)
+            .bind(operations)
+            .bind(contents)
+            .bind(leaves)
+            .bind(texts)
+            .execute(&mut *self.0)
+            .await
+            .map_err(taken_meanwhile)?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn save_heads(&mut self, heads: &Heads) -> Result<()> {
+        let names: Vec<&str> = heads.keys().map(String::as_str).collect();
+        let next: Vec<i64> = heads.values().copied().map(signed).collect();
+        sqlx::query(
+            "UPDATE audit_log_heads SET next_sequence = new.next \
+             FROM unnest($1::text[], $2::bigint[]) AS new (instance, next) WHERE instance_id = new.instance",
+        )
+        .bind(names)
+        .bind(next)
+        .execute(&mut *self.0)
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn save_numbers(&mut self, numbers: &[(&NumberBlock, Vec<u8>)]) -> Result<()> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        let (producers, epochs, blocks) = columns(numbers.iter().map(|(block, _)| *block));
+        let sets: Vec<&[u8]> = numbers.iter().map(|(_, bytes)| bytes.as_slice()).collect();
+        sqlx::query(
+            "UPDATE audit_producer_numbers p SET numbers = new.numbers \
+             FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[]) AS new (producer, epoch, block, numbers) \
+             WHERE p.producer_id = new.producer AND p.epoch = new.epoch AND p.block = new.block",
+        )
+        .bind(producers)
+        .bind(epochs)
+        .bind(blocks)
+        .bind(sets)
+        .execute(&mut *self.0)
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn save_dropped(&mut self, dropped: &[&Dropped], now_us: i64) -> Result<()> {
+        let column =
+            |of: fn(&Dropped) -> u64| dropped.iter().map(|range| of(range).cast_signed()).collect::<Vec<i64>>();
+        let producers: Vec<&str> = dropped.iter().map(|range| range.producer_id.as_str()).collect();
+        sqlx::query(
+            "INSERT INTO audit_dropped_ranges (producer_id, epoch, first_sequence, last_sequence, reported_at) \
+             SELECT producer, epoch, first, last, $5 \
+             FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) AS new (producer, epoch, first, last) \
+             ORDER BY producer COLLATE \"C\", epoch, first, last ON CONFLICT DO NOTHING",
+        )
+        .bind(producers)
+        .bind(column(|range| range.epoch))
+        .bind(column(|range| range.first))
+        .bind(column(|range| range.last))
+        .bind(now_us)
+        .execute(&mut *self.0)
+        .await?;
+        Ok(())
+    }
+}
+
+/// The columns of blocks, for `unnest`.
+fn columns<'a>(blocks: impl Iterator<Item = &'a NumberBlock>) -> (Vec<&'a str>, Vec<i64>, Vec<i64>) {
+    let mut columns = (Vec::new(), Vec::new(), Vec::new());
+    for block in blocks {
+        columns.0.push(block.producer_id.as_str());
+        columns.1.push(block.epoch.cast_signed());
+        columns.2.push(signed(block.block));
+    }
+    columns
+}
+
+/// An id that another replica stored, for another instance, after we had looked: the next try finds it.
+fn taken_meanwhile(error: sqlx::Error) -> Error {
+    match error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation) {
+        true => Error::Contention(std::sync::Arc::new(anyhow::Error::new(error))),
+        false => error.into(),
+    }
+}

@@ -1,0 +1,187 @@
+//! The statements of a write on SQLite: one writer, so nothing needs a lock of its own.
+//!
+//! Lists come in a few fixed sizes, so that the statements stay prepared.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Write as _;
+use std::sync::LazyLock;
+
+use sea_orm::DatabaseConnection;
+use service_core::error::{Error, Result};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, Sqlite};
+use uuid::Uuid;
+
+use super::{Known, NewRow, hash};
+use crate::event::Dropped;
+use crate::numbers::{NumberBlock, Numbers};
+use crate::store::{Heads, placeholders, signed, unsigned};
+
+const INSERT_COLUMNS: usize = 9;
+
+/// INSERT statements by their number of rows, the largest first.
+static INSERTS: LazyLock<[(usize, String); 3]> = LazyLock::new(|| [128, 8, 1].map(|rows| (rows, insert_sql(rows))));
+
+/// SELECT statements by their number of ids, the largest first.
+static KNOWN: LazyLock<[(usize, String); 3]> = LazyLock::new(|| {
+    [256, 16, 1].map(|ids| {
+        let list = placeholders(1, ids);
+        (ids, format!("SELECT id, content_hash, sequence, leaf_hash FROM audit_entries WHERE id IN ({list})"))
+    })
+});
+
+fn insert_sql(rows: usize) -> String {
+    let mut sql = "INSERT INTO audit_entries (instance_id, sequence, id, occurred_at, stage, operation_id, \
+                   content_hash, leaf_hash, canonical) VALUES "
+        .to_owned();
+    for row in 0..rows {
+        let comma = if row == 0 { "" } else { "," };
+        // Writing to a String cannot fail.
+        let _ = write!(sql, "{comma}({})", placeholders(row * INSERT_COLUMNS + 1, INSERT_COLUMNS));
+    }
+    sql
+}
+
+/// Cuts a list into pieces for which a statement is at hand.
+fn pieces<'a, T>(
+    mut list: &'a [T],
+    statements: &'static [(usize, String)],
+) -> impl Iterator<Item = (&'a [T], &'static str)> {
+    std::iter::from_fn(move || {
+        let (size, sql) = statements.iter().find(|(size, _)| *size <= list.len())?;
+        let (piece, rest) = list.split_at(*size);
+        list = rest;
+        Some((piece, sql.as_str()))
+    })
+}
+
+pub(super) struct Transaction(sqlx::Transaction<'static, Sqlite>);
+
+impl Transaction {
+    pub(super) async fn begin(writer: &DatabaseConnection) -> Result<Self> {
+        Ok(Self(writer.get_sqlite_connection_pool().begin_with("BEGIN IMMEDIATE").await?))
+    }
+
+    pub(super) async fn commit(self) -> Result<()> {
+        Ok(self.0.commit().await?)
+    }
+
+    pub(super) async fn lock_heads(&mut self, instances: &BTreeSet<&str>) -> Result<BTreeMap<String, u64>> {
+        let mut heads = BTreeMap::new();
+        for instance in instances {
+            let row = sqlx::query("SELECT next_sequence FROM audit_log_heads WHERE instance_id = $1")
+                .bind(*instance)
+                .fetch_optional(&mut *self.0)
+                .await?;
+            let head = row.map_or(Ok(0), |row| unsigned(row.try_get(0)?))?;
+            heads.insert((*instance).to_owned(), head);
+        }
+        Ok(heads)
+    }
+
+    pub(super) async fn known(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Known>> {
+        let mut known = HashMap::new();
+        for (ids, sql) in pieces(ids, &*KNOWN) {
+            let query = ids.iter().fold(sqlx::query(sql), |query, id| query.bind(*id));
+            for row in query.fetch_all(&mut *self.0).await? {
+                let row: &SqliteRow = &row;
+                let known_row = Known {
+                    content_hash: hash(row.try_get(1)?)?,
+                    sequence: unsigned(row.try_get(2)?)?,
+                    leaf_hash: hash(row.try_get(3)?)?,
+                };
+                known.insert(row.try_get(0)?, known_row);
+            }
+        }
+        Ok(known)
+    }
+
+    pub(super) async fn lock_numbers(
+        &mut self,
+        blocks: &BTreeSet<NumberBlock>,
+    ) -> Result<BTreeMap<NumberBlock, Numbers>> {
+        let mut numbers = BTreeMap::new();
+        for block in blocks {
+            let row = sqlx::query(
+                "SELECT numbers FROM audit_producer_numbers WHERE producer_id = $1 AND epoch = $2 AND block = $3",
+            )
+            .bind(block.producer_id.as_str())
+            .bind(block.epoch.cast_signed())
+            .bind(signed(block.block))
+            .fetch_optional(&mut *self.0)
+            .await?;
+            if let Some(row) = row {
+                let bytes: Vec<u8> = row.try_get(0)?;
+                numbers.insert(block.clone(), Numbers::from_bytes(&bytes).map_err(Error::internal)?);
+            }
+        }
+        Ok(numbers)
+    }
+
+    pub(super) async fn insert(&mut self, rows: &[NewRow<'_>]) -> Result<()> {
+        for (rows, sql) in pieces(rows, &*INSERTS) {
+            let mut query = sqlx::query(sql);
+            for row in rows {
+                query = query
+                    .bind(row.event.instance_id.as_str())
+                    .bind(signed(row.sequence))
+                    .bind(row.event.id)
+                    .bind(row.event.occurred_at_us)
+                    .bind(row.event.stage.number())
+                    .bind(row.event.operation_id.as_str())
+                    .bind(&row.event.prefix.content_hash[..])
+                    .bind(&row.leaf_hash[..])
+                    .bind(row.canonical.as_str());
+            }
+            query.execute(&mut *self.0).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn save_heads(&mut self, heads: &Heads) -> Result<()> {
+        for (instance, next) in heads {
+            sqlx::query(
+                "INSERT INTO audit_log_heads (instance_id, next_sequence) VALUES ($1, $2) \
+                 ON CONFLICT (instance_id) DO UPDATE SET next_sequence = excluded.next_sequence",
+            )
+            .bind(instance.as_str())
+            .bind(signed(*next))
+            .execute(&mut *self.0)
+            .await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn save_numbers(&mut self, numbers: &[(&NumberBlock, Vec<u8>)]) -> Result<()> {
+        for (block, bytes) in numbers {
+            sqlx::query(
+                "INSERT INTO audit_producer_numbers (producer_id, epoch, block, numbers) VALUES ($1, $2, $3, $4) \
+                 ON CONFLICT (producer_id, epoch, block) DO UPDATE SET numbers = excluded.numbers",
+            )
+            .bind(block.producer_id.as_str())
+            .bind(block.epoch.cast_signed())
+            .bind(signed(block.block))
+            .bind(bytes.as_slice())
+            .execute(&mut *self.0)
+            .await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn save_dropped(&mut self, dropped: &[&Dropped], now_us: i64) -> Result<()> {
+        for range in dropped {
+            sqlx::query(
+                "INSERT INTO audit_dropped_ranges (producer_id, epoch, first_sequence, last_sequence, reported_at) \
+                 VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
+            )
+            .bind(range.producer_id.as_str())
+            .bind(range.epoch.cast_signed())
+            .bind(range.first.cast_signed())
+            .bind(range.last.cast_signed())
+            .bind(now_us)
+            .execute(&mut *self.0)
+            .await?;
+        }
+        Ok(())
+    }
+}
