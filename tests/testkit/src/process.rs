@@ -4,7 +4,7 @@ use std::collections::hash_map::RandomState;
 use std::fs::{self, File};
 use std::hash::BuildHasher;
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -128,24 +128,28 @@ impl ChildProcess {
         }
     }
 
-    /// Waits for the end and gives its status.
+    /// Waits for the end and gives its status; all that it printed has then arrived.
     ///
     /// # Panics
     /// When the process still runs after `timeout`.
     pub async fn exited(&mut self, timeout: Duration) -> ExitStatus {
         let end = Instant::now() + timeout;
-        loop {
-            if let Some(status) = self.status {
-                return status;
+        let status = loop {
+            if self.status.is_none() {
+                self.status = self.child.try_wait().expect("ask for a child's status");
             }
-            self.status = self.child.try_wait().expect("ask for a child's status");
-            if self.status.is_some() {
-                self.guard.release();
-                continue;
+            if let Some(status) = self.status {
+                break status;
             }
             assert!(Instant::now() < end, "{} still runs after {timeout:?}", self.name);
             sleep(PAUSE).await;
+        };
+        self.guard.release();
+        // The last lines may still be on their way. Not for ever: a grandchild can keep the pipe open.
+        while !lock(&self.output).ended && Instant::now() < end {
+            sleep(PAUSE).await;
         }
+        status
     }
 }
 
@@ -181,6 +185,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A port of 127.0.0.1 that nobody listens on, below those the kernel hands out by itself (from 32768): neither a
 /// test that binds port 0 nor an outgoing connection takes it before it is used, or while its server is stopped.
+/// It is asked for by connecting: a socket bound to find out would live on for a moment in a child started meanwhile.
 ///
 /// # Panics
 /// When a hundred ports in a row are taken.
@@ -189,7 +194,7 @@ pub fn free_port() -> u16 {
     const COUNT: u64 = 12_000;
     (0..100)
         .filter_map(|_| u16::try_from(FIRST + RandomState::new().hash_one(()) % COUNT).ok())
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .find(|port| TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).is_err())
         .expect("a free port")
 }
 

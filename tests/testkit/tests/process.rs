@@ -99,10 +99,12 @@ async fn a_check_that_hangs_is_given_up() {
 
 #[test]
 fn a_free_port_is_bindable_and_not_one_of_the_kernels() {
+    let mut held = Vec::new();
     for _ in 0..20 {
         let port = free_port();
         assert!((20_000..32_000).contains(&port));
-        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+        // Bound once and kept: let go, it could be held by a child that another test starts at this moment.
+        held.push(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap());
     }
 }
 
