@@ -25,7 +25,7 @@ pub fn usage(end: SystemTime, n: u64) -> UsageEvent {
         team_id: format!("team-{}", n % 3),
         api_key_id: format!("key-{}", n % 29),
         provider: "openai".into(),
-        requested_model: if n % 2 == 0 { "gpt-4o" } else { "gpt-4o-mini" }.into(),
+        requested_model: if n.is_multiple_of(2) { "gpt-4o" } else { "gpt-4o-mini" }.into(),
         status: RequestStatus::Ok.into(),
         tokens: Some(Tokens {
             input_uncached: Some(100 + i64::try_from(n % 1000).unwrap()),
@@ -49,7 +49,7 @@ pub fn audit(end: SystemTime, n: u64) -> AuditEvent {
             display_name: format!("admin{}@example.com", n % 7),
             ..Actor::default()
         }),
-        action: if n % 2 == 0 { "model.enabled" } else { "model.disabled" }.into(),
+        action: if n.is_multiple_of(2) { "model.enabled" } else { "model.disabled" }.into(),
         resources: vec![Resource {
             r#type: "model".into(),
             id: format!("model-{}", n % 40),
@@ -60,7 +60,7 @@ pub fn audit(end: SystemTime, n: u64) -> AuditEvent {
         changes: vec![Change {
             path: "/enabled".into(),
             old_value: Some((n % 2 == 1).to_string()),
-            new_value: Some((n % 2 == 0).to_string()),
+            new_value: Some(n.is_multiple_of(2).to_string()),
         }],
         ..AuditEvent::default()
     }

@@ -14,3 +14,8 @@ pub mod sandbox;
 pub mod tools;
 
 pub use sandbox::{Engine, Sandbox, Service};
+
+/// The README's code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

@@ -60,7 +60,8 @@ impl Service {
         if !settings.iter().any(|(key, _)| key.ends_with("_METRICS_LISTEN")) {
             settings.push((format!("{prefix}_METRICS_LISTEN"), String::new()));
         }
-        let (process, address) = launch(name, &settings, "127.0.0.1:0").await;
+        let listen = format!("127.0.0.1:{}", testkit::free_port());
+        let (process, address) = launch(name, &settings, &listen).await;
         Self { name, settings, address, process }
     }
 

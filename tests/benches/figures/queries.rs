@@ -13,10 +13,7 @@ use tonic::transport::Channel;
 const CALLS: usize = 15;
 
 fn range(time_zone: &str) -> Option<TimeRange> {
-    Some(TimeRange {
-        range: Some(Range::Preset(TimeRangePreset::Last30Days.into())),
-        time_zone: time_zone.into(),
-    })
+    Some(TimeRange { range: Some(Range::Preset(TimeRangePreset::Last30Days.into())), time_zone: time_zone.into() })
 }
 
 async fn timed<T>(what: &str, mut call: impl AsyncFnMut() -> T) {
@@ -31,7 +28,7 @@ async fn timed<T>(what: &str, mut call: impl AsyncFnMut() -> T) {
     println!("  {what:<54} median {:>9.2?}  max {:>9.2?}", times[CALLS / 2], times[CALLS - 1]);
 }
 
-pub async fn usage(channel: Channel) {
+pub(crate) async fn usage(channel: Channel) {
     let client = UsageQueryServiceClient::new(channel).max_decoding_message_size(64 << 20);
     timed("summary, 30 days, with comparison", async || {
         let request =
@@ -39,12 +36,9 @@ pub async fn usage(channel: Channel) {
         client.clone().get_summary(request).await.unwrap()
     })
     .await;
-    for dimension in [
-        usage::Dimension::User,
-        usage::Dimension::Model,
-        usage::Dimension::Provider,
-        usage::Dimension::ApiKey,
-    ] {
+    for dimension in
+        [usage::Dimension::User, usage::Dimension::Model, usage::Dimension::Provider, usage::Dimension::ApiKey]
+    {
         timed(&format!("breakdown by {}, 30 days", dimension.as_str_name()), async || {
             let request = usage::ListBreakdownRequest {
                 time_range: range(""),
@@ -67,10 +61,8 @@ pub async fn usage(channel: Channel) {
     .await;
     for (what, user) in [("a page of requests", None), ("a page of one user's requests", Some("user-3"))] {
         timed(what, async || {
-            let filter = usage::UsageFilter {
-                user_ids: user.map(str::to_owned).into_iter().collect(),
-                ..Default::default()
-            };
+            let filter =
+                usage::UsageFilter { user_ids: user.map(str::to_owned).into_iter().collect(), ..Default::default() };
             let request =
                 usage::ListRequestsRequest { time_range: range(""), filter: Some(filter), ..Default::default() };
             client.clone().list_requests(request).await.unwrap()
@@ -79,7 +71,7 @@ pub async fn usage(channel: Channel) {
     }
 }
 
-pub async fn audit(channel: Channel) {
+pub(crate) async fn audit(channel: Channel) {
     let client = AuditQueryServiceClient::new(channel).max_decoding_message_size(64 << 20);
     let filters = [
         ("a page of entries", audit::AuditFilter::default()),
@@ -97,11 +89,8 @@ pub async fn audit(channel: Channel) {
     ];
     for (what, filter) in filters {
         timed(what, async || {
-            let request = audit::ListEntriesRequest {
-                time_range: range(""),
-                filter: Some(filter.clone()),
-                ..Default::default()
-            };
+            let request =
+                audit::ListEntriesRequest { time_range: range(""), filter: Some(filter.clone()), ..Default::default() };
             client.clone().list_entries(request).await.unwrap()
         })
         .await;
@@ -114,13 +103,13 @@ pub async fn audit(channel: Channel) {
 }
 
 /// Rows and bytes of a whole export, and how long it took.
-pub struct Export {
-    pub rows: u64,
-    pub bytes: usize,
-    pub time: Duration,
+pub(crate) struct Export {
+    pub(crate) rows: u64,
+    pub(crate) bytes: usize,
+    pub(crate) time: Duration,
 }
 
-pub async fn usage_export(channel: Channel) -> Export {
+pub(crate) async fn usage_export(channel: Channel) -> Export {
     let request = usage::ExportUsageRequest {
         time_range: range(""),
         shape: usage::ExportShape::Requests.into(),
@@ -139,7 +128,7 @@ pub async fn usage_export(channel: Channel) -> Export {
     Export { rows, bytes, time: start.elapsed() }
 }
 
-pub async fn audit_export(channel: Channel) -> Export {
+pub(crate) async fn audit_export(channel: Channel) -> Export {
     let request = audit::ExportEntriesRequest {
         range: range("").map(audit::export_entries_request::Range::TimeRange),
         format: audit::ExportFormat::Csv.into(),

@@ -7,21 +7,21 @@ use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{Column, Connection, Either, Executor, PgConnection, QueryBuilder, Row, SqliteConnection, TypeInfo, ValueRef};
+use sqlx::{Column, Connection, Executor, PgConnection, QueryBuilder, Row, SqliteConnection, TypeInfo, ValueRef};
 
 /// Rows in one transaction, as many as a service's group at most.
-pub const GROUP: usize = 2_000;
+pub(crate) const GROUP: usize = 2_000;
 const SQLITE_PARAMETERS: usize = 32_766;
 
 /// What inserting took, without reading or preparing the rows.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Rate {
-    pub rows: u64,
-    pub time: Duration,
+pub(crate) struct Rate {
+    pub(crate) rows: u64,
+    pub(crate) time: Duration,
 }
 
 impl Rate {
-    pub fn per_second(self) -> f64 {
+    pub(crate) fn per_second(self) -> f64 {
         self.rows as f64 / self.time.as_secs_f64()
     }
 }
@@ -51,7 +51,7 @@ fn cells(row: &sqlx::sqlite::SqliteRow) -> Vec<Cell> {
 }
 
 /// Multi-row inserts into a new file with the schema of `filled`, durable as the services are.
-pub async fn sqlite(filled: &Path, table: &str, most: u64) -> Rate {
+pub(crate) async fn sqlite(filled: &Path, table: &str, most: u64) -> Rate {
     let folder = tempfile::tempdir().unwrap();
     let source = SqliteConnectOptions::from_str(&format!("sqlite://{}", filled.display())).unwrap().read_only(true);
     let mut source = SqliteConnection::connect_with(&source).await.unwrap();
@@ -110,11 +110,11 @@ pub async fn sqlite(filled: &Path, table: &str, most: u64) -> Rate {
 }
 
 /// `(plain COPY, COPY to a staging table and INSERT … ON CONFLICT DO NOTHING)` into copies of the table.
-pub async fn postgres(url: &str, table: &str, most: u64) -> (Rate, Rate) {
+pub(crate) async fn postgres(url: &str, table: &str, most: u64) -> (Rate, Rate) {
     let mut source = PgConnection::connect(url).await.unwrap();
     let mut target = PgConnection::connect(url).await.unwrap();
     for statement in [
-        format!("DROP TABLE IF EXISTS raw_plain, raw_dedup"),
+        "DROP TABLE IF EXISTS raw_plain, raw_dedup".to_owned(),
         format!("CREATE TABLE raw_plain (LIKE {table} INCLUDING ALL)"),
         format!("CREATE TABLE raw_dedup (LIKE {table} INCLUDING ALL)"),
         format!("CREATE TEMPORARY TABLE staging (LIKE {table}) ON COMMIT DELETE ROWS"),
@@ -157,4 +157,12 @@ pub async fn postgres(url: &str, table: &str, most: u64) -> (Rate, Rate) {
         lines = 0;
     }
     (plain, dedup)
+}
+
+/// What the database takes on disk, the raw copies aside.
+pub(crate) async fn database_bytes(url: &str) -> u64 {
+    let mut connection = PgConnection::connect(url).await.unwrap();
+    connection.execute("DROP TABLE IF EXISTS raw_plain, raw_dedup").await.unwrap();
+    let row = sqlx::query("SELECT pg_database_size(current_database())").fetch_one(&mut connection).await.unwrap();
+    u64::try_from(row.get::<i64, _>(0)).unwrap()
 }
