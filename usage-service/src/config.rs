@@ -1,0 +1,50 @@
+//! The service's configuration; every key has a default, so that an empty file
+//! works.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use service_core::config::{DatabaseConfig, DatabaseUrl, IngestConfig, ServerConfig, TelemetryConfig, optional_listen};
+
+/// Prefix of the environment variables: `USAGE_LISTEN`, `USAGE_TELEMETRY__LOG`.
+pub const ENV_PREFIX: &str = "USAGE";
+
+/// See the fields for keys and defaults.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Where gRPC is served. Default `127.0.0.1:50052`; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where Prometheus metrics are served, empty for nowhere. Default
+    /// `127.0.0.1:9465`.
+    #[serde(deserialize_with = "optional_listen")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// `sqlite://PATH` or `postgres://…`. Default `sqlite://data/usage.db`.
+    pub database_url: DatabaseUrl,
+    /// A file of prices that add to, or override, the shipped ones. Default none.
+    pub prices_file: Option<PathBuf>,
+    /// Table `[server]`.
+    pub server: ServerConfig,
+    /// Table `[database]`.
+    pub database: DatabaseConfig,
+    /// Table `[ingest]`.
+    pub ingest: IngestConfig,
+    /// Table `[telemetry]`.
+    pub telemetry: TelemetryConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 50_052)),
+            metrics_listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9_465))),
+            database_url: DatabaseUrl::sqlite("data/usage.db"),
+            prices_file: None,
+            server: ServerConfig::default(),
+            database: DatabaseConfig::default(),
+            ingest: IngestConfig::default(),
+            telemetry: TelemetryConfig::default(),
+        }
+    }
+}

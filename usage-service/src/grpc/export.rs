@@ -1,0 +1,206 @@
+//! `ExportUsage`: the list query walked in one stream.
+//!
+//! The stream is pulled by its reader: a page is fetched whole, its connection is
+//! given back, and only then are chunks handed out. A reader that stops holds one
+//! page in memory and nothing else.
+
+use activity_proto::usage::v1 as proto;
+use futures::Stream;
+use prost::Message as _;
+use proto::export_usage_response::Part;
+use service_core::error::{Error, Result};
+use service_core::page;
+use service_core::time_range::WhenMissing;
+use sha2::{Digest as _, Sha256};
+use tonic::Status;
+
+use super::Shared;
+use super::query::{SeriesQuery, breakdown_limit, resolve, scope, series_limit};
+use crate::convert;
+use crate::export::{self, Format, Lines, Progress, Shape};
+use crate::fold::Metrics;
+use crate::model::Scope;
+use crate::store::Order;
+
+/// Rows that are fetched at once.
+const PAGE_ROWS: usize = 1_000;
+/// A chunk goes out when it has reached this size.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// Kind of the resume tokens.
+const RESUME_KIND: &str = "usage.export_requests";
+
+pub(super) type Chunks = std::pin::Pin<Box<dyn Stream<Item = Result<proto::ExportUsageResponse, Status>> + Send>>;
+
+impl Shared {
+    pub(super) async fn export(&self, mut request: proto::ExportUsageRequest) -> Result<Chunks> {
+        let range = resolve(request.time_range.as_ref(), WhenMissing::Refuse)?;
+        let filter = convert::filter(request.filter.as_ref())?;
+        let shape = convert::shape(request.shape)?;
+        let format = convert::format(request.format)?;
+        if shape != Shape::Requests && !request.resume_token.is_empty() {
+            return Err(Error::invalid(
+                "resume_token",
+                "resume_token is set, allowed is that with EXPORT_SHAPE_REQUESTS only; other shapes start over",
+            ));
+        }
+        let order_by = convert::metric(request.order_by)?;
+        let interval = convert::interval(range.start_us, range.end_us);
+        match shape {
+            Shape::Requests => {
+                let token = std::mem::take(&mut request.resume_token);
+                let query_hash = page::query_hash([request.encode_to_vec().as_slice()]);
+                let progress = if token.is_empty() {
+                    let watermark = self.store.watermark().await?;
+                    Progress::new(range.start_us, range.end_us, watermark)
+                } else {
+                    let payload = self.sealer.open_field("resume_token", RESUME_KIND, &query_hash, &token)?;
+                    Progress::from_bytes(&payload)?
+                };
+                let scope = Scope {
+                    start_us: progress.start_us,
+                    end_us: progress.end_us,
+                    filter,
+                    watermark: Some(progress.watermark),
+                };
+                let export =
+                    Requests { shared: self.clone(), query_hash, scope, format, progress, fresh: token.is_empty() };
+                Ok(Box::pin(export.run()))
+            }
+            Shape::Breakdown => {
+                let keys = convert::dimensions(&request.group_by, true)?;
+                let limit = breakdown_limit(request.limit)?;
+                let ranked = self.store.breakdown(&scope(&range, filter), &keys, order_by, limit).await?;
+                let lines = export::breakdown(format, &keys, &ranked)?;
+                Ok(Box::pin(small(lines, ranked.overall, interval)))
+            }
+            Shape::TimeSeries => {
+                let query = SeriesQuery {
+                    bucket: convert::bucket(request.bucket)?,
+                    keys: convert::dimensions(&request.group_by, false)?,
+                    order_by,
+                    limit: series_limit(request.limit)?,
+                    filter,
+                    range,
+                };
+                let (ranked, edges) = self.series(&query).await?;
+                let lines = export::time_series(format, &query.keys, &ranked, &edges)?;
+                Ok(Box::pin(small(lines, ranked.overall, interval)))
+            }
+        }
+    }
+}
+
+/// An export of requests under way.
+struct Requests {
+    shared: Shared,
+    query_hash: [u8; 32],
+    scope: Scope,
+    format: Format,
+    progress: Progress,
+    /// Whether it starts here: then the header comes first.
+    fresh: bool,
+}
+
+impl Requests {
+    fn run(mut self) -> impl Stream<Item = Result<proto::ExportUsageResponse, Status>> + Send {
+        async_stream::try_stream! {
+            let mut buffer = Vec::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 8);
+            if self.fresh {
+                export::requests_header(self.format, &mut buffer);
+            }
+            loop {
+                if self.shared.shutdown.is_cancelled() {
+                    // The client resumes from its last token, here or at a replica.
+                    Err(Error::ShuttingDown)?;
+                }
+                let after = self.progress.after;
+                let page = self
+                    .shared
+                    .store
+                    .requests(&self.scope, Order::OldestFirst, after, PAGE_ROWS)
+                    .await?;
+                let last = page.len() < PAGE_ROWS;
+                for stored in page {
+                    export::request(self.format, &stored, &mut buffer)?;
+                    self.progress.row(&stored);
+                    if buffer.len() >= CHUNK_BYTES {
+                        yield self.chunk(&mut buffer);
+                    }
+                }
+                if last {
+                    break;
+                }
+            }
+            if !buffer.is_empty() {
+                yield self.chunk(&mut buffer);
+            }
+            yield self.end().await?;
+        }
+    }
+
+    fn chunk(&mut self, buffer: &mut Vec<u8>) -> proto::ExportUsageResponse {
+        let capacity = buffer.capacity();
+        let data = std::mem::replace(buffer, Vec::with_capacity(capacity));
+        self.progress.bytes(&data);
+        let payload = self.progress.to_bytes();
+        message(Part::Chunk(proto::ExportChunk {
+            data,
+            resume_token: self.shared.sealer.seal(RESUME_KIND, &self.query_hash, &payload),
+            rows_so_far: Some(self.progress.totals.requests),
+        }))
+    }
+
+    /// Sums are those of the rows that went out; who is distinct among them is
+    /// asked once, of the same frozen set.
+    async fn end(self) -> Result<proto::ExportUsageResponse> {
+        let edges = [self.scope.start_us, self.scope.end_us];
+        let found = self.shared.store.totals(&self.scope, &edges).await?;
+        let total = Metrics { totals: self.progress.totals, ..found.first().copied().unwrap_or_default() };
+        Ok(message(Part::End(proto::ExportEnd {
+            rows: Some(self.progress.totals.requests),
+            sha256: self.progress.sha256(),
+            total: Some(convert::metrics(&total)),
+            currency_code: convert::currency(),
+            interval: Some(convert::interval(self.scope.start_us, self.scope.end_us)),
+        })))
+    }
+}
+
+/// An export that is in memory.
+fn small(
+    lines: Lines,
+    total: Metrics,
+    interval: activity_proto::common::v1::Interval,
+) -> impl Stream<Item = Result<proto::ExportUsageResponse, Status>> + Send {
+    async_stream::try_stream! {
+        let rows = (lines.lines.len() - lines.header) as u64;
+        let mut hash = Sha256::new();
+        let mut buffer = Vec::new();
+        let mut so_far = 0_u64;
+        let mut header = lines.header;
+        for line in lines.lines {
+            buffer.extend_from_slice(&line);
+            so_far += u64::from(header == 0);
+            header = header.saturating_sub(1);
+            if buffer.len() >= CHUNK_BYTES || (so_far == rows && !buffer.is_empty()) {
+                hash.update(&buffer);
+                yield message(Part::Chunk(proto::ExportChunk {
+                    data: std::mem::take(&mut buffer),
+                    resume_token: String::new(),
+                    rows_so_far: Some(so_far),
+                }));
+            }
+        }
+        yield message(Part::End(proto::ExportEnd {
+            rows: Some(rows),
+            sha256: hash.finalize().to_vec(),
+            total: Some(convert::metrics(&total)),
+            currency_code: convert::currency(),
+            interval: Some(interval),
+        }));
+    }
+}
+
+fn message(part: Part) -> proto::ExportUsageResponse {
+    proto::ExportUsageResponse { part: Some(part) }
+}

@@ -1,0 +1,269 @@
+//! `UsageQueryService`: totals, groups, series, requests, facets.
+
+use activity_proto::common::v1::TimeRange;
+use activity_proto::usage::v1 as proto;
+use prost::Message as _;
+use proto::usage_query_service_server::UsageQueryService;
+use service_core::clock;
+use service_core::error::{Error, Reason, Result};
+use service_core::page::{self, MAX_PAGE_BYTES};
+use service_core::time_range::{self, Bucket, Resolved, WhenMissing};
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::{Shared, export};
+use crate::convert;
+use crate::fold::Ranked;
+use crate::model::{Dimension, Filter, Metric, Position, Scope};
+use crate::store::Order;
+
+/// Points in one answer.
+const MAX_POINTS: usize = 10_000;
+
+/// Kind of the tokens of `ListRequests`.
+const PAGE_KIND: &str = "usage.list_requests";
+
+#[derive(Debug)]
+pub(super) struct Query(pub(super) Shared);
+
+/// A series as it was asked for.
+pub(super) struct SeriesQuery {
+    pub(super) range: Resolved,
+    pub(super) filter: Filter,
+    pub(super) bucket: Bucket,
+    pub(super) keys: Vec<Dimension>,
+    pub(super) order_by: Metric,
+    pub(super) limit: usize,
+}
+
+pub(super) fn resolve(range: Option<&TimeRange>, when_missing: WhenMissing) -> Result<Resolved> {
+    time_range::resolve(range, clock::now_us(), when_missing)
+}
+
+pub(super) fn scope(range: &Resolved, filter: Filter) -> Scope {
+    Scope { start_us: range.start_us, end_us: range.end_us, filter, watermark: None }
+}
+
+/// `limit` of a breakdown.
+pub(super) fn breakdown_limit(given: i32) -> Result<usize> {
+    convert::limit(given, 50, 1_000)
+}
+
+/// `limit` of a time series.
+pub(super) fn series_limit(given: i32) -> Result<usize> {
+    convert::limit(given, 10, 100)
+}
+
+impl Shared {
+    /// The series, and the edges of their buckets.
+    pub(super) async fn series(&self, query: &SeriesQuery) -> Result<(Ranked, Vec<i64>)> {
+        let edges = time_range::bucket_edges(&query.range, query.bucket, MAX_POINTS)?;
+        let buckets = edges.len() - 1;
+        let scope = scope(&query.range, query.filter.clone());
+        let fits = |series: usize| match series.saturating_mul(buckets) <= MAX_POINTS {
+            true => Ok(()),
+            false => Err(too_many_points(query, series, buckets)),
+        };
+        let ranked = self.store.series(&scope, &query.keys, query.order_by, query.limit, &edges, fits).await?;
+        Ok((ranked, edges))
+    }
+}
+
+/// The refusal that names the bucket that would fit.
+fn too_many_points(query: &SeriesQuery, series: usize, buckets: usize) -> Error {
+    let max = MAX_POINTS / series.max(1);
+    let coarser = [Bucket::Minute, Bucket::Hour, Bucket::Day, Bucket::Week, Bucket::Month];
+    let fits = coarser
+        .into_iter()
+        .filter(|bucket| *bucket > query.bucket)
+        .find(|bucket| time_range::bucket_edges(&query.range, *bucket, max).is_ok());
+    let advice = match fits {
+        Some(bucket) => format!("BUCKET_{} would fit", bucket.name()),
+        None => "no bucket would fit; narrow the range or lower the limit".to_owned(),
+    };
+    Error::invalid_because(
+        Reason::TooManyPoints,
+        "bucket",
+        format!("{series} series of {buckets} points are more than the {MAX_POINTS} allowed; {advice}"),
+    )
+}
+
+#[tonic::async_trait]
+impl UsageQueryService for Query {
+    async fn get_summary(
+        &self,
+        request: Request<proto::GetSummaryRequest>,
+    ) -> Result<Response<proto::GetSummaryResponse>, Status> {
+        let request = request.into_inner();
+        let range = resolve(request.time_range.as_ref(), WhenMissing::Last24Hours)?;
+        let filter = convert::filter(request.filter.as_ref())?;
+        let mut response = proto::GetSummaryResponse {
+            currency_code: convert::currency(),
+            interval: Some(range.to_interval()),
+            ..Default::default()
+        };
+        if !request.compare_to_previous {
+            let edges = [range.start_us, range.end_us];
+            let totals = self.0.store.totals(&scope(&range, filter), &edges).await?;
+            response.summary = totals.first().map(convert::metrics);
+            return Ok(Response::new(response));
+        }
+        // Both in one statement, and so of one snapshot.
+        let previous = range.previous();
+        let both = Scope { start_us: previous.start_us, ..scope(&range, filter) };
+        let edges = [previous.start_us, range.start_us, range.end_us];
+        let totals = self.0.store.totals(&both, &edges).await?;
+        response.previous = totals.first().map(convert::metrics);
+        response.summary = totals.get(1).map(convert::metrics);
+        response.previous_interval = Some(previous.to_interval());
+        Ok(Response::new(response))
+    }
+
+    async fn list_breakdown(
+        &self,
+        request: Request<proto::ListBreakdownRequest>,
+    ) -> Result<Response<proto::ListBreakdownResponse>, Status> {
+        let request = request.into_inner();
+        let range = resolve(request.time_range.as_ref(), WhenMissing::Last24Hours)?;
+        let filter = convert::filter(request.filter.as_ref())?;
+        let keys = convert::dimensions(&request.group_by, true)?;
+        let order_by = convert::metric(request.order_by)?;
+        let limit = breakdown_limit(request.limit)?;
+        let ranked = self.0.store.breakdown(&scope(&range, filter), &keys, order_by, limit).await?;
+        Ok(Response::new(proto::ListBreakdownResponse {
+            rows: ranked.rows.iter().map(convert::breakdown_row).collect(),
+            other: ranked.other.iter().flatten().next().map(convert::metrics),
+            total: ranked.total.first().map(convert::metrics),
+            groups: Some(ranked.groups),
+            currency_code: convert::currency(),
+            interval: Some(range.to_interval()),
+        }))
+    }
+
+    async fn get_time_series(
+        &self,
+        request: Request<proto::GetTimeSeriesRequest>,
+    ) -> Result<Response<proto::GetTimeSeriesResponse>, Status> {
+        let request = request.into_inner();
+        let query = SeriesQuery {
+            range: resolve(request.time_range.as_ref(), WhenMissing::Last24Hours)?,
+            filter: convert::filter(request.filter.as_ref())?,
+            bucket: convert::bucket(request.bucket)?,
+            keys: convert::dimensions(&request.group_by, false)?,
+            order_by: convert::metric(request.order_by)?,
+            limit: series_limit(request.limit)?,
+        };
+        let (ranked, edges) = self.0.series(&query).await?;
+        let rows = ranked.rows.into_iter();
+        Ok(Response::new(proto::GetTimeSeriesResponse {
+            series: rows.map(|group| convert::series(group.keys, &edges, &group.buckets)).collect(),
+            other: ranked.other.map(|buckets| convert::series(Vec::new(), &edges, &buckets)),
+            currency_code: convert::currency(),
+            interval: Some(query.range.to_interval()),
+        }))
+    }
+
+    async fn list_requests(
+        &self,
+        request: Request<proto::ListRequestsRequest>,
+    ) -> Result<Response<proto::ListRequestsResponse>, Status> {
+        let mut request = request.into_inner();
+        let page_size = page::page_size(request.page_size)?;
+        let page_token = std::mem::take(&mut request.page_token);
+        // Pages of one walk may differ in size.
+        request.page_size = 0;
+        let query_hash = page::query_hash([request.encode_to_vec().as_slice()]);
+
+        let mut range = resolve(request.time_range.as_ref(), WhenMissing::Last24Hours)?;
+        let mut after = None;
+        if !page_token.is_empty() {
+            let payload = self.0.sealer.open(PAGE_KIND, &query_hash, &page_token)?;
+            let (start_us, end_us, position) = unpack(&payload)?;
+            (range.start_us, range.end_us) = (start_us, end_us);
+            after = Some(position);
+        }
+        let filter = convert::filter(request.filter.as_ref())?;
+        let scope = scope(&range, filter);
+        // One more than asked for says whether there is another page.
+        let found = self.0.store.requests(&scope, Order::NewestFirst, after, page_size + 1).await?;
+        let mut requests = Vec::with_capacity(found.len().min(page_size));
+        let mut bytes = 0;
+        let mut next_page_token = String::new();
+        let mut last = None;
+        for stored in found {
+            let position = Position { occurred_at_us: stored.event.occurred_at_us, id: stored.event.id };
+            let message = convert::request(stored);
+            // With tag and length, each request takes some bytes more.
+            bytes += message.encoded_len() + 8;
+            if requests.len() == page_size || (bytes > MAX_PAGE_BYTES && !requests.is_empty()) {
+                let last = last.unwrap_or(position);
+                let payload = pack(range.start_us, range.end_us, last);
+                next_page_token = self.0.sealer.seal(PAGE_KIND, &query_hash, &payload);
+                break;
+            }
+            last = Some(position);
+            requests.push(message);
+        }
+        Ok(Response::new(proto::ListRequestsResponse {
+            requests,
+            next_page_token,
+            currency_code: convert::currency(),
+            interval: Some(range.to_interval()),
+        }))
+    }
+
+    async fn list_facets(
+        &self,
+        request: Request<proto::ListFacetsRequest>,
+    ) -> Result<Response<proto::ListFacetsResponse>, Status> {
+        let request = request.into_inner();
+        let range = resolve(request.time_range.as_ref(), WhenMissing::Last24Hours)?;
+        let filter = convert::filter(request.filter.as_ref())?;
+        let limit = convert::limit(request.limit, 100, 1_000)?;
+        let facets = self.0.store.facets(&scope(&range, filter), limit).await?;
+        Ok(Response::new(proto::ListFacetsResponse {
+            facets: facets
+                .into_iter()
+                .map(|(dimension, values, distinct)| convert::facet(dimension, values, distinct))
+                .collect(),
+            interval: Some(range.to_interval()),
+        }))
+    }
+
+    type ExportUsageStream = export::Chunks;
+
+    async fn export_usage(
+        &self,
+        request: Request<proto::ExportUsageRequest>,
+    ) -> Result<Response<Self::ExportUsageStream>, Status> {
+        Ok(Response::new(self.0.export(request.into_inner()).await?))
+    }
+}
+
+fn pack(start_us: i64, end_us: i64, position: Position) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(40);
+    for number in [start_us, end_us, position.occurred_at_us] {
+        payload.extend_from_slice(&number.to_be_bytes());
+    }
+    payload.extend_from_slice(position.id.as_bytes());
+    payload
+}
+
+fn unpack(payload: &[u8]) -> Result<(i64, i64, Position)> {
+    let number = |at: usize| {
+        let bytes = payload.get(at..at + 8)?;
+        bytes.try_into().ok().map(i64::from_be_bytes)
+    };
+    let unpacked = || {
+        let position = Position { occurred_at_us: number(16)?, id: Uuid::from_slice(payload.get(24..)?).ok()? };
+        Some((number(0)?, number(8)?, position))
+    };
+    // Sealed, so ours; but another version's.
+    unpacked().ok_or_else(|| {
+        Error::invalid_because(
+            Reason::InvalidPageToken,
+            "page_token",
+            "page_token is of another version of the service; repeat the query without it",
+        )
+    })
+}

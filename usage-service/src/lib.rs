@@ -1,0 +1,43 @@
+//! Usage analytics: one event for every model request, and exact answers for
+//! traffic, tokens and cost.
+//!
+//! ```text
+//! write   gateway ─▶ grpc ─▶ convert ─▶ ingest (cost, group commit) ─▶ store
+//! read    client  ─▶ grpc ─▶ store ─▶ fold ─▶ convert ─▶ client
+//! export  client  ─▶ grpc ─▶ store, page by page ─▶ export ─▶ client
+//! ```
+//!
+//! - [`config`]: keys and defaults.
+//! - `grpc`, `convert`: the wire; nothing else names generated types.
+//! - `model`: events, filters, dimensions, in our own words.
+//! - `ingest`: cost, then many streams into one writer.
+//! - `pricing`: the price book and the arithmetic of a cost.
+//! - `store`: SQLite or PostgreSQL; nothing else names SQL.
+//! - `fold`: the one exact fold behind every total.
+//! - `export`: rows as bytes, and how an export resumes.
+//!
+//! [`bind`] opens everything and fails early; [`Server::serve`] runs until it is
+//! told to stop:
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! let server = usage_service::bind(usage_service::Config::default()).await?;
+//! println!("ready usage={}", server.local_addr());
+//! server.serve(tokio_util::sync::CancellationToken::new()).await
+//! # }
+//! ```
+
+pub mod config;
+mod convert;
+mod export;
+pub mod fold;
+mod grpc;
+mod ingest;
+pub mod model;
+mod money;
+pub mod pricing;
+mod server;
+pub mod store;
+
+pub use config::{Config, ENV_PREFIX};
+pub use server::{Server, bind};

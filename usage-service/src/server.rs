@@ -1,0 +1,88 @@
+//! Putting the service together, and running it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use service_core::page::Sealer;
+use service_core::server;
+use service_core::telemetry::{Metrics, serve_metrics};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::grpc::Shared;
+use crate::ingest;
+use crate::pricing::PriceBook;
+use crate::store::Store;
+
+/// A server that listens, with its store open and its schema up to date.
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    metrics_listener: Option<TcpListener>,
+    store: Store,
+    book: Arc<PriceBook>,
+    seal_key: [u8; 32],
+}
+
+/// Reads the prices, opens the store, listens. What is refused is a
+/// [`service_core::config::ConfigError`].
+pub async fn bind(config: Config) -> anyhow::Result<Server> {
+    let listener = server::bind("listen", config.listen).await?;
+    let local_addr = listener.local_addr().context("the address of the listener")?;
+    let metrics_listener = match config.metrics_listen {
+        Some(address) => Some(server::bind("metrics_listen", address).await?),
+        None => None,
+    };
+    let book = PriceBook::load(config.prices_file.as_deref())
+        .map_err(|error| service_core::config::ConfigError::Refused(error.to_string()))?;
+    let store = Store::open(&config.database_url, &config.database).await?;
+    let seal_key = store.seal_key().await?;
+    Ok(Server { config, listener, local_addr, metrics_listener, store, book: Arc::new(book), seal_key })
+}
+
+impl Server {
+    /// Where gRPC is served; tells the port where 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Where metrics are served, if anywhere.
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics_listener.as_ref()?.local_addr().ok()
+    }
+
+    /// Serves until `shutdown` is cancelled; then drains, settles what was handed
+    /// to the writer, and closes the store.
+    pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let metrics = Metrics::new("usage");
+        let writer = ingest::start(self.store.clone(), &self.config.ingest, &metrics);
+        let shared = Shared::new(
+            self.store.clone(),
+            self.book,
+            Sealer::new(self.seal_key),
+            writer.clone(),
+            &self.config.ingest,
+            shutdown.clone(),
+        );
+        let (routes, health) = shared.routes();
+        let stop_metrics = CancellationToken::new();
+        let metrics_task = self
+            .metrics_listener
+            .map(|listener| tokio::spawn(serve_metrics(listener, metrics.clone(), stop_metrics.clone())));
+        let served = server::serve(self.listener, routes, health, &self.config.server, &metrics, shutdown).await;
+        // After the last stream: what it handed over is committed all the same.
+        writer.close().await;
+        stop_metrics.cancel();
+        if let Some(task) = metrics_task
+            && let Err(error) = task.await
+        {
+            tracing::warn!(%error, "the metrics listener failed");
+        }
+        self.store.close().await;
+        served
+    }
+}

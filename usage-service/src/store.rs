@@ -1,0 +1,92 @@
+//! Storage: SQLite or PostgreSQL, one schema, the same answers. The only module
+//! that names sea-orm or SQL.
+//!
+//! ```text
+//! usage_requests     a row a request        key id; (occurred_at, id); (user_id, occurred_at, id)
+//! usage_charges      what rows refer to: the price that made a cost, or why there is none
+//! usage_producers    what rows refer to: one SDK instance and epoch
+//! usage_dropped      numbers that producers say they have dropped
+//! ```
+//!
+//! - **Written once.** Rows are only inserted. `id` is unique, so is (producer,
+//!   sequence); what an insert skips is looked up and told apart (`write`).
+//! - **One snapshot an answer.** Every answer is one statement, or one read
+//!   transaction (`cells`, `page`).
+//! - **Commit numbers.** Every transaction marks its rows with a number, such that
+//!   an export can be frozen: see [`Store::watermark`].
+
+mod cells;
+mod entity;
+mod migration;
+mod page;
+mod scope;
+mod watermark;
+mod write;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+use sea_orm::{DatabaseTransaction, DbBackend, IsolationLevel, TransactionTrait as _};
+use service_core::config::{DatabaseConfig, DatabaseUrl};
+use service_core::database::{Database, Engine, connect};
+use service_core::error::Result;
+
+pub use page::Order;
+pub use write::Batch;
+
+/// The open store. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    db: Database,
+    /// Rows of `usage_charges` and `usage_producers` that are known to be there.
+    known: Arc<Mutex<HashSet<i64>>>,
+}
+
+impl Store {
+    /// Connects and brings the schema up to date.
+    pub async fn open(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Self> {
+        let db = connect(url, config).await?;
+        db.migrate::<migration::Migrator>().await?;
+        Ok(Self { db, known: Arc::default() })
+    }
+
+    /// The key under which this deployment's tokens are sealed.
+    pub async fn seal_key(&self) -> Result<[u8; 32]> {
+        self.db.seal_key().await
+    }
+
+    /// Whether reading works.
+    pub async fn probe_reader(&self) -> Result<()> {
+        self.db.probe_reader().await
+    }
+
+    /// Whether a write becomes durable.
+    pub async fn probe_writer(&self) -> Result<()> {
+        self.db.probe_writer().await
+    }
+
+    /// Closes the pools, after what is in use.
+    pub async fn close(self) {
+        self.db.close().await;
+    }
+
+    fn backend(&self) -> DbBackend {
+        match self.db.engine {
+            Engine::Sqlite => DbBackend::Sqlite,
+            Engine::Postgres => DbBackend::Postgres,
+        }
+    }
+
+    /// A transaction whose statements all see the same snapshot.
+    async fn snapshot(&self) -> Result<DatabaseTransaction> {
+        Ok(match self.db.engine {
+            // A deferred transaction takes its snapshot with its first read.
+            Engine::Sqlite => self.db.reader.begin().await?,
+            Engine::Postgres => {
+                let isolation = Some(IsolationLevel::RepeatableRead);
+                let access = Some(sea_orm::AccessMode::ReadOnly);
+                self.db.reader.begin_with_config(isolation, access).await?
+            }
+        })
+    }
+}

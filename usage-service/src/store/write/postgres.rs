@@ -1,0 +1,144 @@
+//! Writing on PostgreSQL: each column of all rows as one array, one statement a
+//! group.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use service_core::error::{Error, Result};
+use sqlx::{PgPool, Postgres, Row as _, Transaction};
+use uuid::Uuid;
+
+use super::columns::{COLUMNS, POSTGRES_TYPES, count, map};
+use super::{Known, References, Row, Stamp, charge_texts};
+use crate::model::{AppliedPrice, Event, Tokens};
+use crate::store::watermark::COMMIT_LOCK;
+
+/// Takes the lock that watermarks respect, and then a commit number.
+pub(super) async fn begin(pool: &PgPool) -> Result<(Transaction<'static, Postgres>, i64)> {
+    let mut transaction = pool.begin().await?;
+    sqlx::query("SELECT pg_advisory_xact_lock_shared($1)").bind(COMMIT_LOCK).execute(&mut *transaction).await?;
+    let number = sqlx::query_scalar("SELECT nextval('usage_commit_number')").fetch_one(&mut *transaction).await?;
+    Ok((transaction, number))
+}
+
+/// Rows that are referred to: few, and mostly none.
+pub(super) async fn references(
+    transaction: &mut Transaction<'static, Postgres>,
+    references: &References<'_>,
+    stamp: Stamp,
+) -> Result<()> {
+    let none = AppliedPrice::default();
+    for (id, charge) in &references.charges {
+        let (price, reason) = charge_texts(charge);
+        let price = price.unwrap_or(&none);
+        sqlx::query("INSERT INTO usage_charges VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING")
+            .bind(id)
+            .bind(&price.book_version)
+            .bind(&price.provider)
+            .bind(&price.model)
+            .bind(&price.detail)
+            .bind(reason)
+            .execute(&mut **transaction)
+            .await?;
+    }
+    for (id, (producer_id, epoch)) in &references.producers {
+        sqlx::query("INSERT INTO usage_producers VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
+            .bind(id)
+            .bind(*producer_id)
+            .bind(epoch)
+            .execute(&mut **transaction)
+            .await?;
+    }
+    for (producer, first, last) in &references.dropped {
+        sqlx::query("INSERT INTO usage_dropped VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING")
+            .bind(producer)
+            .bind(first)
+            .bind(last)
+            .bind(stamp.recorded_at_us)
+            .execute(&mut **transaction)
+            .await?;
+    }
+    Ok(())
+}
+
+fn statement() -> &'static str {
+    static STATEMENT: OnceLock<String> = OnceLock::new();
+    STATEMENT.get_or_init(|| {
+        let columns = COLUMNS.join(", ");
+        let arrays: Vec<String> =
+            POSTGRES_TYPES.iter().enumerate().map(|(index, array)| format!("${}::{array}[]", index + 3)).collect();
+        format!(
+            "INSERT INTO usage_requests (recorded_at, commit_number, {columns}) \
+             SELECT $1, $2, rows.* FROM UNNEST({}) AS rows ON CONFLICT DO NOTHING",
+            arrays.join(", ")
+        )
+    })
+}
+
+/// How many went in.
+pub(super) async fn insert(
+    transaction: &mut Transaction<'static, Postgres>,
+    rows: &[&Row<'_>],
+    stamp: Stamp,
+) -> Result<u64> {
+    fn column<'a, T>(rows: &[&Row<'a>], value: impl Fn(&'a Event) -> T) -> Vec<T> {
+        rows.iter().map(|row| value(&row.request.event)).collect()
+    }
+    let tokens = |value: fn(&Tokens) -> i64| column(rows, |event| count(value(&event.tokens)));
+    let maps = |value: &dyn Fn(&Event) -> Result<String, serde_json::Error>| {
+        rows.iter().map(|row| value(&row.request.event).map_err(Error::internal)).collect::<Result<Vec<String>>>()
+    };
+    let done = sqlx::query(statement())
+        .bind(stamp.recorded_at_us)
+        .bind(stamp.commit_number)
+        .bind(column(rows, |event| event.id))
+        .bind(column(rows, |event| event.occurred_at_us))
+        .bind(column(rows, |event| event.instance_id.as_str()))
+        .bind(column(rows, |event| event.user_id.as_str()))
+        .bind(column(rows, |event| event.team_id.as_str()))
+        .bind(column(rows, |event| event.api_key_id.as_str()))
+        .bind(column(rows, |event| event.provider.as_str()))
+        .bind(column(rows, |event| event.requested_model.as_str()))
+        .bind(column(rows, |event| event.model.as_str()))
+        .bind(column(rows, |event| event.status.number()))
+        .bind(column(rows, |event| event.operation.as_str()))
+        .bind(tokens(|tokens| tokens.input_uncached))
+        .bind(tokens(|tokens| tokens.input_cache_read))
+        .bind(tokens(|tokens| tokens.input_cache_write))
+        .bind(tokens(|tokens| tokens.input_cache_write_1h))
+        .bind(tokens(|tokens| tokens.output))
+        .bind(tokens(|tokens| tokens.output_reasoning))
+        .bind(maps(&|event| map(&event.other_units))?)
+        .bind(column(rows, |event| event.latency_us))
+        .bind(column(rows, |event| event.time_to_first_token_us))
+        .bind(column(rows, |event| event.service_tier.as_str()))
+        .bind(column(rows, |event| event.processing.as_str()))
+        .bind(column(rows, |event| event.request_id.as_str()))
+        .bind(maps(&|event| map(&event.labels))?)
+        .bind(maps(&|event| map(&event.price_conditions))?)
+        .bind(rows.iter().map(|row| row.request.charge.cost_nanos()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.charge_ref).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.producer_ref).collect::<Vec<_>>())
+        .bind(column(rows, |event| event.producer.as_ref().map(|producer| producer.sequence)))
+        .bind(rows.iter().map(|row| row.request.content_hash.as_slice()).collect::<Vec<_>>())
+        .execute(&mut **transaction)
+        .await?;
+    Ok(done.rows_affected())
+}
+
+/// Finds what is known of some ids.
+pub(super) async fn lookup(
+    transaction: &mut Transaction<'static, Postgres>,
+    ids: &[Uuid],
+    known: &mut HashMap<Uuid, Known>,
+) -> Result<()> {
+    let rows = sqlx::query("SELECT id, content_hash, commit_number FROM usage_requests WHERE id = ANY($1)")
+        .bind(ids)
+        .fetch_all(&mut **transaction)
+        .await?;
+    for row in rows {
+        let found = Known { content_hash: row.try_get(1)?, commit_number: row.try_get(2)? };
+        known.insert(row.try_get(0)?, found);
+    }
+    Ok(())
+}

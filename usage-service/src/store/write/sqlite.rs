@@ -1,0 +1,178 @@
+//! Writing on SQLite: rows as `VALUES`, in a few sizes of statement, so that each
+//! is prepared once.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use service_core::error::{Error, Result};
+use sqlx::sqlite::{SqliteArguments, SqlitePool};
+use sqlx::{Arguments as _, AssertSqlSafe, Row as _, Sqlite, Transaction};
+use uuid::Uuid;
+
+use super::columns::{COLUMNS, count, map};
+use super::{Known, References, Row, Stamp, charge_texts};
+use crate::model::AppliedPrice;
+
+/// Rows in one statement. The largest stays below the 32,766 parameters that
+/// SQLite allows.
+const SIZES: [usize; 4] = [512, 64, 8, 1];
+
+/// Takes the write lock and the next commit number.
+pub(super) async fn begin(pool: &SqlitePool) -> Result<(Transaction<'static, Sqlite>, i64)> {
+    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+    let number = sqlx::query_scalar("UPDATE usage_commits SET last = last + 1 RETURNING last")
+        .fetch_one(&mut *transaction)
+        .await?;
+    Ok((transaction, number))
+}
+
+/// Rows that are referred to: few, and mostly none.
+pub(super) async fn references(
+    transaction: &mut Transaction<'static, Sqlite>,
+    references: &References<'_>,
+    stamp: Stamp,
+) -> Result<()> {
+    let none = AppliedPrice::default();
+    for (id, charge) in &references.charges {
+        let (price, reason) = charge_texts(charge);
+        let price = price.unwrap_or(&none);
+        sqlx::query("INSERT INTO usage_charges VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING")
+            .bind(id)
+            .bind(&price.book_version)
+            .bind(&price.provider)
+            .bind(&price.model)
+            .bind(&price.detail)
+            .bind(reason)
+            .execute(&mut **transaction)
+            .await?;
+    }
+    for (id, (producer_id, epoch)) in &references.producers {
+        sqlx::query("INSERT INTO usage_producers VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+            .bind(id)
+            .bind(*producer_id)
+            .bind(epoch)
+            .execute(&mut **transaction)
+            .await?;
+    }
+    for (producer, first, last) in &references.dropped {
+        sqlx::query("INSERT INTO usage_dropped VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING")
+            .bind(producer)
+            .bind(first)
+            .bind(last)
+            .bind(stamp.recorded_at_us)
+            .execute(&mut **transaction)
+            .await?;
+    }
+    Ok(())
+}
+
+/// How many went in.
+pub(super) async fn insert(
+    transaction: &mut Transaction<'static, Sqlite>,
+    mut rows: &[&Row<'_>],
+    stamp: Stamp,
+) -> Result<u64> {
+    let mut inserted = 0;
+    while !rows.is_empty() {
+        let size = SIZES.into_iter().find(|size| *size <= rows.len()).unwrap_or(1);
+        let (now, later) = rows.split_at(size);
+        rows = later;
+        inserted += sqlx::query_with(statement(size), arguments(now, stamp)?)
+            .execute(&mut **transaction)
+            .await?
+            .rows_affected();
+    }
+    Ok(inserted)
+}
+
+/// The statement for so many rows, one of `SIZES`.
+fn statement(rows: usize) -> &'static str {
+    static STATEMENTS: OnceLock<Vec<(usize, String)>> = OnceLock::new();
+    let statements = STATEMENTS.get_or_init(|| {
+        let columns = COLUMNS.join(", ");
+        let build = |rows: usize| {
+            let row = |row: usize| {
+                let first = 3 + row * COLUMNS.len();
+                let values: Vec<String> = (first..first + COLUMNS.len()).map(|n| format!("?{n}")).collect();
+                format!("(?1, ?2, {})", values.join(", "))
+            };
+            let rows: Vec<String> = (0..rows).map(row).collect();
+            format!(
+                "INSERT INTO usage_requests (recorded_at, commit_number, {columns}) VALUES {} \
+                 ON CONFLICT DO NOTHING",
+                rows.join(", ")
+            )
+        };
+        SIZES.into_iter().map(|size| (size, build(size))).collect()
+    });
+    statements.iter().find(|(size, _)| *size == rows).map_or("", |(_, sql)| sql)
+}
+
+fn arguments(rows: &[&Row<'_>], stamp: Stamp) -> Result<SqliteArguments> {
+    let mut arguments = SqliteArguments::default();
+    arguments.reserve(2 + rows.len() * COLUMNS.len(), 0);
+    bind(&mut arguments, stamp.recorded_at_us)?;
+    bind(&mut arguments, stamp.commit_number)?;
+    for row in rows {
+        let event = &row.request.event;
+        let tokens = &event.tokens;
+        bind(&mut arguments, event.id)?;
+        bind(&mut arguments, event.occurred_at_us)?;
+        bind(&mut arguments, event.instance_id.as_str())?;
+        bind(&mut arguments, event.user_id.as_str())?;
+        bind(&mut arguments, event.team_id.as_str())?;
+        bind(&mut arguments, event.api_key_id.as_str())?;
+        bind(&mut arguments, event.provider.as_str())?;
+        bind(&mut arguments, event.requested_model.as_str())?;
+        bind(&mut arguments, event.model.as_str())?;
+        bind(&mut arguments, event.status.number())?;
+        bind(&mut arguments, event.operation.as_str())?;
+        for value in [
+            tokens.input_uncached,
+            tokens.input_cache_read,
+            tokens.input_cache_write,
+            tokens.input_cache_write_1h,
+            tokens.output,
+            tokens.output_reasoning,
+        ] {
+            bind(&mut arguments, count(value))?;
+        }
+        bind(&mut arguments, map(&event.other_units).map_err(Error::internal)?)?;
+        bind(&mut arguments, event.latency_us)?;
+        bind(&mut arguments, event.time_to_first_token_us)?;
+        bind(&mut arguments, event.service_tier.as_str())?;
+        bind(&mut arguments, event.processing.as_str())?;
+        bind(&mut arguments, event.request_id.as_str())?;
+        bind(&mut arguments, map(&event.labels).map_err(Error::internal)?)?;
+        bind(&mut arguments, map(&event.price_conditions).map_err(Error::internal)?)?;
+        bind(&mut arguments, row.request.charge.cost_nanos())?;
+        bind(&mut arguments, row.charge_ref)?;
+        bind(&mut arguments, row.producer_ref)?;
+        bind(&mut arguments, event.producer.as_ref().map(|producer| producer.sequence))?;
+        bind(&mut arguments, row.request.content_hash.as_slice())?;
+    }
+    Ok(arguments)
+}
+
+fn bind<'q>(arguments: &mut SqliteArguments, value: impl sqlx::Encode<'q, Sqlite> + sqlx::Type<Sqlite>) -> Result<()> {
+    arguments.add(value).map_err(|error| Error::from(sqlx::Error::Encode(error)))
+}
+
+/// Finds what is known of some ids.
+pub(super) async fn lookup(
+    transaction: &mut Transaction<'static, Sqlite>,
+    ids: &[Uuid],
+    known: &mut HashMap<Uuid, Known>,
+) -> Result<()> {
+    let places = vec!["?"; ids.len()].join(", ");
+    let sql = format!("SELECT id, content_hash, commit_number FROM usage_requests WHERE id IN ({places})");
+    let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+    for id in ids {
+        query = query.bind(id);
+    }
+    for row in query.fetch_all(&mut **transaction).await? {
+        let found = Known { content_hash: row.try_get(1)?, commit_number: row.try_get(2)? };
+        known.insert(row.try_get(0)?, found);
+    }
+    Ok(())
+}

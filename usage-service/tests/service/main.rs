@@ -1,0 +1,8 @@
+//! The whole service in this process, spoken to over gRPC.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod export;
+mod harness;
+mod ingest;
+mod prices;
+mod query;
