@@ -1,1 +1,194 @@
-fn main() {}
+//! Both services in one process: `standalone serve` keeps its data in a folder,
+//! `standalone demo` shows what the product does.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use chrono::{DateTime, Utc};
+use clap::{Args, Parser, Subcommand};
+use service_core::config::EXIT_CONFIG;
+use service_core::{server, telemetry};
+use standalone::demo::{self, Demo};
+use standalone::sample;
+use standalone::serve::{self, Settings};
+use tokio_util::sync::CancellationToken;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The audit log and usage analytics in one process, on SQLite in a folder.
+///
+/// The environment variables of both services apply: AUDIT_LISTEN, USAGE_LISTEN,
+/// AUDIT_METRICS_LISTEN and so on; logs and traces are as AUDIT_TELEMETRY__… says.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve from a data folder (what happens without a command, too).
+    Serve(ServeArgs),
+    /// Stream 30 days of a sample platform, or real data, and show the answers.
+    Demo(DemoArgs),
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    /// Where the databases are kept; made if there is none.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where the audit service listens.
+    #[arg(long, value_name = "ADDR")]
+    audit_listen: Option<SocketAddr>,
+    /// Where the usage service listens.
+    #[arg(long, value_name = "ADDR")]
+    usage_listen: Option<SocketAddr>,
+}
+
+/// Stream 30 days of a sample platform, or real data, and show the answers.
+///
+/// The sample is a platform of a few hundred users whose request sizes and arrivals
+/// are fitted to the Azure LLM inference trace 2023; the same seed and end make the
+/// same events. With --requests or --actions nothing is made up: what has no file
+/// stays empty.
+///
+/// --requests takes the columns TIMESTAMP,ContextTokens,GeneratedTokens. For row i
+/// (from 0) let K be "i|TIMESTAMP|ContextTokens|GeneratedTokens" as in the file, and
+/// h(x) the first 8 bytes, big-endian, of SHA-256 of "x|K". Then u = ((h("user") >>
+/// 32) % 300) * (h("user") % 300) / 300 gives user-%03d of u, team-%02d of u % 12,
+/// key-%03d-%d of u and h("key") % 2; h("model") % 10 picks of: openai gpt-4o,
+/// openai gpt-4.1-mini, openai gpt-5.4-mini, anthropic claude-sonnet-4-5, anthropic
+/// claude-haiku-4-5, google gemini-2.5-flash, google gemini-2.5-pro, mistral
+/// codestral-2508, deepseek deepseek-chat, self-hosted llama-3.3-70b-instruct. The
+/// id is a UUIDv7 of the time and the first 10 bytes of SHA-256 of "id|K". Times are
+/// cut to microseconds and moved so that the latest is --until.
+///
+/// --actions takes CloudTrail records, one a line: eventSource and eventName give
+/// the action (ec2.create_vpc), userIdentity the actor, requestParameters the
+/// resources and, with responseElements, the changes, errorCode the outcome; the id
+/// is a UUIDv7 of the time and SHA-256 of the line. Times are moved likewise. All
+/// rules in full: documentation of the modules replay::requests, replay::actions.
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+struct DemoArgs {
+    /// Replay these requests (the Azure trace's columns, CSV).
+    #[arg(long, value_name = "FILE.csv")]
+    requests: Option<PathBuf>,
+    /// Replay these actions (CloudTrail records, JSONL).
+    #[arg(long, value_name = "FILE.jsonl")]
+    actions: Option<PathBuf>,
+    /// Decides all that is drawn in the sample.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Days of the sample.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=i64::from(sample::MOST_DAYS)))]
+    days: u32,
+    /// Users of the sample.
+    #[arg(long, default_value_t = 300, value_parser = users)]
+    users: usize,
+    /// Requests of the sample.
+    #[arg(long, default_value_t = 90_000)]
+    events: usize,
+    /// When the data ends, RFC 3339; default now.
+    #[arg(long, value_name = "TIME")]
+    until: Option<DateTime<Utc>>,
+    /// Keep the databases here; default a temporary folder that goes in the end.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where the audit service listens; default 127.0.0.1:50051, or a free port if
+    /// that is taken.
+    #[arg(long, value_name = "ADDR")]
+    audit_listen: Option<SocketAddr>,
+    /// Where the usage service listens; default 127.0.0.1:50052, or a free port if
+    /// that is taken.
+    #[arg(long, value_name = "ADDR")]
+    usage_listen: Option<SocketAddr>,
+    /// End after printing, instead of serving until Ctrl-C.
+    #[arg(long)]
+    exit: bool,
+}
+
+fn users(text: &str) -> Result<usize, String> {
+    let allowed = sample::FEWEST_USERS..=sample::MOST_USERS;
+    match text.parse() {
+        Ok(count) if allowed.contains(&count) => Ok(count),
+        _ => Err(format!("allowed are {} to {}", allowed.start(), allowed.end())),
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to standard output; if that is closed there is nobody to tell.
+            let _ = error.print();
+            return if error.use_stderr() { EXIT_CONFIG.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let outcome = match cli.command {
+        Some(Command::Demo(args)) => run_demo(args).await,
+        Some(Command::Serve(args)) => run_serve(args).await,
+        None => run_serve(cli.serve).await,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("standalone: {error:#}");
+            standalone::exit_code(&error).into()
+        }
+    }
+}
+
+/// Variables that are text; others cannot be ours.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+/// Cancelled at SIGTERM or SIGINT.
+fn stop_at_signal() -> CancellationToken {
+    let stop = CancellationToken::new();
+    tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            server::shutdown_signal().await;
+            stop.cancel();
+        }
+    });
+    stop
+}
+
+async fn run_serve(args: ServeArgs) -> Result<()> {
+    let Some(data_dir) = args.data_dir else {
+        return Err(standalone::refused("--data-dir DIR is required"));
+    };
+    let settings = Settings { data_dir, audit_listen: args.audit_listen, usage_listen: args.usage_listen };
+    let configs = serve::configs(&settings, environment())?;
+    let _telemetry = telemetry::init(&configs.audit.telemetry, "standalone")?;
+    let stop = stop_at_signal();
+    let pair = serve::bind(&settings, configs).await?;
+    let (audit, usage) = pair.addresses()?;
+    println!("ready audit={audit} usage={usage}");
+    pair.serve(stop).await
+}
+
+async fn run_demo(args: DemoArgs) -> Result<()> {
+    let until_us = args.until.unwrap_or_else(Utc::now).timestamp_micros();
+    let demo = Demo {
+        requests: args.requests,
+        actions: args.actions,
+        plan: sample::Plan { seed: args.seed, days: args.days, users: args.users, events: args.events, until_us },
+        data_dir: args.data_dir,
+        audit_listen: args.audit_listen,
+        usage_listen: args.usage_listen,
+        exit: args.exit,
+    };
+    demo::run(demo, environment(), stop_at_signal()).await
+}

@@ -1,0 +1,122 @@
+//! Both services in one process, on databases in one folder.
+//!
+//! The settings are those of the two programs: their environment variables, over
+//! which the command line goes, and under which lies a database in the data folder.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use service_core::config::{self, ConfigError, DatabaseUrl};
+use tokio_util::sync::CancellationToken;
+
+/// What the command line says.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Where the databases are.
+    pub data_dir: PathBuf,
+    /// Where the audit service listens, if not where its own settings say.
+    pub audit_listen: Option<SocketAddr>,
+    /// Where the usage service listens, if not where its own settings say.
+    pub usage_listen: Option<SocketAddr>,
+}
+
+/// The configuration of each service.
+#[derive(Clone, Debug)]
+pub struct Configs {
+    /// Of the audit service.
+    pub audit: audit_service::Config,
+    /// Of the usage service.
+    pub usage: usage_service::Config,
+}
+
+/// Both services, bound and migrated, not yet serving.
+#[derive(Debug)]
+pub struct Pair {
+    audit: audit_service::Server,
+    usage: usage_service::Server,
+}
+
+/// Reads the configuration of both services.
+///
+/// # Errors
+///
+/// A [`ConfigError`] for what is refused.
+pub fn configs(settings: &Settings, env: impl IntoIterator<Item = (String, String)>) -> Result<Configs, ConfigError> {
+    let mut variables = BTreeMap::new();
+    for (prefix, file) in [(audit_service::ENV_PREFIX, "audit.db"), (usage_service::config::ENV_PREFIX, "usage.db")] {
+        variables.insert(format!("{prefix}_DATABASE_URL"), database(&settings.data_dir, file)?);
+    }
+    variables.extend(env);
+    let listen = [
+        (audit_service::ENV_PREFIX, settings.audit_listen),
+        (usage_service::config::ENV_PREFIX, settings.usage_listen),
+    ];
+    for (prefix, listen) in listen {
+        if let Some(listen) = listen {
+            variables.insert(format!("{prefix}_LISTEN"), listen.to_string());
+        }
+    }
+    Ok(Configs {
+        audit: config::load(audit_service::ENV_PREFIX, None, variables.clone())?,
+        usage: config::load(usage_service::config::ENV_PREFIX, None, variables)?,
+    })
+}
+
+fn database(folder: &Path, file: &str) -> Result<String, ConfigError> {
+    let path = folder.join(file);
+    match path.to_str() {
+        // A `?` would begin the URL's parameters.
+        Some(text) if !text.contains('?') => Ok(DatabaseUrl::sqlite(text).expose().to_owned()),
+        _ => Err(ConfigError::Refused(format!(
+            "data folder {} is not usable; allowed are paths in UTF-8 without a question mark",
+            folder.display()
+        ))),
+    }
+}
+
+/// Makes the data folder if there is none, opens both databases, and listens.
+///
+/// # Errors
+///
+/// What the services' own `bind` refuses, and a folder that cannot be made.
+pub async fn bind(settings: &Settings, configs: Configs) -> Result<Pair> {
+    std::fs::create_dir_all(&settings.data_dir)
+        .with_context(|| format!("cannot make the data folder {}", settings.data_dir.display()))?;
+    Ok(Pair {
+        audit: audit_service::bind(configs.audit).await.context("audit")?,
+        usage: usage_service::bind(configs.usage).await.context("usage")?,
+    })
+}
+
+impl Pair {
+    /// Where the audit and the usage service listen.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says of its own socket.
+    pub fn addresses(&self) -> Result<(SocketAddr, SocketAddr)> {
+        Ok((self.audit.local_addr()?, self.usage.local_addr()))
+    }
+
+    /// Serves until `shutdown`, and then until both have drained. Where one of them
+    /// ends early the other one is stopped too: half a platform is no platform.
+    ///
+    /// # Errors
+    ///
+    /// The first service's that failed.
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
+        let audit = self.audit.serve(shutdown.clone());
+        let usage = self.usage.serve(shutdown.clone());
+        let (audit, usage) = tokio::join!(ended(audit, &shutdown), ended(usage, &shutdown));
+        audit.context("audit")?;
+        usage.context("usage")
+    }
+}
+
+async fn ended(service: impl Future<Output = Result<()>>, shutdown: &CancellationToken) -> Result<()> {
+    let outcome = service.await;
+    shutdown.cancel();
+    outcome
+}

@@ -1,0 +1,72 @@
+//! The files of `deploy`: sample configurations are the defaults and complete, and
+//! what the unit files and the image name is there.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::fmt::Debug;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use service_core::config::load;
+
+fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Each key of a configuration has its line in the sample: with its default, or
+/// commented out where there is none.
+fn holds_every_key(sample: &Path, config: &impl Debug) {
+    let text = fs::read_to_string(sample).unwrap();
+    let names = |line: &str| line.trim_start_matches("# ").split_once(" = ").map(|(key, _)| key.to_owned());
+    let written: Vec<String> = text.lines().filter_map(names).collect();
+    let mut keys = 0;
+    for line in format!("{config:#?}").lines() {
+        let Some((key, value)) = line.trim().split_once(": ") else { continue };
+        let is_table = value.ends_with("Config {");
+        if key.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_' || letter.is_ascii_digit()) {
+            let found =
+                if is_table { text.contains(&format!("[{key}]")) } else { written.iter().any(|name| name == key) };
+            assert!(found, "{key} is not in {}", sample.display());
+            keys += 1;
+        }
+    }
+    assert!(keys > 20);
+}
+
+#[test]
+fn sample_configurations_are_the_defaults_and_complete() {
+    let audit = deploy().join("config/audit-service.toml");
+    let config: audit_service::Config = load("AUDIT", Some(&audit), []).unwrap();
+    assert_eq!(config, audit_service::Config::default());
+    holds_every_key(&audit, &config);
+
+    let usage = deploy().join("config/usage-service.toml");
+    let config: usage_service::Config = load("USAGE", Some(&usage), []).unwrap();
+    assert_eq!(config, usage_service::Config::default());
+    holds_every_key(&usage, &config);
+}
+
+#[test]
+fn unit_files_start_programs_that_there_are_with_variables_that_there_are() {
+    for name in ["audit", "usage"] {
+        let unit = fs::read_to_string(deploy().join(format!("systemd/{name}-service.service"))).unwrap();
+        let exec = format!("ExecStart=/usr/local/bin/{name}-service --config /etc/activity/{name}-service.toml");
+        assert!(unit.lines().any(|line| line == exec));
+        let variable = unit.lines().find_map(|line| line.strip_prefix("Environment=")).unwrap();
+        let (key, value) = variable.split_once('=').unwrap();
+        let env = [(key.to_owned(), value.to_owned())];
+        let path = match name {
+            "audit" => load::<audit_service::Config>("AUDIT", None, env).unwrap().database_url.sqlite_path(),
+            _ => load::<usage_service::Config>("USAGE", None, env).unwrap().database_url.sqlite_path(),
+        };
+        assert_eq!(path.unwrap(), PathBuf::from(format!("/var/lib/{name}-service/{name}.db")));
+    }
+}
+
+#[test]
+fn image_builds_the_packages_that_there_are() {
+    let image = fs::read_to_string(deploy().join("container/Dockerfile")).unwrap();
+    for package in ["audit-service", "usage-service", "standalone"] {
+        assert!(image.contains(&format!("-p {package}")));
+        assert!(image.contains(&format!("/src/target/release/{package}")));
+    }
+}
