@@ -1,0 +1,86 @@
+//! One suite, stamped over both engines: what is stored, and what is answered.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod events;
+mod groups;
+mod reads;
+mod reference;
+mod writes;
+mod zones;
+
+use service_core::config::{DatabaseConfig, DatabaseUrl};
+use tempfile::TempDir;
+use usage_service::store::Store;
+
+/// An empty store, and what must outlive it.
+pub(crate) struct Bench {
+    pub(crate) store: Store,
+    url: DatabaseUrl,
+    _folder: Option<TempDir>,
+}
+
+impl Bench {
+    async fn sqlite() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::sqlite(folder.path().join("usage.db"));
+        Self { store: open(&url).await, url, _folder: Some(folder) }
+    }
+
+    async fn postgres() -> Self {
+        let url = testkit::Postgres::shared().await.create_database().await;
+        let url = DatabaseUrl::new(url).unwrap();
+        Self { store: open(&url).await, url, _folder: None }
+    }
+
+    /// Another replica, where the engine allows it.
+    pub(crate) async fn replica(&self) -> Store {
+        match self.url.sqlite_path() {
+            Some(_) => self.store.clone(),
+            None => open(&self.url).await,
+        }
+    }
+}
+
+async fn open(url: &DatabaseUrl) -> Store {
+    Store::open(url, &DatabaseConfig::default()).await.unwrap()
+}
+
+/// Runs each of these on both engines.
+macro_rules! on_both_engines {
+    ($($module:ident :: $test:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $test() {
+                crate::$module::$test(crate::Bench::sqlite().await).await;
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test]
+            async fn $test() {
+                if !testkit::Postgres::skipped() {
+                    crate::$module::$test(crate::Bench::postgres().await).await;
+                }
+            })*
+        }
+    };
+}
+
+on_both_engines!(
+    writes::everything_is_given_back_as_it_was_stored,
+    writes::repeats_and_conflicts_are_told_apart_in_one_group_and_across,
+    writes::a_producers_number_belongs_to_one_event,
+    writes::writing_the_same_batches_again_stores_nothing,
+    writes::large_groups_are_stored_whole,
+    writes::replicas_that_write_the_same_events_agree,
+    writes::dropped_ranges_are_taken,
+    reads::pages_walk_through_ties_in_both_orders,
+    reads::late_events_are_in_every_answer_at_once,
+    reads::nothing_is_an_answer_too,
+    reads::labels_match_exactly,
+    reads::text_of_all_scripts_is_kept_apart,
+    reads::sums_beyond_64_bits_are_exact,
+    reads::a_watermark_holds_while_writers_go_on,
+    groups::every_set_of_dimensions_equals_the_reference,
+    groups::random_questions_equal_the_reference,
+    zones::buckets_follow_the_clock_of_the_zone,
+);
