@@ -1,0 +1,9 @@
+//! The SDK against a service that does what a test tells it to.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod bounds;
+mod delivery;
+mod fake;
+mod measure;
+mod queries;
