@@ -23,7 +23,7 @@ use tonic::service::RoutesBuilder;
 use crate::Config;
 use crate::grpc::{IngestService, QueryService};
 use crate::ingest::Ingest;
-use crate::store::Store;
+use crate::store::{Indexer, Store};
 use crate::tail::Tails;
 
 /// A server that is ready: its ports are open, its schema is up to date.
@@ -79,6 +79,7 @@ impl Server {
         let stop = CancellationToken::new();
         let _stop_whatever_happens = stop.clone().drop_guard();
         let tasks = TaskTracker::new();
+        tasks.spawn(Indexer::new(store.clone(), behind).run(stop.clone()));
         if store.is_shared() {
             tasks.spawn(tails.clone().poll(store.clone(), stop.clone()));
         }

@@ -13,8 +13,11 @@
 
 mod entities;
 mod frozen;
+mod index;
+mod postings;
 mod read;
 mod schema;
+mod search;
 mod walk;
 mod write;
 
@@ -27,6 +30,7 @@ use service_core::error::{Error, Result};
 
 use crate::event::{Entry, Key};
 
+pub use index::{BLOCK_ENTRIES, Indexer};
 pub use read::{Facet, Facets, Page};
 pub use walk::{LogWalk, TimeWalk};
 pub use write::{EventResult, Written};
@@ -101,6 +105,8 @@ impl Row {
 #[derive(Debug, Clone)]
 pub struct Store {
     db: Database,
+    /// Entries in a block of the index.
+    block_entries: u64,
 }
 
 impl Store {
@@ -108,7 +114,15 @@ impl Store {
     pub async fn open(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Self> {
         let db = database::connect(url, config).await?;
         db.migrate::<schema::Migrator>().await?;
-        Ok(Self { db })
+        Ok(Self { db, block_entries: BLOCK_ENTRIES })
+    }
+
+    /// The same store with other index blocks: small ones let a test have many. A database is only ever used with
+    /// blocks of one size.
+    #[must_use]
+    pub fn with_block_entries(mut self, entries: u64) -> Self {
+        self.block_entries = entries.clamp(1, BLOCK_ENTRIES);
+        self
     }
 
     /// The key under which page tokens are sealed.
