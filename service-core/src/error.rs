@@ -10,6 +10,7 @@ mod database;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use tonic::{Code, Status};
@@ -248,7 +249,13 @@ impl From<Error> for Status {
                 details.add_bad_request_violation(violation.field, violation.message);
             }
             Error::StorageUnavailable(cause) => {
-                tracing::warn!(cause = %chain(&cause), "storage is not available");
+                // One failure answers many batches, and an outage lasts: the metric
+                // counts them all, the log says it once a second.
+                static LOGGED_AT: AtomicI64 = AtomicI64::new(0);
+                let second = crate::clock::now_us() / crate::clock::MICROS_PER_SECOND;
+                if LOGGED_AT.swap(second, Ordering::Relaxed) != second {
+                    tracing::warn!(cause = %chain(&cause), "storage is not available");
+                }
             }
             Error::Contention(cause) => {
                 tracing::warn!(cause = %chain(&cause), "transaction conflict");

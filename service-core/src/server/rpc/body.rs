@@ -146,6 +146,14 @@ impl HttpBody for RpcBody {
         };
         let span = live.span.clone();
         let _entered = span.enter();
+        // First, because a stream that always has more would never come to it.
+        let late = live.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
+        if late {
+            let (frame, code) = trailers(&too_late());
+            live.observation.end(code);
+            state.live = None;
+            return Poll::Ready(Some(Ok(frame)));
+        }
         let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut live.inner).poll_frame(cx)));
         let (frame, code) = match polled {
             Ok(Poll::Ready(Some(Ok(frame)))) => match frame.into_trailers() {
@@ -161,13 +169,8 @@ impl HttpBody for RpcBody {
             }
             Ok(Poll::Ready(None)) => (None, Some(Code::Ok)),
             Ok(Poll::Pending) => {
-                let late = live.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
-                if !late {
-                    state.waker = Some(cx.waker().clone());
-                    return Poll::Pending;
-                }
-                let (frame, code) = trailers(&too_late());
-                (Some(Ok(frame)), Some(code))
+                state.waker = Some(cx.waker().clone());
+                return Poll::Pending;
             }
             Err(panic) => {
                 let place = &live.observation.method.path;
