@@ -18,7 +18,10 @@ pub(crate) fn model_prices(provider: &Provider, model: &Model) -> proto::ModelPr
     proto::ModelPrices {
         provider: provider.id.to_string(),
         model: model.id.to_string(),
-        source: proto::PriceSource::Default.into(),
+        source: match model.is_own {
+            true => proto::PriceSource::Deployment.into(),
+            false => proto::PriceSource::Default.into(),
+        },
         prices: standard.chain(variants).collect(),
     }
 }

@@ -177,7 +177,8 @@ pub(super) fn assemble(shipped: Source<'_>, own: Option<Source<'_>>) -> Result<(
 
     let mut providers = build(shipped.name, &units, base.providers)?;
     if let (Some(own), Some(file)) = (own, own_file) {
-        let added = build(own.name, &units, file.providers)?;
+        let mut added = build(own.name, &units, file.providers)?;
+        added.iter_mut().flat_map(|provider| &mut provider.models).for_each(|model| model.parts.is_own = true);
         merge(&mut providers, added);
     }
     let name = own.map_or(shipped.name, |own| own.name);

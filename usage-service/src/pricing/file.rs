@@ -294,6 +294,7 @@ fn parts(units: &Units, provider: &str, model: FileModel) -> Result<Parts, Probl
         id: model.id.into(),
         context_window: model.context_window,
         matcher,
+        is_own: false,
         minimum,
         prices,
         variants,

@@ -60,6 +60,8 @@ pub struct Model {
     pub id: Box<str>,
     /// `provider/id`: what a priced row refers to.
     pub price_id: Box<str>,
+    /// From the deployment's own file, not from the shipped book.
+    pub is_own: bool,
     pub context_window: Option<i64>,
     pub prices: Vec<ListPrice>,
     pub variants: Vec<Variant>,
@@ -75,6 +77,7 @@ pub struct Model {
 pub(super) struct Parts {
     pub(super) id: Box<str>,
     pub(super) price_id: Box<str>,
+    pub(super) is_own: bool,
     pub(super) context_window: Option<i64>,
     pub(super) matcher: Matcher,
     pub(super) minimum: Vec<(usize, i64)>,
@@ -84,7 +87,7 @@ pub(super) struct Parts {
 
 impl Model {
     pub(super) fn new(units: &Units, parts: Parts) -> Result<Self, String> {
-        let Parts { id, price_id, context_window, matcher, minimum, prices, variants } = parts;
+        let Parts { id, price_id, is_own, context_window, matcher, minimum, prices, variants } = parts;
         let sets = compatible_sets(&variants)?;
         let cards_of = |price: &ListPrice| -> Result<Vec<(u32, Card)>, String> {
             let card_of = |set: u32| {
@@ -95,7 +98,7 @@ impl Model {
             sets.iter().copied().map(card_of).collect()
         };
         let cards = prices.iter().map(cards_of).collect::<Result<_, _>>()?;
-        Ok(Self { id, price_id, context_window, prices, variants, matcher, minimum, cards })
+        Ok(Self { id, price_id, is_own, context_window, prices, variants, matcher, minimum, cards })
     }
 
     /// The rates of a request. `attribute` is None where a model is charged for another provider's

@@ -27,7 +27,7 @@ pub(crate) struct Service {
     folder: TempDir,
 }
 
-fn config(folder: &TempDir) -> Config {
+pub(crate) fn config(folder: &TempDir) -> Config {
     Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         metrics_listen: None,
@@ -42,7 +42,11 @@ impl Service {
     }
 
     async fn start_in(folder: TempDir) -> Self {
-        let server = usage_service::bind(config(&folder)).await.unwrap();
+        Self::start_as(config(&folder), folder).await
+    }
+
+    pub(crate) async fn start_as(config: Config, folder: TempDir) -> Self {
+        let server = usage_service::bind(config).await.unwrap();
         let address = format!("http://{}", server.local_addr());
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(server.serve(shutdown.clone()));

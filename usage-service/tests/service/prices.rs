@@ -1,8 +1,9 @@
 //! The price book over gRPC.
 
-use activity_proto::usage::v1::{EstimateCostRequest, ListPricesRequest, Tokens};
+use activity_proto::usage::v1::{EstimateCostRequest, ListPricesRequest, PriceSource, Tokens};
+use service_core::server::exit_code;
 
-use crate::harness::{Service, refusal};
+use crate::harness::{Service, config, refusal};
 
 #[tokio::test]
 async fn all_prices_are_listed_page_by_page_in_order() {
@@ -59,4 +60,41 @@ async fn an_estimate_shows_its_lines() {
     let wrong = EstimateCostRequest { provider: String::new(), ..request };
     let status = service.prices.estimate_cost(wrong).await.unwrap_err();
     assert_eq!(refusal(&status), ("REQUIRED".into(), "provider".into()));
+}
+
+const OWN: &str = r#"{"providers":[{"provider":"openai","models":[
+  {"id":"gpt-4o","prices":[{"per":{"input_mtok":"1"}}]}
+]}]}"#;
+
+#[tokio::test]
+async fn a_deployments_own_prices_come_first_and_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prices.json");
+    std::fs::write(&file, OWN).unwrap();
+    let with_own = usage_service::Config { prices_file: Some(file.clone()), ..config(&folder) };
+    let mut service = Service::start_as(with_own.clone(), tempfile::tempdir().unwrap()).await;
+    let request = ListPricesRequest {
+        providers: vec!["openai".into()],
+        model_contains: "gpt-4o".into(),
+        page_size: 1_000,
+        ..Default::default()
+    };
+    let page = service.prices.list_prices(request).await.unwrap().into_inner();
+    for model in &page.models {
+        let own = model.model == "gpt-4o";
+        assert_eq!(model.source() == PriceSource::Deployment, own, "{}", model.model);
+    }
+    let request = EstimateCostRequest {
+        provider: "openai".into(),
+        model: "gpt-4o".into(),
+        tokens: Some(Tokens { input_uncached: Some(1_000), ..Default::default() }),
+        ..Default::default()
+    };
+    let answer = service.prices.estimate_cost(request).await.unwrap().into_inner();
+    assert_eq!(answer.cost.as_deref(), Some("0.001"));
+
+    // A file that cannot be read as prices is a configuration that is refused.
+    std::fs::write(&file, "[").unwrap();
+    let error = usage_service::bind(with_own).await.unwrap_err();
+    assert_eq!(exit_code(&error), 64, "{error:#}");
 }
