@@ -3,5 +3,39 @@
 mod ingest;
 mod query;
 
+use activity_proto::audit::v1::audit_ingest_service_server::{self as ingest_server, AuditIngestServiceServer};
+use activity_proto::audit::v1::audit_query_service_server::{self as query_server, AuditQueryServiceServer};
+use service_core::server::{MAX_INGEST_MESSAGE_BYTES, MAX_QUERY_MESSAGE_BYTES, MAX_RESPONSE_BYTES};
+use tonic::codec::CompressionEncoding;
+use tonic::service::RoutesBuilder;
+
 pub(crate) use ingest::IngestService;
 pub(crate) use query::QueryService;
+
+/// Full name of the service that takes events in.
+pub(crate) const INGEST_SERVICE: &str = ingest_server::SERVICE_NAME;
+/// Full name of the service that answers.
+pub(crate) const QUERY_SERVICE: &str = query_server::SERVICE_NAME;
+
+/// The services with their limits. Answers are compressed where the client asks for it; receipts are mostly hashes,
+/// which do not compress.
+pub(crate) fn routes(ingest: IngestService, query: QueryService) -> RoutesBuilder {
+    let mut routes = RoutesBuilder::default();
+    routes.add_service(
+        AuditIngestServiceServer::new(ingest)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd)
+            .max_decoding_message_size(MAX_INGEST_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_RESPONSE_BYTES),
+    );
+    routes.add_service(
+        AuditQueryServiceServer::new(query)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd)
+            .send_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Zstd)
+            .max_decoding_message_size(MAX_QUERY_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_RESPONSE_BYTES),
+    );
+    routes
+}

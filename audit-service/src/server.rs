@@ -4,24 +4,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use activity_proto::audit::v1::audit_ingest_service_server::{self as ingest_server, AuditIngestServiceServer};
-use activity_proto::audit::v1::audit_query_service_server::{self as query_server, AuditQueryServiceServer};
 use anyhow::Context as _;
 use service_core::ingest_stream::StreamOptions;
 use service_core::page::Sealer;
-use service_core::server::{
-    self as core, HealthCheck, MAX_INGEST_MESSAGE_BYTES, MAX_QUERY_MESSAGE_BYTES, MAX_RESPONSE_BYTES,
-};
+use service_core::server::{self as core, HealthCheck};
 use service_core::telemetry::{Metrics, serve_metrics};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::codec::CompressionEncoding;
-use tonic::service::RoutesBuilder;
 
 use crate::Config;
-use crate::grpc::{IngestService, QueryService};
+use crate::grpc::{self, IngestService, QueryService};
 use crate::ingest::Ingest;
 use crate::store::{Indexer, Store};
 use crate::tail::Tails;
@@ -95,23 +89,7 @@ impl Server {
         let ingest_service = IngestService::new(ingest.clone(), StreamOptions::from(&config.ingest), shutdown.clone());
         let heartbeat = Duration::from_millis(config.tail.heartbeat_ms.get());
         let query_service = QueryService::new(store.clone(), tails, sealer, heartbeat, shutdown.clone());
-        let mut routes = RoutesBuilder::default();
-        routes.add_service(
-            AuditIngestServiceServer::new(ingest_service)
-                .accept_compressed(CompressionEncoding::Gzip)
-                .accept_compressed(CompressionEncoding::Zstd)
-                .max_decoding_message_size(MAX_INGEST_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_RESPONSE_BYTES),
-        );
-        routes.add_service(
-            AuditQueryServiceServer::new(query_service)
-                .accept_compressed(CompressionEncoding::Gzip)
-                .accept_compressed(CompressionEncoding::Zstd)
-                .send_compressed(CompressionEncoding::Gzip)
-                .send_compressed(CompressionEncoding::Zstd)
-                .max_decoding_message_size(MAX_QUERY_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_RESPONSE_BYTES),
-        );
+        let routes = grpc::routes(ingest_service, query_service);
         let served = core::serve(listener, routes, health(&store), &config.server, &metrics, shutdown).await;
 
         ingest.close().await;
@@ -128,11 +106,11 @@ fn health(store: &Store) -> Vec<HealthCheck> {
     let writer = store.database().clone();
     let reader = store.database().clone();
     vec![
-        HealthCheck::new(ingest_server::SERVICE_NAME, move || {
+        HealthCheck::new(grpc::INGEST_SERVICE, move || {
             let db = writer.clone();
             async move { db.probe_writer().await }
         }),
-        HealthCheck::new(query_server::SERVICE_NAME, move || {
+        HealthCheck::new(grpc::QUERY_SERVICE, move || {
             let db = reader.clone();
             async move { db.probe_reader().await }
         }),

@@ -13,8 +13,8 @@ use crate::event::Dropped;
 use crate::numbers::{NumberBlock, Numbers};
 use crate::store::{Heads, signed, unsigned};
 
-/// Rows of one INSERT: bounds the message.
-const INSERT_ROWS: usize = 2_000;
+/// Rows of one COPY: bounds the message.
+const COPY_ROWS: usize = 2_000;
 
 pub(super) struct Transaction(sqlx::Transaction<'static, Postgres>);
 
@@ -127,34 +127,19 @@ impl Transaction {
         rows.iter().map(numbers).collect()
     }
 
+    /// By COPY, which takes rows faster than any INSERT: what would be a duplicate has been left out already.
     pub(super) async fn insert(&mut self, rows: &[NewRow<'_>]) -> Result<()> {
-        for rows in rows.chunks(INSERT_ROWS) {
-            let column = |of: fn(&NewRow<'_>) -> i64| rows.iter().map(of).collect::<Vec<i64>>();
-            let instances: Vec<&str> = rows.iter().map(|row| row.event.instance_id.as_str()).collect();
-            let ids: Vec<Uuid> = rows.iter().map(|row| row.event.id).collect();
-            let stages: Vec<i16> = rows.iter().map(|row| row.event.stage.number() as i16).collect();
-            let operations: Vec<&str> = rows.iter().map(|row| row.event.operation_id.as_str()).collect();
-            let contents: Vec<&[u8]> = rows.iter().map(|row| &row.event.prefix.content_hash[..]).collect();
-            let leaves: Vec<&[u8]> = rows.iter().map(|row| &row.leaf_hash[..]).collect();
-            let texts: Vec<&str> = rows.iter().map(|row| row.canonical.as_str()).collect();
-            sqlx::query(
-                "INSERT INTO audit_entries \
-                 (instance_id, sequence, id, occurred_at, stage, operation_id, content_hash, leaf_hash, canonical) \
-                 SELECT * FROM unnest($1::text[], $2::bigint[], $3::uuid[], $4::bigint[], $5::smallint[], $6::text[], \
-                 $7::bytea[], $8::bytea[], $9::text[])",
-            )
-            .bind(instances)
-            .bind(column(|row| signed(row.sequence)))
-            .bind(ids)
-            .bind(column(|row| row.event.occurred_at_us))
-            .bind(stages)
-            .bind(operations)
-            .bind(contents)
-            .bind(leaves)
-            .bind(texts)
-            .execute(&mut *self.0)
-            .await
-            .map_err(taken_meanwhile)?;
+        for rows in rows.chunks(COPY_ROWS) {
+            let data = copy_data(rows);
+            let mut copy = self
+                .0
+                .copy_in_raw(
+                    "COPY audit_entries (instance_id, sequence, id, occurred_at, stage, operation_id, content_hash, \
+                     leaf_hash, canonical) FROM STDIN (FORMAT binary)",
+                )
+                .await?;
+            copy.send(data).await.map_err(taken_meanwhile)?;
+            copy.finish().await.map_err(taken_meanwhile)?;
         }
         Ok(())
     }
@@ -212,6 +197,37 @@ impl Transaction {
         .await?;
         Ok(())
     }
+}
+
+/// Rows in PostgreSQL's binary format of COPY (section "Binary Format" of its documentation).
+fn copy_data(rows: &[NewRow<'_>]) -> Vec<u8> {
+    let texts: usize = rows.iter().map(|row| row.canonical.len()).sum();
+    let mut data = Vec::with_capacity(texts + rows.len() * 256);
+    // Signature, no flags, no extension.
+    data.extend_from_slice(b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0");
+    for row in rows {
+        let event = row.event;
+        let columns: [&[u8]; 9] = [
+            event.instance_id.as_bytes(),
+            &signed(row.sequence).to_be_bytes(),
+            event.id.as_bytes(),
+            &event.occurred_at_us.to_be_bytes(),
+            &(event.stage.number() as i16).to_be_bytes(),
+            event.operation_id.as_bytes(),
+            &event.prefix.content_hash,
+            &row.leaf_hash,
+            row.canonical.as_bytes(),
+        ];
+        data.extend_from_slice(&(columns.len() as i16).to_be_bytes());
+        for column in columns {
+            // Entries are far below 2 GiB.
+            data.extend_from_slice(&(column.len() as i32).to_be_bytes());
+            data.extend_from_slice(column);
+        }
+    }
+    // The end.
+    data.extend_from_slice(&(-1_i16).to_be_bytes());
+    data
 }
 
 /// The columns of blocks, for `unnest`.
