@@ -165,6 +165,23 @@ async fn flush_and_shutdown_are_bounded_and_say_what_waits() {
 }
 
 #[tokio::test]
+async fn peer_that_accepts_and_says_nothing_holds_nobody_up() {
+    let mut fake = Fake::down();
+    let silent = std::net::TcpListener::bind(fake.address).unwrap();
+    let sdk = fake.sdk().ack_timeout(SHORT).build().unwrap();
+    sdk.usage().record(usage("u"));
+    // Two time-outs: tried, given up, tried again.
+    let flushed = sdk.flush(SHORT * 3).await;
+    assert_eq!(flushed.usage.in_flight, 1);
+    let error = sdk.stats().usage.last_error.unwrap();
+    assert!(error.contains("did not open in time"), "{error}");
+    drop(silent);
+    fake.restart();
+    assert!(sdk.flush(LONG).await.is_complete());
+    assert_eq!(sdk.stats().usage.acknowledged, 1);
+}
+
+#[tokio::test]
 async fn shutdown_sends_everything_that_was_recorded() {
     let fake = Fake::start();
     let sdk = fake.sdk().usage_linger(LONG).build().unwrap();
