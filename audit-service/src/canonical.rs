@@ -17,7 +17,7 @@ use crate::time::push_rfc3339;
 
 mod read;
 
-pub use read::{Unreadable, parse};
+pub use read::{Counted, CountedActor, CountedResource, Unreadable, counted, parse};
 
 /// First byte of what a leaf hash is over (RFC 6962, section 2.1).
 const LEAF: [u8; 1] = [0];

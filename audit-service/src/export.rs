@@ -91,6 +91,8 @@ pub struct Export {
     sha256: Sha256,
     /// Whether the header is still to be written.
     fresh: bool,
+    /// Whether every entry is wanted.
+    whole: bool,
 }
 
 #[derive(Debug)]
@@ -174,6 +176,7 @@ impl Export {
                 Walk::Log(LogWalk::new(instance_id.as_str(), from, *to))
             }
         };
+        let whole = !filter.narrows();
         Self {
             store,
             filter,
@@ -187,6 +190,7 @@ impl Export {
             entries: 0,
             sha256: Sha256::new(),
             fresh: true,
+            whole,
         }
     }
 
@@ -224,7 +228,7 @@ impl Export {
         if stored_since {
             return Ok(());
         }
-        if self.format == Format::Jsonl && self.filter == Filter::everything() {
+        if self.format == Format::Jsonl && self.whole {
             data.push_str(&row.canonical);
             data.push('\n');
         } else {

@@ -104,6 +104,12 @@ impl Filter {
         Self { stages: Stages::All, ..Self::default() }
     }
 
+    /// Whether it looks at more than the stage that no stages mean.
+    pub fn narrows(&self) -> bool {
+        let stages = matches!(self.stages, Stages::Of(_));
+        stages || !self.instance_ids.is_empty() || !self.terms().is_empty()
+    }
+
     /// Whether an entry is wanted, but for the question whether an intent still stands open ([`Stages::Settled`]).
     pub fn matches(&self, event: &Event) -> bool {
         self.instance_ids.has_any([event.instance_id.as_str()])

@@ -28,6 +28,7 @@ use service_core::config::{DatabaseConfig, DatabaseUrl};
 use service_core::database::{self, Database, Engine};
 use service_core::error::{Error, Result};
 
+use crate::canonical::{self, Counted, Unreadable};
 use crate::event::{Entry, Key};
 
 pub use index::{BLOCK_ENTRIES, Indexer};
@@ -94,10 +95,16 @@ impl Row {
 
     /// The entry that the row tells.
     pub fn entry(&self) -> Result<Entry> {
-        crate::canonical::parse(&self.canonical).map_err(|error| {
-            let place = format!("instance {:?}, sequence {}", self.instance_id, self.sequence);
-            Error::internal(anyhow::Error::new(error).context(place))
-        })
+        canonical::parse(&self.canonical).map_err(|error| self.unreadable(error))
+    }
+
+    fn counted(&self) -> Result<Counted<'_>> {
+        canonical::counted(&self.canonical).map_err(|error| self.unreadable(error))
+    }
+
+    fn unreadable(&self, error: Unreadable) -> Error {
+        let place = format!("instance {:?}, sequence {}", self.instance_id, self.sequence);
+        Error::internal(anyhow::Error::new(error).context(place))
     }
 }
 

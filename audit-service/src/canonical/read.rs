@@ -30,6 +30,51 @@ pub fn parse(line: &str) -> Result<Entry, Unreadable> {
     json.into_entry().ok_or_else(|| Unreadable("a member has a value that is not allowed".into()))
 }
 
+/// What facets count, without the cost of the rest.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counted<'a> {
+    /// The action.
+    #[serde(borrow)]
+    pub action: Cow<'a, str>,
+    /// Who did it.
+    #[serde(borrow)]
+    pub actor: CountedActor<'a>,
+    /// The instance.
+    #[serde(borrow)]
+    pub instance_id: Cow<'a, str>,
+    /// What was affected.
+    #[serde(borrow, default)]
+    pub resources: Vec<CountedResource<'a>>,
+}
+
+/// The part of an actor that is counted.
+#[derive(Debug, Deserialize)]
+pub struct CountedActor<'a> {
+    /// Its id.
+    #[serde(borrow)]
+    pub id: Cow<'a, str>,
+}
+
+/// The part of a resource that is counted.
+#[derive(Debug, Deserialize)]
+pub struct CountedResource<'a> {
+    /// Its type.
+    #[serde(borrow, rename = "type")]
+    pub kind: Cow<'a, str>,
+}
+
+/// What facets count of a line of canonical JSON.
+pub fn counted(line: &str) -> Result<Counted<'_>, Unreadable> {
+    #[derive(Deserialize)]
+    struct Line<'a> {
+        #[serde(borrow)]
+        event: Counted<'a>,
+    }
+    let line: Line<'_> = serde_json::from_str(line).map_err(|error| Unreadable(error.to_string()))?;
+    Ok(line.event)
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct EntryJson<'a> {

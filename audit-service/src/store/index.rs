@@ -36,6 +36,8 @@ const MIN_GROWTH: u64 = 64;
 const QUIET: Duration = Duration::from_millis(500);
 /// While writers are busy, the indexer works one part of the time in so many.
 const SHARE: u32 = 4;
+/// Between two passes, at least: looking for work costs something too.
+const PAUSE: Duration = Duration::from_millis(100);
 /// How long a failed pass is left alone.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -69,7 +71,7 @@ impl Indexer {
             // What is cut off in the middle is rolled back and done again.
             let pause = match shutdown.run_until_cancelled(self.pass(quiet)).await {
                 None => return,
-                Some(Ok(worked)) => worked * (SHARE - 1),
+                Some(Ok(worked)) => (worked * (SHARE - 1)).max(PAUSE),
                 Some(Err(error)) => {
                     tracing::warn!(%error, "the index falls behind; answers scan meanwhile");
                     RETRY
@@ -206,12 +208,15 @@ impl Store {
             transaction.rollback().await?;
             return Ok(log.through);
         }
-        for (shard, postings) in builder.finish() {
-            let sql = "INSERT INTO audit_index (instance_id, shard, block, postings) VALUES ($1, $2, $3, $4) \
-                 ON CONFLICT (instance_id, shard, block) DO UPDATE SET postings = excluded.postings";
-            let values = [instance(), shard.into(), block.into(), postings.into()];
-            transaction.execute_raw(self.statement(sql, values)).await?;
-        }
+        let shards = builder.finish();
+        let rows: Vec<String> = (0..shards.len()).map(|row| format!("({})", placeholders(row * 4 + 1, 4))).collect();
+        let sql = format!(
+            "INSERT INTO audit_index (instance_id, shard, block, postings) VALUES {} \
+             ON CONFLICT (instance_id, shard, block) DO UPDATE SET postings = excluded.postings",
+            rows.join(",")
+        );
+        let row = |(shard, postings): (i64, Vec<u8>)| [instance(), shard.into(), block.into(), postings.into()];
+        transaction.execute_raw(self.statement(sql, shards.into_iter().flat_map(row))).await?;
         let sql = "INSERT INTO audit_index_blocks \
              (instance_id, block, entries, first_occurred_at, last_occurred_at, keys) VALUES ($1, $2, $3, $4, $5, $6) \
              ON CONFLICT (instance_id, block) DO UPDATE SET entries = excluded.entries, \

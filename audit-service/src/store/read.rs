@@ -108,23 +108,24 @@ impl Store {
 
     /// Counts what a range holds. Reads every entry that matches, a bounded number at a time.
     pub async fn facets(&self, filter: &Filter, range: Range, limit: usize) -> Result<Facets> {
-        let mut counts: [HashMap<String, u64>; 4] = Default::default();
-        let mut count = |facet: usize, value: &str| match counts[facet].get_mut(value) {
-            Some(count) => *count += 1,
-            None => drop(counts[facet].insert(value.to_owned(), 1)),
-        };
-        let mut rows = self.matching(filter, range, Order::OldestFirst, None, None).await?;
-        while let Some((_, entry)) = rows.next(self).await? {
-            let event = &entry.event;
-            count(0, &event.actor.id);
-            count(1, &event.action);
-            let mut types: Vec<&str> = event.resources.iter().map(|resource| resource.kind.as_str()).collect();
-            types.sort_unstable();
-            types.dedup();
-            types.into_iter().for_each(|kind| count(2, kind));
-            count(3, &event.instance_id);
+        let mut counts = Counts::default();
+        if filter.narrows() {
+            let mut rows = self.matching(filter, range, Order::OldestFirst, None, None).await?;
+            while let Some((row, _)) = rows.next(self).await? {
+                counts.add(&row)?;
+            }
+        } else {
+            let settled = filter.stages == Stages::Settled;
+            let mut walk = TimeWalk::new(range, Order::OldestFirst, settled, None, usize::MAX);
+            loop {
+                let rows = walk.next(self).await?;
+                if rows.is_empty() {
+                    break;
+                }
+                rows.iter().try_for_each(|row| counts.add(row))?;
+            }
         }
-        let [actors, actions, resource_types, instances] = counts.map(|counts| ranked(counts, limit));
+        let [actors, actions, resource_types, instances] = counts.0.map(|counts| ranked(counts, limit));
         Ok(Facets { actors, actions, resource_types, instances })
     }
 
@@ -229,6 +230,28 @@ impl TryFrom<entry::Model> for Row {
             leaf_hash: model.leaf_hash,
             canonical: model.canonical,
         })
+    }
+}
+
+/// Of actors, actions, resource types and instances, in this order.
+#[derive(Default)]
+struct Counts([HashMap<String, u64>; 4]);
+
+impl Counts {
+    fn add(&mut self, row: &Row) -> Result<()> {
+        let event = row.counted()?;
+        let mut count = |facet: usize, value: &str| match self.0[facet].get_mut(value) {
+            Some(count) => *count += 1,
+            None => drop(self.0[facet].insert(value.to_owned(), 1)),
+        };
+        count(0, &event.actor.id);
+        count(1, &event.action);
+        let mut types: Vec<&str> = event.resources.iter().map(|resource| &*resource.kind).collect();
+        types.sort_unstable();
+        types.dedup();
+        types.into_iter().for_each(|kind| count(2, kind));
+        count(3, &event.instance_id);
+        Ok(())
     }
 }
 
