@@ -12,12 +12,13 @@ pub mod stream;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use activity_proto::audit::v1::AuditEvent;
 use activity_proto::usage::v1::{Dimension, UsageEvent};
 use anyhow::{Context, Result, bail};
-use gateway_sdk::{AuditFilter, GatewaySdk};
+use gateway_sdk::{AuditFilter, GatewaySdk, RejectedEvent};
 use tokio_util::sync::CancellationToken;
 
 use self::ask::{Ask, Range};
@@ -114,7 +115,7 @@ fn quiet(env: impl IntoIterator<Item = (String, String)>) -> Vec<(String, String
         // The demo's data are its own, whatever database the shell is set up for.
         .filter(|(name, _)| !name.ends_with("_DATABASE_URL"))
         .collect();
-    for (name, value) in [("AUDIT_METRICS_LISTEN", ""), ("USAGE_METRICS_LISTEN", ""), ("AUDIT_TELEMETRY__LOG", "warn")]
+    for (name, value) in [("AUDIT_METRICS_LISTEN", ""), ("USAGE_METRICS_LISTEN", ""), ("AUDIT_TELEMETRY__LOG", "error")]
     {
         if !variables.iter().any(|(other, _)| other == name) {
             variables.push((name.into(), value.into()));
@@ -161,9 +162,20 @@ fn source(demo: &Demo) -> Result<Source> {
 
 /// Streams, asks and prints.
 async fn show(demo: &Demo, source: Source, (audit, usage): (SocketAddr, SocketAddr)) -> Result<()> {
-    let gateway =
-        GatewaySdk::builder().usage_endpoint(format!("http://{usage}")).producer_id("sample-gateway").build()?;
+    let refusal = Arc::new(OnceLock::new());
+    let on_rejected = {
+        let refusal = Arc::clone(&refusal);
+        move |rejected: RejectedEvent| {
+            refusal.get_or_init(|| rejected.rejection.to_string());
+        }
+    };
+    let gateway = GatewaySdk::builder()
+        .on_rejected(on_rejected.clone())
+        .usage_endpoint(format!("http://{usage}"))
+        .producer_id("sample-gateway")
+        .build()?;
     let admin = GatewaySdk::builder()
+        .on_rejected(on_rejected)
         .audit_endpoint(format!("http://{audit}"))
         .usage_endpoint(format!("http://{usage}"))
         .producer_id("sample-admin-application")
@@ -172,6 +184,10 @@ async fn show(demo: &Demo, source: Source, (audit, usage): (SocketAddr, SocketAd
     let began = Instant::now();
     let action_count = source.actions.len();
     let streamed = stream::stream(&gateway, &admin, source.requests, source.request_count, source.actions).await?;
+    if streamed.requests != source.request_count as u64 || streamed.actions != action_count as u64 {
+        let why = refusal.get().map_or("the queue was full", String::as_str);
+        bail!("{} events were not stored; the first: {}", show::count(streamed.refused), show::inert(why));
+    }
     println!(
         "Streamed {} requests and {} administrative actions in {:.1} s; all on disk.",
         show::count(streamed.requests),
@@ -180,9 +196,6 @@ async fn show(demo: &Demo, source: Source, (audit, usage): (SocketAddr, SocketAd
     );
     if streamed.duplicates > 0 {
         println!("{} of them were known already, and are stored once.", show::count(streamed.duplicates));
-    }
-    if streamed.requests != source.request_count as u64 || streamed.actions != action_count as u64 {
-        bail!("{} events were refused; the first: {}", show::count(streamed.refused), streamed.first_refusal);
     }
 
     // Whole seconds, so that it reads well; the last event may be at the very end.

@@ -36,6 +36,29 @@ enum Command {
     /// Serve from a data folder (what happens without a command, too).
     Serve(ServeArgs),
     /// Stream 30 days of a sample platform, or real data, and show the answers.
+    ///
+    /// The sample is a platform of a few hundred users whose request sizes and arrivals
+    /// are fitted to the Azure LLM inference trace 2023; the same seed and end make the
+    /// same events. With --requests or --actions nothing is made up: what has no file
+    /// stays empty.
+    ///
+    /// --requests takes the columns TIMESTAMP,ContextTokens,GeneratedTokens. For row i
+    /// (from 0) let K be "i|TIMESTAMP|ContextTokens|GeneratedTokens" as in the file, and
+    /// h(x) the first 8 bytes, big-endian, of SHA-256 of "x|K". Then u = ((h("user") >>
+    /// 32) % 300) * (h("user") % 300) / 300 gives user-%03d of u, team-%02d of u % 12,
+    /// key-%03d-%d of u and h("key") % 2; h("model") % 10 picks of: openai gpt-4o,
+    /// openai gpt-4.1-mini, openai gpt-5.4-mini, anthropic claude-sonnet-4-5, anthropic
+    /// claude-haiku-4-5, google gemini-2.5-flash, google gemini-2.5-pro, mistral
+    /// codestral-2508, deepseek deepseek-chat, self-hosted llama-3.3-70b-instruct. The
+    /// id is a UUIDv7 of the time and the first 10 bytes of SHA-256 of "id|K". Times are
+    /// cut to microseconds and moved so that the latest is --until.
+    ///
+    /// --actions takes CloudTrail records, one a line: eventSource and eventName give
+    /// the action (ec2.create_vpc), userIdentity the actor, requestParameters the
+    /// resources and, with responseElements, the changes, errorCode the outcome; the id
+    /// is a UUIDv7 of the time and SHA-256 of the line. Times are moved likewise. All
+    /// rules in full: documentation of the modules replay::requests, replay::actions.
+    #[command(verbatim_doc_comment)]
     Demo(DemoArgs),
 }
 
@@ -52,31 +75,7 @@ struct ServeArgs {
     usage_listen: Option<SocketAddr>,
 }
 
-/// Stream 30 days of a sample platform, or real data, and show the answers.
-///
-/// The sample is a platform of a few hundred users whose request sizes and arrivals
-/// are fitted to the Azure LLM inference trace 2023; the same seed and end make the
-/// same events. With --requests or --actions nothing is made up: what has no file
-/// stays empty.
-///
-/// --requests takes the columns TIMESTAMP,ContextTokens,GeneratedTokens. For row i
-/// (from 0) let K be "i|TIMESTAMP|ContextTokens|GeneratedTokens" as in the file, and
-/// h(x) the first 8 bytes, big-endian, of SHA-256 of "x|K". Then u = ((h("user") >>
-/// 32) % 300) * (h("user") % 300) / 300 gives user-%03d of u, team-%02d of u % 12,
-/// key-%03d-%d of u and h("key") % 2; h("model") % 10 picks of: openai gpt-4o,
-/// openai gpt-4.1-mini, openai gpt-5.4-mini, anthropic claude-sonnet-4-5, anthropic
-/// claude-haiku-4-5, google gemini-2.5-flash, google gemini-2.5-pro, mistral
-/// codestral-2508, deepseek deepseek-chat, self-hosted llama-3.3-70b-instruct. The
-/// id is a UUIDv7 of the time and the first 10 bytes of SHA-256 of "id|K". Times are
-/// cut to microseconds and moved so that the latest is --until.
-///
-/// --actions takes CloudTrail records, one a line: eventSource and eventName give
-/// the action (ec2.create_vpc), userIdentity the actor, requestParameters the
-/// resources and, with responseElements, the changes, errorCode the outcome; the id
-/// is a UUIDv7 of the time and SHA-256 of the line. Times are moved likewise. All
-/// rules in full: documentation of the modules replay::requests, replay::actions.
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
 struct DemoArgs {
     /// Replay these requests (the Azure trace's columns, CSV).
     #[arg(long, value_name = "FILE.csv")]

@@ -100,6 +100,18 @@ fn replayed_files_are_all_there_is() {
 }
 
 #[test]
+fn events_that_the_services_refuse_end_the_demo_with_the_reason() {
+    let output = Command::new(env!("CARGO_BIN_EXE_standalone"))
+        .args(["demo", "--exit", "--events", "10", "--until", "2030-01-01T00:00:00Z"])
+        .args(["--audit-listen", "127.0.0.1:0", "--usage-listen", "127.0.0.1:0"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("TIME_OUT_OF_BOUNDS"), "{stderr}");
+}
+
+#[test]
 fn file_that_cannot_be_replayed_is_refused_with_its_line() {
     let folder = tempfile::tempdir().unwrap();
     let csv = folder.path().join("requests.csv");

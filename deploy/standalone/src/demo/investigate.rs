@@ -125,14 +125,14 @@ pub async fn investigate(ask: &Ask, range: Range) -> Result<Option<Finding>> {
     let models = rise(ask, before, after, &[Dimension::Model]).await?;
     let model = models.filter(|part| part.after > part.before).and_then(|part| part.keys.into_iter().next());
 
-    // The bucket says roughly when; the first requests of a model that was not
-    // used before say it to the microsecond.
+    // The bucket says roughly when; the first request of a model that was not used
+    // before says it to the microsecond, and may have come a while earlier.
     let mut exact = false;
     let mut onset_us = onset_us;
     if let Some(model) = &model {
-        let near = Range { start_us: onset_us - bucket_us, end_us: onset_us + i64::from(side) * bucket_us };
-        let used_before =
-            ask.requests_of_model(Range { start_us: before.start_us, end_us: near.start_us }, model).await?;
+        let near = Range { start_us: onset_us - window_us, end_us: onset_us + i64::from(side) * bucket_us };
+        let earlier = Range { start_us: near.start_us - window_us, end_us: near.start_us };
+        let used_before = ask.requests_of_model(earlier, model).await?;
         if used_before == 0
             && let Some(first_us) = ask.first_request_of_model(near, model).await?
         {

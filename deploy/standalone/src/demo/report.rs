@@ -110,13 +110,24 @@ pub async fn breakdown(ask: &Ask, range: Range, dimension: Dimension) -> Result<
     Ok(section(&format!("By {one}, most expensive first"), &table.to_string()))
 }
 
-/// Cost by provider, a bar a day (an hour where there is little).
+/// Cost by provider, a bar a day; where all cost lies within two days, a bar an hour,
+/// and within two hours, a bar a minute.
 pub async fn cost_chart(ask: &Ask, range: Range) -> Result<String> {
-    let days = range.end_us - range.start_us >= 3 * DAY_US;
-    let (bucket, format, each) =
-        if days { (Bucket::Day, "%a %b %d", "day") } else { (Bucket::Hour, "%b %d %H:%M", "hour") };
-    let answer = ask.series(range, bucket, Some(Dimension::Provider)).await?;
-    Ok(section(&format!("Cost by provider, a {each} (UTC)"), &chart::bars(&answer, format)))
+    const ENOUGH: usize = 3;
+    let mut range = range;
+    for (bucket, name, format, is_finest) in [
+        (Bucket::Day, "day", "%a %b %d", false),
+        (Bucket::Hour, "hour", "%b %d %H:00", false),
+        (Bucket::Minute, "minute", "%b %d %H:%M", true),
+    ] {
+        let answer = ask.series(range, bucket, Some(Dimension::Provider)).await?;
+        let Some(paid) = chart::paid(&answer) else { break };
+        if is_finest || paid.buckets.len() >= ENOUGH {
+            return Ok(section(&format!("Cost by provider, a {name} (UTC)"), &chart::bars(&answer, format)));
+        }
+        range = Range { start_us: paid.start_us, end_us: paid.end_us };
+    }
+    Ok(section("Cost by provider", "  nothing in this range"))
 }
 
 /// The latest entries of all instances, and what the newest diff among them changed.

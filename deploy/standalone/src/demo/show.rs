@@ -5,6 +5,8 @@ use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table, pre
 
 /// Width of tables where the terminal does not tell its own.
 const WIDTH: u16 = 140;
+/// What is narrower than this is no width to set a table in.
+const NARROWEST: u16 = 60;
 
 /// Text from data, without what would act on a terminal or hide what it says:
 /// control characters, line and paragraph separators, marks that turn the
@@ -101,7 +103,8 @@ pub fn table(headings: &[&str]) -> Table {
         .load_style(presets::NOTHING.header_separator(LineStyle::none().fill('─').junction('─')))
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(headings.iter().map(|text| Cell::new(text.trim_start_matches('>'))));
-    if !table.is_tty() {
+    // A terminal may not know, or say that it has no columns at all.
+    if !table.is_tty() || table.width().is_none_or(|width| width < NARROWEST) {
         table.set_width(WIDTH);
     }
     for (index, text) in headings.iter().enumerate() {

@@ -33,8 +33,6 @@ pub struct Streamed {
     pub duplicates: u64,
     /// Events that were refused for good.
     pub refused: u64,
-    /// Why the first of the actions was.
-    pub first_refusal: String,
 }
 
 /// Streams both at once, and comes back when everything has its answer.
@@ -52,17 +50,16 @@ pub async fn stream(
     let progress = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
     let request_bar = Bar::new(&progress, "requests", request_count);
     let action_bar = Bar::new(&progress, "actions", actions.len());
-    let (sent, refusal) =
+    let (sent, recorded) =
         tokio::join!(send_requests(gateway, requests, &request_bar), record_actions(admin, actions, &action_bar));
     sent?;
-    let first_refusal = refusal?;
+    recorded?;
     let (usage, audit) = (gateway.stats().usage, admin.stats().audit);
     Ok(Streamed {
         requests: usage.acknowledged,
         actions: audit.acknowledged,
         duplicates: usage.duplicates + audit.duplicates,
         refused: usage.rejected + usage.dropped + audit.rejected + audit.dropped,
-        first_refusal,
     })
 }
 
@@ -89,9 +86,9 @@ async fn send_requests(gateway: &GatewaySdk, requests: impl Iterator<Item = Usag
     Ok(())
 }
 
-/// Records all of them in order; comes back with the first refusal's reason.
-async fn record_actions(admin: &GatewaySdk, actions: Vec<AuditEvent>, bar: &Bar) -> Result<String> {
-    let mut first_refusal = String::new();
+/// Records all of them in order. Those that are refused the caller learns of from the
+/// counters and from the SDK's callback.
+async fn record_actions(admin: &GatewaySdk, actions: Vec<AuditEvent>, bar: &Bar) -> Result<()> {
     let mut answers = stream::iter(actions)
         .map(|action| {
             let event = gateway_sdk::AuditEvent::from_proto(action);
@@ -100,15 +97,13 @@ async fn record_actions(admin: &GatewaySdk, actions: Vec<AuditEvent>, bar: &Bar)
         .buffered(AT_ONCE);
     while let Some(answer) = answers.next().await {
         match answer {
-            Ok(_) => {}
-            Err(Error::Rejected(rejection)) if first_refusal.is_empty() => first_refusal = rejection.to_string(),
-            Err(Error::Rejected(_)) => {}
+            Ok(_) | Err(Error::Rejected(_)) => {}
             Err(error) => return Err(error).context("the audit service takes no actions"),
         }
         bar.at(admin.stats().audit.acknowledged);
     }
     bar.done(admin.stats().audit.acknowledged);
-    Ok(first_refusal)
+    Ok(())
 }
 
 /// A progress bar on a terminal, and a line every tenth elsewhere.
@@ -123,8 +118,7 @@ impl Bar {
     fn new(progress: &MultiProgress, name: &'static str, total: usize) -> Self {
         let total = total as u64;
         let bar = progress.add(ProgressBar::new(total).with_message(name));
-        if let Ok(style) = ProgressStyle::with_template("  {msg:9} {bar:40} {human_pos}/{human_len}  {per_sec}  {eta}")
-        {
+        if let Ok(style) = ProgressStyle::with_template("  {msg:9} {bar:40} {human_pos}/{human_len}  {eta}") {
             bar.set_style(style.progress_chars("█▓░"));
         }
         Self { bar, name, total, tenths: std::cell::Cell::new(0) }
