@@ -1,18 +1,19 @@
 //! Canonical JSON (RFC 8785) of an entry: the bytes that are hashed, stored and exported.
 //!
 //! ```text
-//! {"event":{ "action" … "outcome" | "producer"? | "reason" … "resources" },"recordedAt" "recordedBy"? "schema":1,"sequence"}
-//! └─────────────────────── prefix: made once, in the caller's task ──────┘└──── tail: made by the writer ──────────────────┘
-//!           content hash: the event without its producer       leaf hash: SHA-256(0x00 ‖ prefix ‖ tail), RFC 6962
+//! {"action" … "outcome" "producer"? "reason"  "recordedAt" "recordedBy"?  "requestId" "resources"  "schema":1,"sequence"}
+//! └────── head: made and hashed once, ─────┘ └── made by the writer ────┘ └ rest: made once ─────┘ └ made by the writer ┘
+//!         in the caller's task
+//! content hash: head and rest without the producer       leaf hash: SHA-256(0x00 ‖ all of it), RFC 6962
 //! ```
 //!
-//! RFC 8785 sorts object members; the text is written in that order straight from the structs. What only the
-//! writer knows sorts behind the event, so that the long part is made and hashed before the group commit and the
-//! writer adds a few bytes to both. The format is frozen by `tests/golden`; a later one is `"schema":2` beside it.
+//! RFC 8785 sorts object members; the text is written in that order straight from the structs. What only the writer
+//! knows sorts late, so that the long part is made and hashed before the group commit and the writer adds little to
+//! both. The format is frozen by `tests/golden`; a later one is `"schema":2` beside it.
 
 use sha2::{Digest, Sha256};
 
-use crate::event::{Change, Entry, Event, Producer};
+use crate::event::{Change, Entry, Event, Producer, Stage};
 use crate::time::push_rfc3339;
 
 mod read;
@@ -22,66 +23,69 @@ pub use read::{Counted, CountedActor, CountedResource, Unreadable, counted, pars
 /// First byte of what a leaf hash is over (RFC 6962, section 2.1).
 const LEAF: [u8; 1] = [0];
 
-/// Room for the tail, so that it is added without moving the text.
-const TAIL_BYTES: usize = 128;
+/// Room for what the writer adds, so that the text is not moved.
+const WRITER_BYTES: usize = 128;
 
-/// An event's canonical form up to where the writer goes on.
+/// An event's canonical form, with a gap for what the writer knows.
 #[derive(Debug, Clone)]
 pub struct Prefix {
-    text: String,
-    /// Over the leaf byte and `text`.
+    head: String,
+    rest: String,
+    /// Over the leaf byte and `head`.
     leaf: Sha256,
     /// SHA-256 over the event's canonical JSON without `producer`: the same id with another is a conflict.
     pub content_hash: [u8; 32],
 }
 
 impl Prefix {
-    /// Writes and hashes all of an event.
+    /// Writes all of an event, and hashes what can be hashed of it.
     pub fn new(event: &Event) -> Self {
-        let mut text = String::with_capacity(estimate(event) + TAIL_BYTES);
-        text.push_str("{\"event\":");
-        let begin = text.len();
-        push_event_to_outcome(&mut text, event);
-        let producer = text.len();
+        let mut head = String::with_capacity(estimate(event));
+        push_event_to_outcome(&mut head, event);
+        let producer = head.len();
         if let Some(numbers) = &event.producer {
-            push_producer(&mut text, numbers);
+            push_producer(&mut head, numbers);
         }
-        let rest = text.len();
-        push_event_from_reason(&mut text, event);
+        let reason = head.len();
+        push_text(&mut head, "reason", &event.reason);
+        let mut rest = String::new();
+        push_event_from_request_id(&mut rest, event);
 
         let mut content = Sha256::new();
-        content.update(&text.as_bytes()[begin..producer]);
-        content.update(&text.as_bytes()[rest..]);
+        content.update(&head.as_bytes()[..producer]);
+        content.update(&head.as_bytes()[reason..]);
+        content.update(rest.as_bytes());
+        content.update(b"}");
         let mut leaf = Sha256::new();
         leaf.update(LEAF);
-        leaf.update(text.as_bytes());
-        Self { text, leaf, content_hash: content.finalize().into() }
+        leaf.update(head.as_bytes());
+        Self { head, rest, leaf, content_hash: content.finalize().into() }
     }
 
     /// Bytes of the text so far.
     pub fn len(&self) -> usize {
-        self.text.len()
+        self.head.len() + self.rest.len()
     }
 
     /// Never: an event has at least its braces.
     pub fn is_empty(&self) -> bool {
-        self.text.is_empty()
+        self.head.is_empty()
     }
 
     /// The entry's whole canonical JSON and its leaf hash.
     pub fn finish(&self, sequence: u64, recorded_at_us: i64, recorded_by: &str) -> (String, [u8; 32]) {
-        let mut text = String::with_capacity(self.text.len() + TAIL_BYTES + recorded_by.len());
-        text.push_str(&self.text);
-        let tail = text.len();
+        let mut text = String::with_capacity(self.len() + WRITER_BYTES + recorded_by.len());
+        text.push_str(&self.head);
         text.push_str(",\"recordedAt\":\"");
         push_rfc3339(&mut text, recorded_at_us);
         text.push('"');
         push_text(&mut text, "recordedBy", recorded_by);
+        text.push_str(&self.rest);
         text.push_str(",\"schema\":1,\"sequence\":\"");
         push_number(&mut text, sequence);
         text.push_str("\"}");
         let mut leaf = self.leaf.clone();
-        leaf.update(&text.as_bytes()[tail..]);
+        leaf.update(&text.as_bytes()[self.head.len()..]);
         (text, leaf.finalize().into())
     }
 }
@@ -146,7 +150,9 @@ fn push_event_to_outcome(out: &mut String, event: &Event) {
     if let Some(operation) = &event.operation {
         out.push_str(",\"operation\":{");
         push_text(out, "id", &operation.id);
-        push_text(out, "stage", operation.stage.name());
+        if operation.stage != Stage::Single {
+            push_text(out, "stage", operation.stage.name());
+        }
         out.push('}');
     }
     push_text(out, "outcome", event.outcome.name());
@@ -165,16 +171,14 @@ fn push_producer(out: &mut String, producer: &Producer) {
     out.push_str("\"}");
 }
 
-/// Members that sort behind `producer`.
-fn push_event_from_reason(out: &mut String, event: &Event) {
-    push_text(out, "reason", &event.reason);
+/// Members that sort behind what the writer adds.
+fn push_event_from_request_id(out: &mut String, event: &Event) {
     push_text(out, "requestId", &event.request_id);
     push_list(out, "resources", &event.resources, |out, resource| {
         push_text(out, "id", &resource.id);
         push_text(out, "name", &resource.name);
         push_text(out, "type", &resource.kind);
     });
-    out.push('}');
 }
 
 fn push_list<T>(out: &mut String, name: &str, items: &[T], push_item: impl Fn(&mut String, &T)) {

@@ -37,9 +37,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let changes = AuditQuery::new().range(week.clone()).filter(AuditFilter::new().action("provider.*"));
     let mut entries = sdk.audit().entries(changes);
     while let Some(entry) = entries.try_next().await? {
-        let event = entry.event.unwrap_or_default();
-        let actor = event.actor.unwrap_or_default();
-        println!("{} {} {}", entry.sequence.unwrap_or(0), actor.id, event.action);
+        let actor = entry.actor.unwrap_or_default();
+        println!("{} {} {}", entry.sequence.unwrap_or(0), actor.id, entry.action);
     }
 
     let mut file = tokio::fs::File::create("audit.jsonl").await?;

@@ -8,13 +8,7 @@
 /// Time ranges, producers and error reasons.
 pub mod common {
     /// `activity.common.v1`.
-    #[allow(
-        missing_docs,
-        clippy::all,
-        clippy::unwrap_used,
-        unreachable_pub,
-        rustdoc::all
-    )]
+    #[allow(missing_docs, clippy::all, clippy::unwrap_used, unreachable_pub, rustdoc::all)]
     pub mod v1 {
         include!("gen/activity.common.v1.rs");
     }
@@ -23,13 +17,7 @@ pub mod common {
 /// The audit log.
 pub mod audit {
     /// `activity.audit.v1`.
-    #[allow(
-        missing_docs,
-        clippy::all,
-        clippy::unwrap_used,
-        unreachable_pub,
-        rustdoc::all
-    )]
+    #[allow(missing_docs, clippy::all, clippy::unwrap_used, unreachable_pub, rustdoc::all)]
     pub mod v1 {
         include!("gen/activity.audit.v1.rs");
     }
@@ -38,13 +26,7 @@ pub mod audit {
 /// Usage analytics.
 pub mod usage {
     /// `activity.usage.v1`.
-    #[allow(
-        missing_docs,
-        clippy::all,
-        clippy::unwrap_used,
-        unreachable_pub,
-        rustdoc::all
-    )]
+    #[allow(missing_docs, clippy::all, clippy::unwrap_used, unreachable_pub, rustdoc::all)]
     pub mod v1 {
         include!("gen/activity.usage.v1.rs");
     }

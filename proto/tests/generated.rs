@@ -42,11 +42,7 @@ fn generated_code_is_up_to_date() {
 
     let descriptors = protox::compile(&files, [root]).unwrap();
     let out = tempfile::tempdir().unwrap();
-    fs::write(
-        out.path().join("descriptor_set.bin"),
-        descriptors.encode_to_vec(),
-    )
-    .unwrap();
+    fs::write(out.path().join("descriptor_set.bin"), descriptors.encode_to_vec()).unwrap();
     tonic_prost_build::configure()
         .out_dir(out.path())
         .btree_map(".")
@@ -65,9 +61,6 @@ fn generated_code_is_up_to_date() {
     let kept = contents(&checked_in);
     assert_eq!(names(&kept), names(&fresh));
     for (name, bytes) in &fresh {
-        assert!(
-            kept[name] == *bytes,
-            "{name} differs: run UPDATE_GENERATED=1 cargo test -p activity-proto"
-        );
+        assert!(kept[name] == *bytes, "{name} differs: run UPDATE_GENERATED=1 cargo test -p activity-proto");
     }
 }

@@ -17,6 +17,7 @@ use activity_proto::usage::v1::{
     StreamUsageRequest, UsageEvent,
 };
 use e2e::{Engine, Sandbox, events};
+use prost::Message;
 use prost_types::Timestamp;
 use tokio_stream::StreamExt;
 use tonic::{Code, Status};
@@ -193,7 +194,8 @@ async fn the_same_id_with_other_content_is_a_conflict_and_the_first_stays() {
         .into_inner()
         .entry
         .unwrap();
-    assert_eq!(entry.event, Some(first));
+    // An entry is the event and more, on the wire too.
+    assert_eq!(AuditEvent::decode(entry.encode_to_vec().as_slice()).unwrap(), first);
 }
 
 #[tokio::test]

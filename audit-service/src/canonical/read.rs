@@ -78,20 +78,6 @@ pub fn counted(line: &str) -> Result<Counted<'_>, Unreadable> {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct EntryJson<'a> {
-    #[serde(borrow)]
-    event: EventJson<'a>,
-    #[serde(borrow)]
-    recorded_at: Cow<'a, str>,
-    #[serde(default)]
-    recorded_by: String,
-    schema: u32,
-    #[serde(borrow)]
-    sequence: Cow<'a, str>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct EventJson<'a> {
     action: String,
     #[serde(borrow)]
     actor: ActorJson<'a>,
@@ -112,10 +98,17 @@ struct EventJson<'a> {
     producer: Option<ProducerJson<'a>>,
     #[serde(default)]
     reason: String,
+    #[serde(borrow)]
+    recorded_at: Cow<'a, str>,
+    #[serde(default)]
+    recorded_by: String,
     #[serde(default)]
     request_id: String,
     #[serde(default)]
     resources: Vec<ResourceJson>,
+    schema: u32,
+    #[serde(borrow)]
+    sequence: Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
@@ -144,7 +137,7 @@ struct ChangeJson {
 struct OperationJson<'a> {
     id: String,
     #[serde(borrow)]
-    stage: Cow<'a, str>,
+    stage: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
@@ -167,23 +160,15 @@ struct ResourceJson {
 
 impl EntryJson<'_> {
     fn into_entry(self) -> Option<Entry> {
-        Some(Entry {
-            event: self.event.into_event()?,
-            sequence: self.sequence.parse().ok()?,
-            recorded_at_us: parse_rfc3339(&self.recorded_at)?,
-            recorded_by: self.recorded_by,
-        })
-    }
-}
-
-impl EventJson<'_> {
-    fn into_event(self) -> Option<Event> {
         let kind = match self.actor.kind {
             Some(name) => Some(ActorKind::from_name(&name)?),
             None => None,
         };
         let operation = match self.operation {
-            Some(json) => Some(Operation { id: json.id, stage: Stage::from_name(&json.stage)? }),
+            Some(json) => Some(Operation {
+                id: json.id,
+                stage: json.stage.map_or(Some(Stage::Single), |name| Stage::from_name(&name))?,
+            }),
             None => None,
         };
         let producer = match self.producer {
@@ -194,7 +179,7 @@ impl EventJson<'_> {
             }),
             None => None,
         };
-        Some(Event {
+        let event = Event {
             id: Uuid::try_parse(&self.id).ok()?,
             occurred_at_us: parse_rfc3339(&self.occurred_at)?,
             instance_id: self.instance_id,
@@ -223,6 +208,12 @@ impl EventJson<'_> {
             request_id: self.request_id,
             operation,
             producer,
+        };
+        Some(Entry {
+            event,
+            sequence: self.sequence.parse().ok()?,
+            recorded_at_us: parse_rfc3339(&self.recorded_at)?,
+            recorded_by: self.recorded_by,
         })
     }
 }

@@ -4,21 +4,12 @@ use activity_proto::audit::v1 as proto;
 use activity_proto::common::v1 as common;
 use service_core::clock;
 
-use crate::event::{Entry, Event};
+use crate::event::Entry;
 
 /// An entry as it is answered.
 pub(crate) fn entry(entry: Entry, leaf_hash: Vec<u8>) -> proto::AuditEntry {
+    let event = entry.event;
     proto::AuditEntry {
-        event: Some(event(entry.event)),
-        sequence: Some(entry.sequence),
-        recorded_at: Some(clock::to_timestamp(entry.recorded_at_us)),
-        recorded_by: entry.recorded_by,
-        leaf_hash,
-    }
-}
-
-fn event(event: Event) -> proto::AuditEvent {
-    proto::AuditEvent {
         id: event.id.to_string(),
         occurred_at: Some(clock::to_timestamp(event.occurred_at_us)),
         instance_id: event.instance_id,
@@ -53,6 +44,10 @@ fn event(event: Event) -> proto::AuditEvent {
             epoch: producer.epoch,
             sequence: Some(producer.sequence),
         }),
+        sequence: Some(entry.sequence),
+        recorded_at: Some(clock::to_timestamp(entry.recorded_at_us)),
+        recorded_by: entry.recorded_by,
+        leaf_hash,
     }
 }
 

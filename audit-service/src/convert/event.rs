@@ -14,6 +14,8 @@ use super::{MAX_NAME_BYTES, MAX_TEXT_BYTES, is_action_part, json_pointer, requir
 use crate::event::{Actor, ActorKind, Change, Dropped, Event, Operation, Outcome, Producer, Resource, Stage};
 use crate::time::rfc3339;
 
+/// How deep a JSON text may nest.
+const MAX_JSON_DEPTH: usize = 128;
 const MAX_EVENT_BYTES: usize = 64 * 1024;
 const MAX_RESOURCES: usize = 100;
 const MAX_CHANGES: usize = 1_000;
@@ -216,14 +218,33 @@ pub(crate) fn dropped(wire: common::DroppedRange) -> Result<Dropped, Violation> 
 
 /// Checks that a value is one JSON text. It is kept as it came.
 fn json(field: impl Fn() -> String, value: &str) -> Result<(), Violation> {
-    match serde_json::from_str::<IgnoredAny>(value) {
-        Ok(IgnoredAny) => Ok(()),
-        Err(error) => {
-            let field = field();
-            let message = format!("{field} is {:?}, allowed is a JSON text: {error}", shown(value));
-            Err(Violation::new(Reason::InvalidJson, field, message))
+    let why = match serde_json::from_str::<IgnoredAny>(value) {
+        Ok(IgnoredAny) if depth(value) <= MAX_JSON_DEPTH => return Ok(()),
+        Ok(IgnoredAny) => format!("at most {MAX_JSON_DEPTH} deep"),
+        Err(error) => error.to_string(),
+    };
+    let field = field();
+    let message = format!("{field} is {:?}, allowed is a JSON text: {why}", shown(value));
+    Err(Violation::new(Reason::InvalidJson, field, message))
+}
+
+/// How deep the arrays and objects of a JSON text are within each other. Readers of the log recurse.
+fn depth(json: &str) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_string => depth -= 1,
+            _ => {}
         }
     }
+    deepest
 }
 
 fn at_most(field: &str, given: usize, allowed: usize) -> Result<(), Violation> {

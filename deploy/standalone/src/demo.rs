@@ -227,7 +227,7 @@ async fn print(ask: &Ask, range: Range, (audit, usage): (SocketAddr, SocketAddr)
         range: (range.start_us, range.end_us),
         model: finding.and_then(|finding| finding.model),
         user: top_user.and_then(|row| row.keys.into_iter().next()).filter(|user| !user.is_empty()),
-        instance: latest.and_then(|entry| entry.event).map(|event| event.instance_id),
+        instance: latest.map(|entry| entry.instance_id),
     };
     println!("\nAsk further, from another shell:\n");
     for recipe in recipes::recipes(&subject) {

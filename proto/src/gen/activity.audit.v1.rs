@@ -36,7 +36,8 @@ pub struct AuditEvent {
     /// Optional, at most 1,000. What changed, a path at a time.
     #[prost(message, repeated, tag = "9")]
     pub changes: ::prost::alloc::vec::Vec<Change>,
-    /// Optional. What else belongs to it: one JSON text, kept as it came.
+    /// Optional. What else belongs to it: one JSON text, at most 128 deep, kept as
+    /// it came.
     #[prost(string, tag = "10")]
     pub details_json: ::prost::alloc::string::String,
     /// Optional. The request that caused it, to join with traces and logs.
@@ -93,7 +94,8 @@ pub struct Change {
     /// resource.
     #[prost(string, tag = "1")]
     pub path: ::prost::alloc::string::String,
-    /// Optional. The value before, as a JSON text; absent when there was none.
+    /// Optional. The value before, as a JSON text, at most 128 deep; absent when
+    /// there was none.
     #[prost(string, optional, tag = "2")]
     pub old_value: ::core::option::Option<::prost::alloc::string::String>,
     /// Optional. The value after, as a JSON text; absent when there is none any
@@ -112,25 +114,61 @@ pub struct Operation {
     #[prost(enumeration = "Stage", tag = "2")]
     pub stage: i32,
 }
-/// An entry of the log: the event as it was written, and what the service added.
-/// No call changes or removes one.
+/// An entry of the log: the event's fields as they were written (see `AuditEvent`), and
+/// what the service added. No call changes or removes one.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AuditEntry {
-    /// The event. Always set.
-    #[prost(message, optional, tag = "1")]
-    pub event: ::core::option::Option<AuditEvent>,
+    /// A UUIDv7.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// When it happened.
+    #[prost(message, optional, tag = "2")]
+    pub occurred_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// The platform instance in whose log it is.
+    #[prost(string, tag = "3")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// Who did it.
+    #[prost(message, optional, tag = "4")]
+    pub actor: ::core::option::Option<Actor>,
+    /// What was done.
+    #[prost(string, tag = "5")]
+    pub action: ::prost::alloc::string::String,
+    /// What was affected; the first is the one acted on.
+    #[prost(message, repeated, tag = "6")]
+    pub resources: ::prost::alloc::vec::Vec<Resource>,
+    /// How it ended.
+    #[prost(enumeration = "Outcome", tag = "7")]
+    pub outcome: i32,
+    /// Why.
+    #[prost(string, tag = "8")]
+    pub reason: ::prost::alloc::string::String,
+    /// What changed.
+    #[prost(message, repeated, tag = "9")]
+    pub changes: ::prost::alloc::vec::Vec<Change>,
+    /// What else belongs to it.
+    #[prost(string, tag = "10")]
+    pub details_json: ::prost::alloc::string::String,
+    /// The request that caused it.
+    #[prost(string, tag = "11")]
+    pub request_id: ::prost::alloc::string::String,
+    /// What ties an intent to its outcome.
+    #[prost(message, optional, tag = "12")]
+    pub operation: ::core::option::Option<Operation>,
+    /// The writer's numbering.
+    #[prost(message, optional, tag = "13")]
+    pub producer: ::core::option::Option<super::super::common::v1::Producer>,
     /// The entry's place in its instance's log: from 0, without gaps.
-    #[prost(uint64, optional, tag = "2")]
+    #[prost(uint64, optional, tag = "14")]
     pub sequence: ::core::option::Option<u64>,
     /// When the service stored it.
-    #[prost(message, optional, tag = "3")]
+    #[prost(message, optional, tag = "15")]
     pub recorded_at: ::core::option::Option<::prost_types::Timestamp>,
     /// The authenticated writer; empty where no authentication is configured.
-    #[prost(string, tag = "4")]
+    #[prost(string, tag = "16")]
     pub recorded_by: ::prost::alloc::string::String,
     /// The RFC 6962 leaf hash: SHA-256 over a zero byte and the entry's canonical
     /// JSON (RFC 8785; see `EXPORT_FORMAT_JSONL`). 32 bytes.
-    #[prost(bytes = "vec", tag = "5")]
+    #[prost(bytes = "vec", tag = "17")]
     pub leaf_hash: ::prost::alloc::vec::Vec<u8>,
 }
 /// What kind of actor.

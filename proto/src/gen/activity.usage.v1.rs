@@ -110,30 +110,100 @@ pub struct Tokens {
     #[prost(int64, optional, tag = "6")]
     pub output_reasoning: ::core::option::Option<i64>,
 }
-/// A request as it is kept: the event, and what the service added.
+/// A request as it is kept: the event's fields as they were written (see
+/// `UsageEvent`), and what the service added.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UsageRequest {
-    /// The event. `model` is always set. Always set.
-    #[prost(message, optional, tag = "1")]
-    pub event: ::core::option::Option<UsageEvent>,
-    /// When the service stored it.
+    /// A UUIDv7.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// When the request ended.
     #[prost(message, optional, tag = "2")]
+    pub occurred_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// The platform instance.
+    #[prost(string, tag = "3")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// Who asked.
+    #[prost(string, tag = "4")]
+    pub user_id: ::prost::alloc::string::String,
+    /// The user's team.
+    #[prost(string, tag = "5")]
+    pub team_id: ::prost::alloc::string::String,
+    /// The API key used.
+    #[prost(string, tag = "6")]
+    pub api_key_id: ::prost::alloc::string::String,
+    /// Who served it.
+    #[prost(string, tag = "7")]
+    pub provider: ::prost::alloc::string::String,
+    /// The model that was asked for.
+    #[prost(string, tag = "8")]
+    pub requested_model: ::prost::alloc::string::String,
+    /// The model that served. Always set.
+    #[prost(string, tag = "9")]
+    pub model: ::prost::alloc::string::String,
+    /// How it ended.
+    #[prost(enumeration = "RequestStatus", tag = "10")]
+    pub status: i32,
+    /// What kind of call.
+    #[prost(string, tag = "11")]
+    pub operation: ::prost::alloc::string::String,
+    /// Tokens by kind. Always set.
+    #[prost(message, optional, tag = "12")]
+    pub tokens: ::core::option::Option<Tokens>,
+    /// What else the price book charges for.
+    #[prost(btree_map = "string, int64", tag = "13")]
+    pub other_units: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        i64,
+    >,
+    /// From the request's arrival to its end.
+    #[prost(message, optional, tag = "14")]
+    pub latency: ::core::option::Option<::prost_types::Duration>,
+    /// From the request's arrival to the first token.
+    #[prost(message, optional, tag = "15")]
+    pub time_to_first_token: ::core::option::Option<::prost_types::Duration>,
+    /// The provider's service tier.
+    #[prost(string, tag = "16")]
+    pub service_tier: ::prost::alloc::string::String,
+    /// How it was run.
+    #[prost(string, tag = "17")]
+    pub processing: ::prost::alloc::string::String,
+    /// The request.
+    #[prost(string, tag = "18")]
+    pub request_id: ::prost::alloc::string::String,
+    /// Free labels.
+    #[prost(btree_map = "string, string", tag = "19")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// The writer's numbering.
+    #[prost(message, optional, tag = "20")]
+    pub producer: ::core::option::Option<super::super::common::v1::Producer>,
+    /// Further conditions of its price.
+    #[prost(btree_map = "string, string", tag = "21")]
+    pub price_conditions: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// When the service stored it.
+    #[prost(message, optional, tag = "22")]
     pub recorded_at: ::core::option::Option<::prost_types::Timestamp>,
     /// The authenticated writer; empty where no authentication is configured.
-    #[prost(string, tag = "3")]
+    #[prost(string, tag = "23")]
     pub recorded_by: ::prost::alloc::string::String,
     /// What it cost, a decimal number of `currency_code`; absent when no price is
     /// known, which is not the same as "0".
-    #[prost(string, optional, tag = "4")]
+    #[prost(string, optional, tag = "24")]
     pub cost: ::core::option::Option<::prost::alloc::string::String>,
     /// The price that made the cost; absent when there is none.
-    #[prost(message, optional, tag = "5")]
+    #[prost(message, optional, tag = "25")]
     pub price: ::core::option::Option<AppliedPrice>,
     /// All input and output tokens; the parts within them count once.
-    #[prost(int64, optional, tag = "6")]
+    #[prost(int64, optional, tag = "26")]
     pub total_tokens: ::core::option::Option<i64>,
     /// Why there is no cost; empty where there is one.
-    #[prost(string, tag = "7")]
+    #[prost(string, tag = "27")]
     pub unpriced_reason: ::prost::alloc::string::String,
 }
 /// Where a cost comes from.

@@ -95,20 +95,8 @@ pub(crate) fn request(stored: StoredRequest) -> proto::UsageRequest {
         }
         Charge::Unpriced(reason) => (None, None, reason),
     };
+    let event = stored.event;
     proto::UsageRequest {
-        recorded_at: Some(clock::to_timestamp(stored.recorded_at_us)),
-        recorded_by: String::new(),
-        cost,
-        price,
-        total_tokens: Some(total_tokens),
-        unpriced_reason,
-        event: Some(recorded(stored.event)),
-    }
-}
-
-/// An event as it was recorded.
-fn recorded(event: crate::model::Event) -> proto::UsageEvent {
-    proto::UsageEvent {
         id: event.id.hyphenated().to_string(),
         occurred_at: Some(clock::to_timestamp(event.occurred_at_us)),
         instance_id: event.instance_id,
@@ -135,6 +123,12 @@ fn recorded(event: crate::model::Event) -> proto::UsageEvent {
             epoch: producer.epoch.unsigned_abs(),
             sequence: Some(producer.sequence.unsigned_abs()),
         }),
+        recorded_at: Some(clock::to_timestamp(stored.recorded_at_us)),
+        recorded_by: String::new(),
+        cost,
+        price,
+        total_tokens: Some(total_tokens),
+        unpriced_reason,
     }
 }
 

@@ -5,6 +5,7 @@ use activity_proto::usage::v1::{
     Bucket, Dimension, GetSummaryRequest, GetTimeSeriesRequest, ListBreakdownRequest, ListFacetsRequest,
     ListRequestsRequest, Metric, RequestStatus, Tokens, UsageEvent, UsageFilter,
 };
+use prost::Message as _;
 use prost_types::{Duration, Timestamp};
 
 use crate::harness::{NOON, Service, day, event, id, range, refusal};
@@ -14,7 +15,7 @@ async fn walk(service: &Service, mut request: ListRequestsRequest, mut between: 
     let mut ids = Vec::new();
     for page in 0.. {
         let answer = service.query.clone().list_requests(request.clone()).await.unwrap().into_inner();
-        ids.extend(answer.requests.into_iter().map(|request| request.event.unwrap().id));
+        ids.extend(answer.requests.into_iter().map(|request| request.id));
         if answer.next_page_token.is_empty() {
             break;
         }
@@ -111,7 +112,8 @@ async fn a_request_is_given_back_as_it_was_told() {
     let request = ListRequestsRequest { time_range: day(), ..Default::default() };
     let answer = service.query.clone().list_requests(request).await.unwrap().into_inner();
     let stored = &answer.requests[0];
-    assert_eq!(stored.event, Some(told));
+    // A request is the event and more, on the wire too.
+    assert_eq!(UsageEvent::decode(stored.encode_to_vec().as_slice()).unwrap(), told);
     assert_eq!(stored.total_tokens, Some(1_000_000_006));
     assert!(stored.cost.is_some() && stored.price.is_some(), "{stored:?}");
     assert_eq!(answer.currency_code, "USD");

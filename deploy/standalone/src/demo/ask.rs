@@ -108,7 +108,7 @@ impl Ask {
         let mut requests = self.sdk.usage().requests(minute.usage().filter(of_model()));
         let mut first_us = None;
         while let Some(request) = requests.try_next().await? {
-            let time = request.event.and_then(|event| event.occurred_at);
+            let time = request.occurred_at;
             first_us = time.as_ref().map(micros).or(first_us);
         }
         Ok(first_us)

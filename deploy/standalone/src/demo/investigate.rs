@@ -75,7 +75,7 @@ pub struct Finding {
 impl Finding {
     /// The last thing that was done to the model before the rise.
     pub fn suspect(&self) -> Option<&AuditEntry> {
-        self.before.iter().find(|entry| entry.event.as_ref().is_some_and(|event| event.outcome() == Outcome::Success))
+        self.before.iter().find(|entry| entry.outcome() == Outcome::Success)
     }
 }
 

@@ -137,7 +137,7 @@ pub async fn latest_entries(ask: &Ask, range: Range) -> Result<String> {
         return Ok(section("Audit log", "  no entries in this range"));
     }
     let mut out = table_of(&entries).to_string();
-    let changed = entries.iter().find(|entry| entry.event.as_ref().is_some_and(|event| !event.changes.is_empty()));
+    let changed = entries.iter().find(|entry| !entry.changes.is_empty());
     if let Some(entry) = changed {
         out.push_str("\n\n  The newest with a diff:\n");
         out.push_str(&diff(entry));
@@ -148,18 +148,17 @@ pub async fn latest_entries(ask: &Ask, range: Range) -> Result<String> {
 fn table_of(entries: &[AuditEntry]) -> Table {
     let mut table = show::table(&["when (UTC)", "instance", "#", "who", "action", "resource", "outcome"]);
     for entry in entries {
-        let event = entry.event.clone().unwrap_or_default();
-        let stage = event.operation.as_ref().map(|operation| operation.stage());
-        let outcome = match (event.outcome(), stage) {
+        let stage = entry.operation.as_ref().map(|operation| operation.stage());
+        let outcome = match (entry.outcome(), stage) {
             (Outcome::Unknown, Some(Stage::Intent)) => "open intent".to_owned(),
             (outcome, _) => outcome.as_str_name().trim_start_matches("OUTCOME_").to_lowercase(),
         };
         table.add_row(vec![
             text(time(entry), TIME),
-            show::short(&event.instance_id, 18),
+            show::short(&entry.instance_id, 18),
             entry.sequence.map_or_else(String::new, show::count),
             who(entry),
-            show::short(&event.action, 34),
+            show::short(&entry.action, 34),
             resource(entry),
             outcome,
         ]);
@@ -168,27 +167,25 @@ fn table_of(entries: &[AuditEntry]) -> Table {
 }
 
 fn time(entry: &AuditEntry) -> i64 {
-    entry.event.as_ref().and_then(|event| event.occurred_at.as_ref()).map_or(0, micros)
+    entry.occurred_at.as_ref().map_or(0, micros)
 }
 
 fn who(entry: &AuditEntry) -> String {
-    let actor = entry.event.as_ref().and_then(|event| event.actor.clone()).unwrap_or_default();
+    let actor = entry.actor.clone().unwrap_or_default();
     let name = if actor.display_name.is_empty() { &actor.id } else { &actor.display_name };
     show::short(name, 30)
 }
 
 fn resource(entry: &AuditEntry) -> String {
-    let first = entry.event.as_ref().and_then(|event| event.resources.first().cloned());
-    let first = first.unwrap_or_default();
+    let first = entry.resources.first().cloned().unwrap_or_default();
     let name = if first.name.is_empty() { &first.id } else { &first.name };
     show::short(&format!("{} {name}", first.r#type), 40)
 }
 
 /// Who, from where, why, and the changed values.
 fn diff(entry: &AuditEntry) -> String {
-    let event = entry.event.clone().unwrap_or_default();
-    let actor = event.actor.clone().unwrap_or_default();
-    let mut out = format!("  {}  {}  by {}", text(time(entry), TIME), show::short(&event.action, 60), who(entry));
+    let actor = entry.actor.clone().unwrap_or_default();
+    let mut out = format!("  {}  {}  by {}", text(time(entry), TIME), show::short(&entry.action, 60), who(entry));
     if !actor.ip_address.is_empty() {
         out.push_str(&format!(" from {}", show::short(&actor.ip_address, 45)));
     }
@@ -196,11 +193,11 @@ fn diff(entry: &AuditEntry) -> String {
         out.push_str(&format!(" for {}", show::short(&actor.on_behalf_of, 40)));
     }
     out.push('\n');
-    if !event.reason.is_empty() {
-        out.push_str(&format!("    reason: {}\n", show::short(&event.reason, 100)));
+    if !entry.reason.is_empty() {
+        out.push_str(&format!("    reason: {}\n", show::short(&entry.reason, 100)));
     }
     const MOST: usize = 8;
-    for change in event.changes.iter().take(MOST) {
+    for change in entry.changes.iter().take(MOST) {
         out.push_str(&format!("    {}\n", show::short(&change.path, 100)));
         for (sign, value) in [("-", &change.old_value), ("+", &change.new_value)] {
             if let Some(value) = value {
@@ -208,8 +205,8 @@ fn diff(entry: &AuditEntry) -> String {
             }
         }
     }
-    if event.changes.len() > MOST {
-        out.push_str(&format!("    … and {} more\n", event.changes.len() - MOST));
+    if entry.changes.len() > MOST {
+        out.push_str(&format!("    … and {} more\n", entry.changes.len() - MOST));
     }
     out
 }
