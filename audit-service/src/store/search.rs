@@ -128,17 +128,18 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// About how many candidates there are, and in how many entries: whether a walk would not be quicker.
+    /// Whether so many of all entries are candidates that a walk over all is quicker than to read them one by one.
     pub(super) async fn is_dense(&self, store: &Store) -> Result<bool> {
-        let (mut candidates, mut entries) = (0, 0);
-        // A sample is enough, from anywhere.
-        for blocks in self.blocks.rchunks(MAX_BLOCKS).take(1) {
-            for (_, places) in self.places(store, blocks).await? {
-                candidates += places.count();
-                entries += store.block_entries;
-            }
-        }
-        Ok(candidates * 8 > entries)
+        let sample = &self.blocks[self.blocks.len().saturating_sub(MAX_BLOCKS)..];
+        let candidates: u64 = self.places(store, sample).await?.iter().map(|(_, places)| places.count()).sum();
+        let entries = sample.len() as u64 * store.block_entries;
+        let ours: u64 = self.logs.iter().map(|(_, through)| through).sum();
+        let sum = "SELECT CAST(COALESCE(SUM(next_sequence), 0) AS BIGINT) FROM audit_log_heads";
+        let rows = store.read(sum, Vec::new()).await?;
+        let all = rows.first().map_or(Ok(0), |row| unsigned(row.try_get_by_index(0)?))?;
+        // candidates / entries × ours / all, above one in eight.
+        let share = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
+        Ok(share(candidates, entries) * share(ours, all) > 0.125)
     }
 
     fn rank(&self, key: Key) -> Rank {
