@@ -10,6 +10,7 @@ pub mod show;
 pub mod stream;
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -95,7 +96,6 @@ pub async fn run(demo: Demo, env: impl IntoIterator<Item = (String, String)>, st
         () = stop.cancelled() => Ok(()),
     };
     if shown.is_ok() && !demo.exit && !stop.is_cancelled() && !shutdown.is_cancelled() {
-        println!("\nServing audit={} usage={} until Ctrl-C.", addresses.0, addresses.1);
         tokio::select! {
             () = stop.cancelled() => {}
             () = shutdown.cancelled() => {}
@@ -104,7 +104,23 @@ pub async fn run(demo: Demo, env: impl IntoIterator<Item = (String, String)>, st
     shutdown.cancel();
     let served = serving.await.context("the services' task")?;
     drop(temporary);
-    shown.and(served)
+    match shown {
+        // Whoever reads has read enough: `demo | head`.
+        Err(error) if error.downcast_ref::<std::io::Error>().is_some_and(is_broken_pipe) => served,
+        shown => shown.and(served),
+    }
+}
+
+fn is_broken_pipe(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::BrokenPipe
+}
+
+/// Prints at once. A reader that has gone is an error and no panic: the databases in
+/// the temporary folder want to be closed before the folder goes.
+fn say(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 /// The environment, with metrics off and fewer logs unless it says otherwise: on a
@@ -188,14 +204,14 @@ async fn show(demo: &Demo, source: Source, (audit, usage): (SocketAddr, SocketAd
         let why = refusal.get().map_or("the queue was full", String::as_str);
         bail!("{} events were not stored; the first: {}", show::count(streamed.refused), show::inert(why));
     }
-    println!(
-        "Streamed {} requests and {} administrative actions in {:.1} s; all on disk.",
+    say(&format!(
+        "Streamed {} requests and {} administrative actions in {:.1} s; all on disk.\n",
         show::count(streamed.requests),
         show::count(streamed.actions),
         began.elapsed().as_secs_f64()
-    );
+    ))?;
     if streamed.duplicates > 0 {
-        println!("{} of them were known already, and are stored once.", show::count(streamed.duplicates));
+        say(&format!("{} of them were known already, and are stored once.\n", show::count(streamed.duplicates)))?;
     }
 
     // Whole seconds, so that it reads well; the last event may be at the very end.
@@ -203,6 +219,9 @@ async fn show(demo: &Demo, source: Source, (audit, usage): (SocketAddr, SocketAd
     let range = Range { start_us: end_us - i64::from(demo.plan.days) * DAY_US, end_us };
     let ask = Ask::new(&admin);
     print(&ask, range, (audit, usage)).await?;
+    if !demo.exit {
+        say(&format!("Serving audit={audit} usage={usage} until Ctrl-C.\n"))?;
+    }
     for sdk in [gateway, admin] {
         let _ = sdk.shutdown(HAND_OVER).await;
     }
@@ -210,14 +229,14 @@ async fn show(demo: &Demo, source: Source, (audit, usage): (SocketAddr, SocketAd
 }
 
 async fn print(ask: &Ask, range: Range, (audit, usage): (SocketAddr, SocketAddr)) -> Result<()> {
-    print!("{}", report::totals(ask, range).await?);
+    say(&report::totals(ask, range).await?)?;
     for dimension in [Dimension::User, Dimension::Model, Dimension::Provider, Dimension::ApiKey] {
-        print!("{}", report::breakdown(ask, range, dimension).await?);
+        say(&report::breakdown(ask, range, dimension).await?)?;
     }
-    print!("{}", report::cost_chart(ask, range).await?);
-    print!("{}", report::latest_entries(ask, range).await?);
+    say(&report::cost_chart(ask, range).await?)?;
+    say(&report::latest_entries(ask, range).await?)?;
     let finding = investigate::investigate(ask, range).await?;
-    print!("{}", report::investigation(finding.as_ref()));
+    say(&report::investigation(finding.as_ref()))?;
 
     let top_user = ask.breakdown(range, Dimension::User, 1).await?.rows.into_iter().next();
     let latest = ask.entries(range, AuditFilter::new(), 1, true).await?.into_iter().next();
@@ -229,9 +248,9 @@ async fn print(ask: &Ask, range: Range, (audit, usage): (SocketAddr, SocketAddr)
         user: top_user.and_then(|row| row.keys.into_iter().next()).filter(|user| !user.is_empty()),
         instance: latest.map(|entry| entry.instance_id),
     };
-    println!("\nAsk further, from another shell:\n");
+    say("\nAsk further, from another shell:\n\n")?;
     for recipe in recipes::recipes(&subject) {
-        println!("  # {}\n  {}\n", recipe.question, show::inert(&recipe.command()));
+        say(&format!("  # {}\n  {}\n\n", recipe.question, show::inert(&recipe.command())))?;
     }
     Ok(())
 }

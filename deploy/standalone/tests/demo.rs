@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use activity_proto::usage::v1::{RequestStatus, UsageEvent};
 use standalone::demo::show;
@@ -97,6 +97,22 @@ fn replayed_files_are_all_there_is() {
     assert_eq!(printed(&output, "requests"), "200");
     assert_eq!(printed(&output, "tokens"), show::count((0..200).map(|row| 110 + row).sum()));
     assert!(output.contains("no entries in this range"), "{output}");
+}
+
+#[test]
+fn reader_that_has_seen_enough_ends_the_demo_and_leaves_no_folder() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_standalone"))
+        .args(["demo", "--events", "200", "--days", "3"])
+        .args(["--audit-listen", "127.0.0.1:0", "--usage-listen", "127.0.0.1:0"])
+        .env("TMPDIR", temporary.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+    assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);
 }
 
 #[test]

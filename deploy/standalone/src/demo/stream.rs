@@ -1,6 +1,7 @@
 //! The sample gateway and the sample admin application: everything goes to the
 //! services through the SDK, as a platform would do it.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use activity_proto::audit::v1::AuditEvent;
@@ -129,7 +130,9 @@ impl Bar {
         let tenths = (position * 10).checked_div(self.total).unwrap_or(10);
         if self.bar.is_hidden() && tenths > self.tenths.get() {
             self.tenths.set(tenths);
-            eprintln!("{} of {} {} on disk", show::count(position), show::count(self.total), self.name);
+            // With nobody to read it, progress is no loss.
+            let (at, total) = (show::count(position), show::count(self.total));
+            let _ = writeln!(std::io::stderr(), "{at} of {total} {} on disk", self.name);
         }
     }
 
