@@ -66,13 +66,7 @@ pub struct CountedResource<'a> {
 
 /// What facets count of a line of canonical JSON.
 pub fn counted(line: &str) -> Result<Counted<'_>, Unreadable> {
-    #[derive(Deserialize)]
-    struct Line<'a> {
-        #[serde(borrow)]
-        event: Counted<'a>,
-    }
-    let line: Line<'_> = serde_json::from_str(line).map_err(|error| Unreadable(error.to_string()))?;
-    Ok(line.event)
+    serde_json::from_str(line).map_err(|error| Unreadable(error.to_string()))
 }
 
 #[derive(Deserialize)]
