@@ -1,9 +1,9 @@
 //! The statements of a write on SQLite: one writer, so nothing needs a lock of its own.
 //!
-//! Lists come in a few fixed sizes, so that the statements stay prepared.
+//! Lists come in a few fixed sizes, so that the statements stay prepared. The parameters of lists have no numbers:
+//! numbered ones have names, which the driver asks for one by one and SQLite looks for in a list.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt::Write as _;
 use std::sync::LazyLock;
 
 use sea_orm::DatabaseConnection;
@@ -15,31 +15,28 @@ use uuid::Uuid;
 use super::{Known, NewRow, hash};
 use crate::event::Dropped;
 use crate::numbers::{NumberBlock, Numbers};
-use crate::store::{Heads, placeholders, signed, unsigned};
+use crate::store::{Heads, signed, unsigned};
 
 const INSERT_COLUMNS: usize = 9;
 
 /// INSERT statements by their number of rows, the largest first.
-static INSERTS: LazyLock<[(usize, String); 3]> = LazyLock::new(|| [128, 8, 1].map(|rows| (rows, insert_sql(rows))));
+static INSERTS: LazyLock<[(usize, String); 4]> = LazyLock::new(|| [512, 64, 8, 1].map(|rows| (rows, insert_sql(rows))));
 
 /// SELECT statements by their number of ids, the largest first.
 static KNOWN: LazyLock<[(usize, String); 3]> = LazyLock::new(|| {
     [256, 16, 1].map(|ids| {
-        let list = placeholders(1, ids);
+        let list = vec!["?"; ids].join(",");
         (ids, format!("SELECT id, content_hash, sequence, leaf_hash FROM audit_entries WHERE id IN ({list})"))
     })
 });
 
 fn insert_sql(rows: usize) -> String {
-    let mut sql = "INSERT INTO audit_entries (instance_id, sequence, id, occurred_at, stage, operation_id, \
-                   content_hash, leaf_hash, canonical) VALUES "
-        .to_owned();
-    for row in 0..rows {
-        let comma = if row == 0 { "" } else { "," };
-        // Writing to a String cannot fail.
-        let _ = write!(sql, "{comma}({})", placeholders(row * INSERT_COLUMNS + 1, INSERT_COLUMNS));
-    }
-    sql
+    let row = format!("({})", ["?"; INSERT_COLUMNS].join(","));
+    format!(
+        "INSERT INTO audit_entries (instance_id, sequence, id, occurred_at, stage, operation_id, content_hash, \
+         leaf_hash, canonical) VALUES {}",
+        vec![row; rows].join(",")
+    )
 }
 
 /// Cuts a list into pieces for which a statement is at hand.
