@@ -12,6 +12,8 @@
 //! - `batch_id` rises by one from 1; another one ends the stream with
 //!   `BATCH_OUT_OF_ORDER`, after the answers to what came before.
 //! - A batch that cannot be decoded ends the stream likewise.
+//! - A batch that fails ends the stream in its place: no answer to a later batch
+//!   goes out, for the client would take it for the one that is due.
 //! - When the server stops, the stream reads no further, sends the answers to
 //!   all it has read, and ends with `SHUTTING_DOWN`. The same after `lifetime`
 //!   (the stream then ends with OK: nothing went wrong, the client reconnects),
@@ -90,7 +92,10 @@ where
                     idle_since = Instant::now();
                     match settled {
                         Ok(response) => yield Ok(response),
-                        Err(error) => break 'reading Err(Status::from(error)),
+                        Err(error) => {
+                            yield Err(Status::from(error));
+                            return;
+                        }
                     }
                     continue;
                 }
@@ -135,7 +140,10 @@ where
                     Some(settled) = in_progress.next(), if !in_progress.is_empty() => {
                         match settled {
                             Ok(response) => yield Ok(response),
-                            Err(error) => break 'reading Err(Status::from(error)),
+                            Err(error) => {
+                                yield Err(Status::from(error));
+                                return;
+                            }
                         }
                     }
                 }
@@ -147,7 +155,7 @@ where
             match settled {
                 Ok(response) => yield Ok(response),
                 Err(error) => {
-                    yield Err(error.into());
+                    yield Err(Status::from(error));
                     return;
                 }
             }

@@ -171,3 +171,36 @@ async fn an_undecodable_batch_ends_the_stream_after_earlier_answers() {
     assert_eq!(answers, [1, 2]);
     assert_eq!(end.expect("told why").message(), "failed to decode");
 }
+
+#[tokio::test]
+async fn nothing_is_answered_after_a_batch_that_failed() {
+    // The failure shows while the stream reads, or while the second batch waits for room.
+    for waits in [false, true] {
+        let body = run(
+            batches(1..=2).chain(stream::pending()),
+            options(),
+            CancellationToken::new(),
+            |batch| *batch,
+            move |batch| async move {
+                if waits && batch == 2 {
+                    for _ in 0..20 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                Ok(async move {
+                    if batch == 1 {
+                        // The second has settled by then.
+                        for _ in 0..10 {
+                            tokio::task::yield_now().await;
+                        }
+                        return Err(Error::internal(anyhow::anyhow!("batch 1")));
+                    }
+                    Ok(batch)
+                })
+            },
+        );
+        let items: Vec<_> = body.collect().await;
+        assert_eq!(items.len(), 1, "{items:?}");
+        assert_eq!(items[0].as_ref().expect_err("the failure").code(), Code::Internal);
+    }
+}
