@@ -21,10 +21,12 @@
 //! - [`group_commit`]: many streams, one writer, an answer after the commit.
 //! - [`ingest_stream`]: the loop of a bidirectional ingest stream.
 //! - [`server`]: from accept to drain, with health and reflection.
+//! - [`csv`]: a cell that no spreadsheet runs.
 //! - [`clock`]: microseconds since the epoch.
 
 pub mod clock;
 pub mod config;
+pub mod csv;
 pub mod database;
 pub mod error;
 pub mod group_commit;
