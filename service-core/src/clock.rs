@@ -13,6 +13,9 @@ pub const MICROS_PER_SECOND: i64 = 1_000_000;
 /// (years 1 to 9999).
 const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
+/// The first microsecond that `google.protobuf.Timestamp` allows.
+pub const FIRST_US: i64 = *TIMESTAMP_SECONDS.start() * MICROS_PER_SECOND;
+
 /// The server's clock. Zero if the clock stands before 1970.
 pub fn now_us() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))

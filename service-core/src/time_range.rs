@@ -40,11 +40,12 @@ pub struct Resolved {
 
 impl Resolved {
     /// The window of the same length directly before, in the same zone; also for
-    /// calendar presets, so that two periods of equal length are compared.
+    /// calendar presets, so that two periods of equal length are compared. Shorter
+    /// only where the year 1 cuts it: what begins before has no timestamp.
     #[must_use]
     pub fn previous(&self) -> Self {
         Self {
-            start_us: self.start_us.saturating_sub(self.end_us - self.start_us),
+            start_us: self.start_us.saturating_sub(self.end_us - self.start_us).max(clock::FIRST_US),
             end_us: self.start_us,
             zone: self.zone,
         }
@@ -271,6 +272,21 @@ mod tests {
         assert_eq!(previous.end_us - previous.start_us, window.end_us - window.start_us);
         let empty = resolve(Some(&empty), us(NOW), WhenMissing::Refuse).expect("empty is allowed");
         assert!(empty.is_empty() && empty.previous().is_empty());
+    }
+
+    #[test]
+    fn the_previous_window_stays_in_the_calendar() {
+        let first = "0001-01-01T00:00:00Z";
+        for (start, previous) in
+            [(first, first), ("0500-01-01T00:00:00Z", first), ("6000-01-01T00:00:00Z", "2000-12-31T00:00:00Z")]
+        {
+            let window =
+                resolve(Some(&interval(Some(start), Some("9999-01-01T00:00:00Z"))), us(NOW), WhenMissing::Refuse);
+            let window = window.expect("ok").previous();
+            assert_eq!((window.start_us, window.end_us), (us(previous), us(start)), "{start}");
+            let stamp = window.to_interval().start.expect("set");
+            assert_eq!(clock::from_timestamp("start", &stamp), Ok(us(previous)));
+        }
     }
 
     #[test]
