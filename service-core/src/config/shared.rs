@@ -127,10 +127,11 @@ pub fn optional_listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opt
 pub struct ServerConfig {
     /// Connections open at once; more wait in the listen queue. Default 1,024.
     pub max_connections: NonZeroUsize,
-    /// Calls in progress at once, streams not counted; more are refused with
-    /// `OVERLOADED`. Default 1,024.
+    /// Calls in progress at once, streams not counted, for ingest and for queries
+    /// each; more are refused with `OVERLOADED`. Default 1,024.
     pub max_calls: NonZeroUsize,
-    /// Streams open at once; more are refused with `OVERLOADED`. Default 2,048.
+    /// Streams open at once, for ingest and for queries each; more are refused with
+    /// `OVERLOADED`. Default 2,048.
     pub max_streams: NonZeroUsize,
     /// Streams and calls at once on one connection. Default 256.
     pub max_streams_per_connection: NonZeroU32,

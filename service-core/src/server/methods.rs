@@ -22,13 +22,15 @@ pub(super) struct Method {
     pub(super) path: String,
     /// Whether either side streams.
     pub(super) streaming: bool,
+    /// Whether it brings events: of a service named `…IngestService`.
+    pub(super) ingest: bool,
     /// Health and reflection: served while draining, outside the limits.
     pub(super) infrastructure: bool,
 }
 
 /// Stands for every path that is not served, so that a client cannot make labels.
 static UNKNOWN: LazyLock<Method> =
-    LazyLock::new(|| Method { path: "unknown".to_owned(), streaming: false, infrastructure: false });
+    LazyLock::new(|| Method { path: "unknown".to_owned(), streaming: false, ingest: false, infrastructure: false });
 
 static METHODS: LazyLock<HashMap<String, Method>> = LazyLock::new(|| {
     let mut methods = HashMap::new();
@@ -41,6 +43,7 @@ static METHODS: LazyLock<HashMap<String, Method>> = LazyLock::new(|| {
                     let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
                     let known = Method {
                         streaming: method.client_streaming() || method.server_streaming(),
+                        ingest: service.name().ends_with("IngestService"),
                         infrastructure: file.package().starts_with("grpc."),
                         path: path.clone(),
                     };
@@ -68,9 +71,9 @@ mod tests {
             assert!(!set.file.is_empty());
         }
         let ingest = lookup("/activity.audit.v1.AuditIngestService/StreamEvents");
-        assert!(ingest.streaming && !ingest.infrastructure);
+        assert!(ingest.streaming && ingest.ingest && !ingest.infrastructure);
         let list = lookup("/activity.audit.v1.AuditQueryService/ListEntries");
-        assert!(!list.streaming && !list.infrastructure);
+        assert!(!list.streaming && !list.ingest && !list.infrastructure);
         let watch = lookup("/grpc.health.v1.Health/Watch");
         assert!(watch.streaming && watch.infrastructure);
         assert_eq!(lookup("/made.Up/Method").path, "unknown");

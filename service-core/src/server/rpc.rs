@@ -41,20 +41,33 @@ const DEADLINE_LEAD: Duration = Duration::from_millis(5);
 pub(super) struct RpcLayer(Arc<Limits>);
 
 struct Limits {
-    calls: Arc<Semaphore>,
-    streams: Arc<Semaphore>,
+    ingest: Rooms,
+    queries: Rooms,
     call_timeout: Duration,
     stalled_stream: Duration,
     metrics: Metrics,
     shutdown: CancellationToken,
 }
 
+/// Places of one kind of method. Ingest and queries have each their own, so that
+/// no number of readers shuts events out.
+struct Rooms {
+    calls: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+}
+
+impl Rooms {
+    fn new(config: &ServerConfig) -> Self {
+        let semaphore = |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
+        Self { calls: semaphore(config.max_calls.get()), streams: semaphore(config.max_streams.get()) }
+    }
+}
+
 impl RpcLayer {
     pub(super) fn new(config: &ServerConfig, metrics: Metrics, shutdown: CancellationToken) -> Self {
-        let semaphore = |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
         Self(Arc::new(Limits {
-            calls: semaphore(config.max_calls.get()),
-            streams: semaphore(config.max_streams.get()),
+            ingest: Rooms::new(config),
+            queries: Rooms::new(config),
             call_timeout: millis(config.call_timeout_ms),
             stalled_stream: millis(config.stalled_stream_ms),
             metrics,
@@ -149,7 +162,8 @@ fn admit(method: &Method, limits: &Limits) -> Result<Option<OwnedSemaphorePermit
     if limits.shutdown.is_cancelled() {
         return Err(Error::ShuttingDown);
     }
-    let (room, what) = if method.streaming { (&limits.streams, "streams") } else { (&limits.calls, "calls") };
+    let rooms = if method.ingest { &limits.ingest } else { &limits.queries };
+    let (room, what) = if method.streaming { (&rooms.streams, "streams") } else { (&rooms.calls, "calls") };
     match room.clone().try_acquire_owned() {
         Ok(permit) => Ok(Some(permit)),
         Err(_) => Err(Error::Overloaded(format!("too many {what} at once; try again"))),
@@ -284,5 +298,25 @@ mod tests {
             assert_eq!(client_timeout(&headers), expected, "{text}");
         }
         assert_eq!(client_timeout(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn readers_at_their_caps_leave_room_for_events_and_the_other_way_round() {
+        let one = 1.try_into().expect("not zero");
+        let config = ServerConfig { max_calls: one, max_streams: one, ..ServerConfig::default() };
+        let ingest =
+            ["/activity.audit.v1.AuditIngestService/StreamEvents", "/activity.usage.v1.UsageIngestService/RecordUsage"];
+        let queries =
+            ["/activity.audit.v1.AuditQueryService/TailEntries", "/activity.audit.v1.AuditQueryService/ListEntries"];
+        for (first, then) in [(ingest, queries), (queries, ingest)] {
+            let layer = RpcLayer::new(&config, Metrics::new("test"), CancellationToken::new());
+            let mut held = Vec::new();
+            for path in first.into_iter().chain(then) {
+                let method = methods::lookup(path);
+                assert_eq!(method.path, path);
+                held.push(admit(method, &layer.0).expect(path));
+                assert!(matches!(admit(method, &layer.0), Err(Error::Overloaded(_))), "{path}");
+            }
+        }
     }
 }
