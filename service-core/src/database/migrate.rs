@@ -17,8 +17,9 @@ const MIGRATION_LOCK: i64 = 0x6163_7469_7669_7479;
 impl Database {
     /// Brings the schema up to date, or refuses if it is newer than this binary.
     ///
-    /// Migrations should say `use_transaction() -> Some(true)`: by default they run
-    /// outside a transaction on SQLite, and a crash leaves them half done.
+    /// Refuses a migration that doesn't say `use_transaction() -> Some(true)`: by
+    /// default it runs outside a transaction on SQLite, and a crash leaves it half
+    /// done, so that no later start gets past it.
     ///
     /// Also makes the table `service_state (key, value)` that this crate uses.
     pub async fn migrate<M: MigratorTrait>(&self) -> anyhow::Result<()> {
@@ -45,7 +46,11 @@ impl Database {
 }
 
 async fn up<M: MigratorTrait>(db: &DatabaseConnection, bytes: &str) -> anyhow::Result<()> {
-    let known: BTreeSet<String> = M::migrations().iter().map(|migration| migration.name().to_owned()).collect();
+    let migrations = M::migrations();
+    if let Some(bare) = migrations.iter().find(|migration| migration.use_transaction() != Some(true)) {
+        bail!("migration {} does not say use_transaction() -> Some(true)", bare.name());
+    }
+    let known: BTreeSet<String> = migrations.iter().map(|migration| migration.name().to_owned()).collect();
     let applied = M::get_migration_models(db).await?;
     let newer: Vec<String> =
         applied.into_iter().map(|migration| migration.version).filter(|version| !known.contains(version)).collect();

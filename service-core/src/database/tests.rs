@@ -14,10 +14,33 @@ struct First;
 
 #[async_trait]
 impl MigrationTrait for First {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let sql = "CREATE TABLE sample (id BIGINT PRIMARY KEY, text TEXT)";
         manager.get_connection().execute_unprepared(sql).await?;
         Ok(())
+    }
+}
+
+/// Doesn't ask for a transaction.
+#[derive(DeriveMigrationName)]
+struct Bare;
+
+#[async_trait]
+impl MigrationTrait for Bare {
+    async fn up(&self, _: &SchemaManager) -> Result<(), DbErr> {
+        Ok(())
+    }
+}
+
+struct Careless;
+
+impl MigratorTrait for Careless {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(First), Box::new(Bare)]
     }
 }
 
@@ -177,4 +200,16 @@ async fn a_database_that_cannot_be_opened_is_named_without_its_password() {
     let text = format!("{error:#}");
     assert!(text.starts_with(&format!("cannot open database postgres://me@127.0.0.1:{port}/x")), "{text}");
     assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[tokio::test]
+async fn a_migration_without_a_transaction_is_refused_before_any_runs() {
+    let folder = tempfile::tempdir().expect("folder");
+    let database = open(&DatabaseUrl::sqlite(folder.path().join("sample.db"))).await;
+    let error = database.migrate::<Careless>().await.expect_err("refused");
+    assert!(format!("{error:#}").contains("use_transaction"), "{error:#}");
+    assert_eq!(
+        text(&database.writer, "SELECT CAST(count(*) AS TEXT) FROM sqlite_master WHERE name = 'sample'").await,
+        "0"
+    );
 }
