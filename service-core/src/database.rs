@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | writer | one connection | a small pool |
 //! | reader | a pool of read-only connections | a pool |
+//! | probe | one connection for reading | the same |
 //! | durable | WAL, `synchronous=FULL` | as the server is set (`fsync`) |
 //! | replicas | none: one process holds the file (`PATH.lock`) | any number |
 //! | migration | under the file's lock | under an advisory lock |
@@ -58,6 +59,9 @@ pub struct Database {
     pub reader: DatabaseConnection,
     /// Which engine it is.
     pub engine: Engine,
+    /// One more connection for reading, that only the probe uses: all readers at
+    /// work is load, not an outage.
+    probe: DatabaseConnection,
     url: DatabaseUrl,
     /// Held while any clone lives: one process for each SQLite file.
     _lock: Option<Arc<File>>,
@@ -102,14 +106,19 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         .max_lifetime(None)
         .connect_with(options.clone())
         .await?;
-    let reader = SqlitePoolOptions::new()
-        .max_connections(config.readers.get())
-        .acquire_timeout(millis(config.acquire_timeout_ms))
-        .connect_with(options.pragma("query_only", "ON"))
-        .await?;
+    let options = options.pragma("query_only", "ON");
+    let readers = |connections: u32| {
+        SqlitePoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(millis(config.acquire_timeout_ms))
+            .connect_with(options.clone())
+    };
+    let reader = readers(config.readers.get()).await?;
+    let probe = readers(1).await?;
     Ok(Database {
         writer: SqlxSqliteConnector::from_sqlx_sqlite_pool(writer),
         reader: SqlxSqliteConnector::from_sqlx_sqlite_pool(reader),
+        probe: SqlxSqliteConnector::from_sqlx_sqlite_pool(probe),
         engine: Engine::Sqlite,
         url: url.clone(),
         _lock: Some(Arc::new(lock)),
@@ -152,9 +161,11 @@ async fn connect_postgres(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow:
     };
     let writer = pool(config.writers.get()).await?;
     let reader = pool(config.readers.get()).await?;
+    let probe = pool(1).await?;
     Ok(Database {
         writer: SqlxPostgresConnector::from_sqlx_postgres_pool(writer),
         reader: SqlxPostgresConnector::from_sqlx_postgres_pool(reader),
+        probe: SqlxPostgresConnector::from_sqlx_postgres_pool(probe),
         engine: Engine::Postgres,
         url: url.clone(),
         _lock: None,
@@ -198,7 +209,7 @@ impl Database {
 
     /// Whether reading works: for the health of services that read.
     pub async fn probe_reader(&self) -> Result<()> {
-        self.reader
+        self.probe
             .query_one_raw(self.statement("SELECT 1 FROM service_state WHERE key = $1", [SEAL_KEY.into()]))
             .await?;
         Ok(())
@@ -221,7 +232,7 @@ impl Database {
     /// Closes the pools: waits for what is in use, checkpoints SQLite's log.
     pub async fn close(self) {
         // An error here has nobody left to act on it; committed is committed.
-        for connection in [self.reader, self.writer] {
+        for connection in [self.probe, self.reader, self.writer] {
             if let Err(error) = connection.close().await {
                 tracing::warn!(%error, "closing the database");
             }

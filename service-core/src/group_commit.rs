@@ -29,12 +29,14 @@
 //!   writer; a group of several batches is first tried again one by one, so that
 //!   one bad batch doesn't fail its neighbours. That is safe because a commit is
 //!   a transaction, and writing an event twice stores it once.
+//! - **Health**: the writer is its own witness ([`GroupCommit::vouches`]): a probe
+//!   that has to wait behind its transactions would take load for an outage.
 //! - **Stop**: [`GroupCommit::close`] refuses new batches, commits and answers all
 //!   that were handed over, and returns when the writer is done.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -87,6 +89,7 @@ pub struct GroupCommit<B, R> {
     closing: CancellationToken,
     writer: TaskTracker,
     metrics: GroupMetrics,
+    witness: Arc<Witness>,
 }
 
 impl<B, R> Clone for GroupCommit<B, R> {
@@ -98,6 +101,7 @@ impl<B, R> Clone for GroupCommit<B, R> {
             closing: self.closing.clone(),
             writer: self.writer.clone(),
             metrics: self.metrics.clone(),
+            witness: self.witness.clone(),
         }
     }
 }
@@ -108,6 +112,37 @@ impl<B, R> std::fmt::Debug for GroupCommit<B, R> {
             .field("capacity", &self.capacity)
             .field("room", &self.room.available_permits())
             .finish_non_exhaustive()
+    }
+}
+
+/// What the writer has last seen of storage.
+#[derive(Debug)]
+pub(crate) struct Witness {
+    commit_timeout: Duration,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// Begin of the transaction that runs.
+    running: Option<Instant>,
+    /// End of the last one that was stored.
+    stored: Option<Instant>,
+    /// Whether the last one failed.
+    failed: bool,
+}
+
+impl Witness {
+    fn update(&self, change: impl FnOnce(&mut Seen)) {
+        // A poisoned lock is no matter: each field is whole by itself.
+        change(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// See [`GroupCommit::vouches`].
+    pub(crate) fn vouches(&self, within: Duration) -> bool {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = |begun: Option<Instant>| begun.map_or(Duration::MAX, |begun| begun.elapsed());
+        !seen.failed && (since(seen.stored) < within || since(seen.running) < self.commit_timeout)
     }
 }
 
@@ -155,12 +190,22 @@ where
         let (queue, jobs) = mpsc::unbounded_channel();
         let closing = CancellationToken::new();
         let metrics = metrics.group().clone();
+        let witness = Arc::new(Witness { commit_timeout: options.commit_timeout, seen: Mutex::default() });
         let writer = TaskTracker::new();
         writer.spawn(
-            Writer { jobs, held: None, commit, options, closing: closing.clone(), metrics: metrics.clone() }.run(),
+            Writer {
+                jobs,
+                held: None,
+                commit,
+                options,
+                closing: closing.clone(),
+                metrics: metrics.clone(),
+                witness: witness.clone(),
+            }
+            .run(),
         );
         writer.close();
-        Self { queue, room, capacity, closing, writer, metrics }
+        Self { queue, room, capacity, closing, writer, metrics, witness }
     }
 
     /// Hands a batch of `items` events to the writer; waits while the queue is
@@ -191,6 +236,17 @@ where
         self.submit(batch, items).await?.await
     }
 
+    /// Whether the writer has proved that writing works, so that nobody need try:
+    /// it stored something less than `within` ago, or a transaction runs that may
+    /// still take its time, and the last one that ended did not fail.
+    pub fn vouches(&self, within: Duration) -> bool {
+        self.witness.vouches(within)
+    }
+
+    pub(crate) fn witness(&self) -> Arc<Witness> {
+        self.witness.clone()
+    }
+
     /// Refuses new batches and waits until all that were handed over are answered.
     pub async fn close(&self) {
         self.room.close();
@@ -208,6 +264,7 @@ struct Writer<B, R, F> {
     options: Options,
     closing: CancellationToken,
     metrics: GroupMetrics,
+    witness: Arc<Witness>,
 }
 
 impl<B, R, F, Fut> Writer<B, R, F>
@@ -308,8 +365,20 @@ where
         }
     }
 
-    /// One transaction, again while it meets conflicts.
+    /// One transaction, again while it meets conflicts; the witness sees how it ends.
     async fn attempt(&self, batches: Arc<Vec<B>>) -> Result<Vec<R>> {
+        let outcome = self.tries(batches).await;
+        self.witness.update(|seen| {
+            seen.running = None;
+            seen.failed = outcome.is_err();
+            if outcome.is_ok() {
+                seen.stored = Some(Instant::now());
+            }
+        });
+        outcome
+    }
+
+    async fn tries(&self, batches: Arc<Vec<B>>) -> Result<Vec<R>> {
         let mut pause = CONFLICT_PAUSE;
         for _ in 1..CONFLICT_TRIES {
             match self.once(batches.clone()).await {
@@ -326,6 +395,7 @@ where
 
     async fn once(&self, batches: Arc<Vec<B>>) -> Result<Vec<R>> {
         let expected = batches.len();
+        self.witness.update(|seen| seen.running = Some(Instant::now()));
         let commit = AssertUnwindSafe(async { (self.commit)(batches).await }).catch_unwind();
         let answers = match timeout(self.options.commit_timeout, commit).await {
             Ok(Ok(outcome)) => outcome?,

@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 
 use futures::future::join_all;
-use sea_orm::{DbErr, DeriveMigrationName};
+use sea_orm::{DbErr, DeriveMigrationName, TransactionTrait as _};
 use sea_orm_migration::{MigrationTrait, MigratorTrait, SchemaManager, async_trait::async_trait};
 use testkit::Postgres;
 
@@ -200,6 +200,23 @@ async fn a_database_that_cannot_be_opened_is_named_without_its_password() {
     let text = format!("{error:#}");
     assert!(text.starts_with(&format!("cannot open database postgres://me@127.0.0.1:{port}/x")), "{text}");
     assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[tokio::test]
+async fn readers_that_are_all_at_work_are_no_outage() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut urls = vec![DatabaseUrl::sqlite(folder.path().join("sample.db"))];
+    urls.extend(postgres().await);
+    for url in urls {
+        let config = DatabaseConfig { acquire_timeout_ms: NonZeroU64::new(500).expect("not zero"), ..config() };
+        let database = connect(&url, &DatabaseConfig { readers: 1.try_into().expect("not zero"), ..config })
+            .await
+            .expect("connected");
+        database.migrate::<New>().await.expect("migrated");
+        let _held = database.reader.begin().await.expect("the only reader");
+        database.reader.begin().await.expect_err("no other");
+        database.probe_reader().await.expect("alive");
+    }
 }
 
 #[tokio::test]

@@ -257,3 +257,36 @@ async fn answers_that_are_too_few_are_a_defect() {
         GroupCommit::spawn(&Metrics::new("test"), options(), |_| async { Ok(Vec::new()) });
     assert!(matches!(commit.commit(1, 1).await, Err(Error::Internal(_))));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_writer_vouches_while_it_works_and_not_when_idle_or_failed() {
+    let within = Duration::from_secs(2);
+    let store = Store::shut();
+    let commit = store.spawn(options());
+    assert!(!commit.vouches(within), "nothing is known yet");
+
+    let pending = commit.submit(1, 1).await.expect("room");
+    store.entered.notified().await;
+    tokio::time::advance(TIMEOUT / 2).await;
+    assert!(commit.vouches(within), "a transaction runs");
+    store.open();
+    pending.await.expect("stored");
+    assert!(commit.vouches(within));
+    tokio::time::advance(within).await;
+    assert!(!commit.vouches(within), "idle");
+
+    let failing: GroupCommit<u64, u64> = GroupCommit::spawn(&Metrics::new("test"), options(), |batches| async move {
+        match batches[0] {
+            0 => Ok(vec![0]),
+            1 => Err(Error::storage_unavailable(anyhow::anyhow!("disk full"))),
+            _ => std::future::pending().await,
+        }
+    });
+    failing.commit(0, 1).await.expect("stored");
+    assert!(failing.vouches(within));
+    failing.commit(1, 1).await.expect_err("disk full");
+    assert!(!failing.vouches(within), "failed, however young the last success");
+    let _hangs = failing.submit(2, 1).await.expect("room");
+    tokio::task::yield_now().await;
+    assert!(!failing.vouches(within), "failed, whatever runs now");
+}
