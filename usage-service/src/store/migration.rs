@@ -23,6 +23,12 @@ impl MigrationName for Requests {
 
 #[async_trait::async_trait]
 impl MigrationTrait for Requests {
+    /// On SQLite it is not the default, and half a migration would refuse every
+    /// later start.
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let db = manager.get_connection();
         let engine = match manager.get_database_backend() {
@@ -118,3 +124,15 @@ INSERT INTO usage_commits (last) VALUES (0);
 
 /// Many writers, that must not wait for each other.
 const COMMIT_NUMBERS_POSTGRES: &str = "CREATE SEQUENCE usage_commit_number";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_migration_is_whole_or_not_at_all() {
+        for migration in Migrator::migrations() {
+            assert_eq!(migration.use_transaction(), Some(true), "{}", migration.name());
+        }
+    }
+}
