@@ -23,9 +23,6 @@ mod scope;
 mod watermark;
 mod write;
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
-
 use sea_orm::{DatabaseTransaction, DbBackend, IsolationLevel, TransactionTrait as _};
 use service_core::config::{DatabaseConfig, DatabaseUrl};
 use service_core::database::{Database, Engine, connect};
@@ -38,8 +35,6 @@ pub use write::Batch;
 #[derive(Debug, Clone)]
 pub struct Store {
     db: Database,
-    /// Rows of `usage_charges` and `usage_producers` that are known to be there.
-    known: Arc<Mutex<HashSet<i64>>>,
 }
 
 impl Store {
@@ -47,7 +42,7 @@ impl Store {
     pub async fn open(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Self> {
         let db = connect(url, config).await?;
         db.migrate::<migration::Migrator>().await?;
-        Ok(Self { db, known: Arc::default() })
+        Ok(Self { db })
     }
 
     /// The key under which this deployment's tokens are sealed.

@@ -17,6 +17,11 @@
 //! Rows are inserted in the order of their ids: close together in the index, and
 //! in one order in all replicas, so that two that write the same events wait for
 //! each other and don't deadlock.
+//!
+//! What rows refer to is written anew with every group, before the rows. To keep
+//! in memory what is there already would outlive a database that goes back behind
+//! it (a failover to a replica that lagged, a restored backup), and leave rows
+//! whose charge never comes.
 
 mod columns;
 mod postgres;
@@ -31,10 +36,8 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::Store;
-use crate::model::{AppliedPrice, Charge, DroppedRange, NewRequest, Outcome};
+use crate::model::{Charge, DroppedRange, NewRequest, Outcome};
 
-/// Remembered references; beyond, all are forgotten and found again.
-const MAX_KNOWN: usize = 100_000;
 /// Ids in one lookup.
 const LOOKUP: usize = 1_000;
 
@@ -93,14 +96,10 @@ impl Store {
         }
         let mut outcomes = Vec::new();
         if !rows.is_empty() || !references.dropped.is_empty() {
-            let referred = references.all();
-            self.forget_known(&mut references);
             let (mut transaction, stamp) = self.begin().await?;
             transaction.write_references(&references, stamp).await?;
             outcomes = transaction.write_rows(&rows, stamp).await?;
             transaction.commit().await?;
-            // Only now: a transaction that fails leaves no reference behind.
-            self.remember(referred);
         }
         let mut outcomes = outcomes.into_iter();
         Ok(batches.iter().map(|batch| outcomes.by_ref().take(batch.requests.len()).collect()).collect())
@@ -121,20 +120,6 @@ impl Store {
         };
         let stamp = Stamp { recorded_at_us: clock::now_us(), commit_number };
         Ok((transaction, stamp))
-    }
-
-    fn forget_known(&self, references: &mut References<'_>) {
-        let known = self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        references.charges.retain(|reference, _| !known.contains(reference));
-        references.producers.retain(|reference, _| !known.contains(reference));
-    }
-
-    fn remember(&self, references: Vec<i64>) {
-        let mut known = self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if known.len() > MAX_KNOWN {
-            known.clear();
-        }
-        known.extend(references);
     }
 }
 
@@ -242,30 +227,17 @@ impl<'a> References<'a> {
         let producer = self.producer(&range.producer_id, range.epoch);
         self.dropped.insert((producer, range.first_sequence, range.last_sequence));
     }
-
-    fn all(&self) -> Vec<i64> {
-        self.charges.keys().chain(self.producers.keys()).copied().collect()
-    }
 }
 
 fn charge_reference(charge: &Charge) -> i64 {
-    let (price, reason) = charge_texts(charge);
-    let none = AppliedPrice::default();
-    let price = price.unwrap_or(&none);
-    reference([
-        price.book_version.as_bytes(),
-        price.provider.as_bytes(),
-        price.model.as_bytes(),
-        price.detail.as_bytes(),
-        reason.as_bytes(),
-    ])
+    reference(charge_texts(charge).map(str::as_bytes))
 }
 
-/// The price, or why there is none.
-fn charge_texts(charge: &Charge) -> (Option<&AppliedPrice>, &str) {
+/// The columns of `usage_charges` beside its key: the price, or why there is none.
+fn charge_texts(charge: &Charge) -> [&str; 5] {
     match charge {
-        Charge::Priced { price, .. } => (Some(price), ""),
-        Charge::Unpriced(reason) => (None, reason),
+        Charge::Priced { price, .. } => [&price.book_version, &price.provider, &price.model, &price.detail, ""],
+        Charge::Unpriced(reason) => ["", "", "", "", reason],
     }
 }
 

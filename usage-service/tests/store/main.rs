@@ -15,7 +15,7 @@ use usage_service::store::Store;
 /// An empty store, and what must outlive it.
 pub(crate) struct Bench {
     pub(crate) store: Store,
-    url: DatabaseUrl,
+    pub(crate) url: DatabaseUrl,
     _folder: Option<TempDir>,
 }
 
@@ -30,6 +30,13 @@ impl Bench {
         let url = testkit::Postgres::shared().await.create_database().await;
         let url = DatabaseUrl::new(url).unwrap();
         Self { store: open(&url).await, url, _folder: None }
+    }
+
+    /// Changes the database behind the store's back, as a failover does.
+    pub(crate) async fn execute(&self, sql: &str) {
+        let db = sea_orm::Database::connect(self.url.expose()).await.unwrap();
+        sea_orm::ConnectionTrait::execute_unprepared(&db, sql).await.unwrap();
+        db.close().await.unwrap();
     }
 
     /// Another replica, where the engine allows it.
@@ -73,6 +80,7 @@ on_both_engines!(
     writes::large_groups_are_stored_whole,
     writes::replicas_that_write_the_same_events_agree,
     writes::dropped_ranges_are_taken,
+    writes::references_that_the_database_lost_are_written_again,
     reads::pages_walk_through_ties_in_both_orders,
     reads::late_events_are_in_every_answer_at_once,
     reads::nothing_is_an_answer_too,
@@ -80,6 +88,7 @@ on_both_engines!(
     reads::text_of_all_scripts_is_kept_apart,
     reads::sums_beyond_64_bits_are_exact,
     reads::a_watermark_holds_while_writers_go_on,
+    reads::a_writer_that_hangs_holds_up_watermarks_and_no_writers,
     groups::every_set_of_dimensions_equals_the_reference,
     groups::random_questions_equal_the_reference,
     zones::buckets_follow_the_clock_of_the_zone,

@@ -182,3 +182,33 @@ pub(crate) async fn a_watermark_holds_while_writers_go_on(bench: Bench) {
     let all = bench.store.totals(&Scope { watermark, ..always() }, &[0, i64::MAX]).await.unwrap();
     assert_eq!(all[0].totals.requests, written);
 }
+
+pub(crate) async fn a_writer_that_hangs_holds_up_watermarks_and_no_writers(bench: Bench) {
+    use sea_orm::{ConnectionTrait as _, TransactionTrait as _};
+    if bench.url.sqlite_path().is_some() {
+        // One writer: nobody else is there to hang.
+        return;
+    }
+    let peer = sea_orm::Database::connect(bench.url.expose()).await.unwrap();
+    let hanging = peer.begin().await.unwrap();
+    // The key is "usagecmt" in ASCII.
+    hanging.execute_unprepared("SELECT pg_advisory_xact_lock_shared(x'7573616765636d74'::int8)").await.unwrap();
+
+    let mut watermark = Box::pin(bench.store.watermark());
+    let writing = async {
+        for n in 0..20 {
+            write_new(&bench.store, [request(NOON, n)]).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        number = &mut watermark => panic!("{number:?}, with a writer that may still commit below it"),
+        () = writing => {}
+    }
+    hanging.rollback().await.unwrap();
+    let watermark = Some(watermark.await.unwrap());
+    write_new(&bench.store, [request(NOON, 20)]).await;
+    let scope = Scope { watermark, ..always() };
+    let seen = bench.store.totals(&scope, &[0, i64::MAX]).await.unwrap();
+    assert!(seen[0].totals.requests <= 20, "the last came later");
+}

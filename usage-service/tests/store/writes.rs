@@ -140,3 +140,12 @@ pub(crate) async fn dropped_ranges_are_taken(bench: Bench) {
     let again = Batch { requests: Vec::new(), dropped: vec![dropped(0, 5)] };
     bench.store.write(&[again]).await.unwrap();
 }
+
+pub(crate) async fn references_that_the_database_lost_are_written_again(bench: Bench) {
+    write_new(&bench.store, [numbered(&request(NOON, 1), 1, 1)]).await;
+    bench.execute("DELETE FROM usage_charges").await;
+    bench.execute("DELETE FROM usage_producers").await;
+    write_new(&bench.store, [numbered(&request(NOON, 2), 1, 2)]).await;
+    let stored = bench.store.requests(&always(), Order::OldestFirst, None, 10).await.unwrap();
+    assert_eq!(stored.len(), 2);
+}

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::columns::{COLUMNS, POSTGRES_TYPES, count, map};
 use super::{Known, References, Row, Stamp, charge_texts};
-use crate::model::{AppliedPrice, Event, Tokens};
+use crate::model::{Event, Tokens};
 use crate::store::watermark::COMMIT_LOCK;
 
 /// Takes the lock that watermarks respect, and then a commit number.
@@ -21,42 +21,52 @@ pub(super) async fn begin(pool: &PgPool) -> Result<(Transaction<'static, Postgre
     Ok((transaction, number))
 }
 
-/// Rows that are referred to: few, and mostly none.
+/// Rows that are referred to: few, and mostly there. One statement a table,
+/// whatever their number.
 pub(super) async fn references(
     transaction: &mut Transaction<'static, Postgres>,
     references: &References<'_>,
     stamp: Stamp,
 ) -> Result<()> {
-    let none = AppliedPrice::default();
-    for (id, charge) in &references.charges {
-        let (price, reason) = charge_texts(charge);
-        let price = price.unwrap_or(&none);
-        sqlx::query("INSERT INTO usage_charges VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING")
-            .bind(id)
-            .bind(&price.book_version)
-            .bind(&price.provider)
-            .bind(&price.model)
-            .bind(&price.detail)
-            .bind(reason)
-            .execute(&mut **transaction)
-            .await?;
+    if !references.charges.is_empty() {
+        let texts: Vec<[&str; 5]> = references.charges.values().map(|charge| charge_texts(charge)).collect();
+        let column = |index: usize| texts.iter().map(|texts| texts[index]).collect::<Vec<_>>();
+        sqlx::query(
+            "INSERT INTO usage_charges \
+             SELECT * FROM UNNEST($1::int8[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) \
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(references.charges.keys().copied().collect::<Vec<_>>())
+        .bind(column(0))
+        .bind(column(1))
+        .bind(column(2))
+        .bind(column(3))
+        .bind(column(4))
+        .execute(&mut **transaction)
+        .await?;
     }
-    for (id, (producer_id, epoch)) in &references.producers {
-        sqlx::query("INSERT INTO usage_producers VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
-            .bind(id)
-            .bind(*producer_id)
-            .bind(epoch)
-            .execute(&mut **transaction)
-            .await?;
+    if !references.producers.is_empty() {
+        sqlx::query(
+            "INSERT INTO usage_producers SELECT * FROM UNNEST($1::int8[], $2::text[], $3::int8[]) \
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(references.producers.keys().copied().collect::<Vec<_>>())
+        .bind(references.producers.values().map(|(producer_id, _)| *producer_id).collect::<Vec<_>>())
+        .bind(references.producers.values().map(|(_, epoch)| *epoch).collect::<Vec<_>>())
+        .execute(&mut **transaction)
+        .await?;
     }
-    for (producer, first, last) in &references.dropped {
-        sqlx::query("INSERT INTO usage_dropped VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING")
-            .bind(producer)
-            .bind(first)
-            .bind(last)
-            .bind(stamp.recorded_at_us)
-            .execute(&mut **transaction)
-            .await?;
+    if !references.dropped.is_empty() {
+        sqlx::query(
+            "INSERT INTO usage_dropped \
+             SELECT ranges.*, $4 FROM UNNEST($1::int8[], $2::int8[], $3::int8[]) AS ranges ON CONFLICT DO NOTHING",
+        )
+        .bind(references.dropped.iter().map(|(producer, _, _)| *producer).collect::<Vec<_>>())
+        .bind(references.dropped.iter().map(|(_, first, _)| *first).collect::<Vec<_>>())
+        .bind(references.dropped.iter().map(|(_, _, last)| *last).collect::<Vec<_>>())
+        .bind(stamp.recorded_at_us)
+        .execute(&mut **transaction)
+        .await?;
     }
     Ok(())
 }

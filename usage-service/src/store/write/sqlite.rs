@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
+use serde_json::json;
 use service_core::error::{Error, Result};
 use sqlx::sqlite::{SqliteArguments, SqlitePool};
 use sqlx::{Arguments as _, AssertSqlSafe, Row as _, Sqlite, Transaction};
@@ -11,7 +12,6 @@ use uuid::Uuid;
 
 use super::columns::{COLUMNS, count, map};
 use super::{Known, References, Row, Stamp, charge_texts};
-use crate::model::AppliedPrice;
 
 /// Rows in one statement. The largest stays below the 32,766 parameters that
 /// SQLite allows.
@@ -26,43 +26,41 @@ pub(super) async fn begin(pool: &SqlitePool) -> Result<(Transaction<'static, Sql
     Ok((transaction, number))
 }
 
-/// Rows that are referred to: few, and mostly none.
+/// Rows that are referred to: few, and mostly there. One statement a table,
+/// whatever their number.
 pub(super) async fn references(
     transaction: &mut Transaction<'static, Sqlite>,
     references: &References<'_>,
     stamp: Stamp,
 ) -> Result<()> {
-    let none = AppliedPrice::default();
-    for (id, charge) in &references.charges {
-        let (price, reason) = charge_texts(charge);
-        let price = price.unwrap_or(&none);
-        sqlx::query("INSERT INTO usage_charges VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING")
-            .bind(id)
-            .bind(&price.book_version)
-            .bind(&price.provider)
-            .bind(&price.model)
-            .bind(&price.detail)
-            .bind(reason)
-            .execute(&mut **transaction)
-            .await?;
+    let charges = references.charges.iter().map(|(id, charge)| {
+        let [book_version, provider, model, detail, reason] = charge_texts(charge);
+        json!([id, book_version, provider, model, detail, reason])
+    });
+    let producers = references.producers.iter().map(|(id, (producer_id, epoch))| json!([id, producer_id, epoch]));
+    let dropped =
+        references.dropped.iter().map(|(producer, first, last)| json!([producer, first, last, stamp.recorded_at_us]));
+    upsert(transaction, "usage_charges", 6, charges.collect()).await?;
+    upsert(transaction, "usage_producers", 3, producers.collect()).await?;
+    upsert(transaction, "usage_dropped", 4, dropped.collect()).await
+}
+
+async fn upsert(
+    transaction: &mut Transaction<'static, Sqlite>,
+    table: &'static str,
+    columns: usize,
+    rows: Vec<serde_json::Value>,
+) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
     }
-    for (id, (producer_id, epoch)) in &references.producers {
-        sqlx::query("INSERT INTO usage_producers VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
-            .bind(id)
-            .bind(*producer_id)
-            .bind(epoch)
-            .execute(&mut **transaction)
-            .await?;
-    }
-    for (producer, first, last) in &references.dropped {
-        sqlx::query("INSERT INTO usage_dropped VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING")
-            .bind(producer)
-            .bind(first)
-            .bind(last)
-            .bind(stamp.recorded_at_us)
-            .execute(&mut **transaction)
-            .await?;
-    }
+    let columns: Vec<String> = (0..columns).map(|column| format!("value ->> {column}")).collect();
+    // Without WHERE, ON would be read as a part of the join.
+    let sql = format!(
+        "INSERT INTO {table} SELECT {} FROM json_each(?) WHERE TRUE ON CONFLICT DO NOTHING",
+        columns.join(", ")
+    );
+    sqlx::query(AssertSqlSafe(sql)).bind(serde_json::Value::from(rows).to_string()).execute(&mut **transaction).await?;
     Ok(())
 }
 
