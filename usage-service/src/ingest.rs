@@ -27,13 +27,45 @@ pub(crate) fn priced(event: Event, content_hash: [u8; 32], book: &PriceBook) -> 
     NewRequest { event, content_hash, charge }
 }
 
+/// Bytes that count as one event where the queue and the groups are bounded: larger events count as several, so that
+/// the bounds hold in memory too.
+const ITEM_BYTES: usize = 1_024;
+
+fn items(batch: &Batch) -> usize {
+    let events = batch.requests.iter().map(|request| bytes(&request.event).div_ceil(ITEM_BYTES));
+    // The one text of a range is short.
+    events.sum::<usize>() + batch.dropped.len()
+}
+
+/// Roughly what an event takes: its texts, and numbers.
+fn bytes(event: &Event) -> usize {
+    const NUMBERS: usize = 256;
+    let texts = [
+        &event.instance_id,
+        &event.user_id,
+        &event.team_id,
+        &event.api_key_id,
+        &event.provider,
+        &event.requested_model,
+        &event.model,
+        &event.operation,
+        &event.service_tier,
+        &event.processing,
+        &event.request_id,
+    ];
+    let maps = event.labels.iter().chain(&event.price_conditions).map(|(key, value)| key.len() + value.len());
+    let units = event.other_units.keys().map(|unit| unit.len() + size_of::<i64>());
+    let producer = event.producer.as_ref().map_or(0, |producer| producer.id.len());
+    NUMBERS + texts.map(String::len).iter().sum::<usize>() + maps.sum::<usize>() + units.sum::<usize>() + producer
+}
+
 /// Hands a batch to the writer; resolves twice: when the writer has it, and when
 /// it is durable.
 pub(crate) async fn submit(
     writer: &Writer,
     batch: Batch,
 ) -> Result<impl Future<Output = Result<Vec<Outcome>>> + use<>> {
-    let items = batch.requests.len() + batch.dropped.len();
+    let items = items(&batch);
     let pending = match items {
         // Nothing to store, and nothing to wait for.
         0 => None,
@@ -95,5 +127,46 @@ pub(crate) fn book_tokens(tokens: &Tokens) -> pricing::Tokens {
         input_cache_write_1h: tokens.input_cache_write_1h,
         output: tokens.output,
         output_reasoning: tokens.output_reasoning,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{DroppedRange, Status};
+
+    fn request(labels: usize) -> NewRequest {
+        let event = Event {
+            id: uuid::Uuid::nil(),
+            occurred_at_us: 0,
+            instance_id: "eu".into(),
+            user_id: "user".into(),
+            team_id: String::new(),
+            api_key_id: String::new(),
+            provider: "openai".into(),
+            requested_model: "gpt-4o".into(),
+            model: "gpt-4o".into(),
+            status: Status::Ok,
+            operation: String::new(),
+            tokens: Tokens::default(),
+            other_units: Default::default(),
+            latency_us: None,
+            time_to_first_token_us: None,
+            service_tier: String::new(),
+            processing: String::new(),
+            request_id: String::new(),
+            labels: (0..labels).map(|n| (format!("{n:0>256}"), "x".repeat(256))).collect(),
+            price_conditions: Default::default(),
+            producer: None,
+        };
+        NewRequest { event, content_hash: [0; 32], charge: Charge::Unpriced("unknown".into()) }
+    }
+
+    #[test]
+    fn the_queue_counts_bytes_and_ranges() {
+        let range = DroppedRange { producer_id: "sdk".into(), epoch: 1, first_sequence: 1, last_sequence: 2 };
+        assert_eq!(items(&Batch { requests: vec![request(0), request(0)], dropped: Vec::new() }), 2);
+        assert_eq!(items(&Batch { requests: vec![request(16)], dropped: Vec::new() }), 9);
+        assert_eq!(items(&Batch { requests: Vec::new(), dropped: vec![range; 3] }), 3);
     }
 }
