@@ -8,6 +8,6 @@ mod price;
 mod query;
 
 pub(crate) use answer::{breakdown_row, currency, facet, interval, metrics, request, series};
-pub(crate) use event::{event, text};
+pub(crate) use event::{at_most, event, text};
 pub(crate) use price::{estimate, estimate_usage, model_prices};
 pub(crate) use query::{bucket, dimensions, dropped, filter, format, limit, metric, shape};

@@ -118,11 +118,7 @@ pub(crate) fn event(mut event: proto::UsageEvent, now_us: i64) -> Result<(Event,
 /// which PostgreSQL would refuse with the whole batch.
 pub(crate) fn text(field: &str, value: &str) -> Result<(), Violation> {
     if value.len() > MAX_TEXT {
-        return Err(Violation::new(
-            Reason::TooLarge,
-            field,
-            format!("{field} has {} bytes, allowed are {MAX_TEXT}", value.len()),
-        ));
+        return Err(Violation::invalid(field, format!("{field} has {} bytes, allowed are {MAX_TEXT}", value.len())));
     }
     if let Some(control) = value.chars().find(|c| c.is_control()) {
         return Err(Violation::invalid(
@@ -279,9 +275,11 @@ fn name(field: &str, key: &str) -> Result<(), Violation> {
     text(field, key)
 }
 
-pub(super) fn at_most(field: &str, given: usize, max: usize) -> Result<(), Violation> {
+/// Refuses a list of too many entries: the field is wrong, and sending less of it is the caller's to decide. (A whole
+/// batch over its limit is `TOO_LARGE`, which tells an SDK to split it.)
+pub(crate) fn at_most(field: &str, given: usize, max: usize) -> Result<(), Violation> {
     if given > max {
-        return Err(Violation::new(Reason::TooLarge, field, format!("{field} has {given} entries, allowed are {max}")));
+        return Err(Violation::invalid(field, format!("{field} has {given} entries, allowed are {max}")));
     }
     Ok(())
 }

@@ -147,26 +147,24 @@ pub(crate) fn limit(given: i32, default: usize, max: usize) -> Result<usize> {
 }
 
 /// What a producer says it has dropped.
-pub(crate) fn dropped(message: common::DroppedRange) -> Result<DroppedRange> {
+pub(crate) fn dropped(message: common::DroppedRange) -> Result<DroppedRange, Violation> {
     let required = |field, value: Option<u64>| match value {
         Some(value) => event::number(field, value),
         None => Err(Violation::required(field)),
     };
-    let producer = message.producer.ok_or_else(|| Error::required("dropped.producer"))?;
-    event::producer_name(&producer.id, "dropped.producer.id")?;
-    let first_sequence = required("dropped.first_sequence", message.first_sequence)?;
-    let last_sequence = required("dropped.last_sequence", message.last_sequence)?;
+    let producer = message.producer.ok_or_else(|| Violation::required("producer"))?;
+    event::producer_name(&producer.id, "producer.id")?;
+    let first_sequence = required("first_sequence", message.first_sequence)?;
+    let last_sequence = required("last_sequence", message.last_sequence)?;
     if last_sequence < first_sequence {
-        return Err(Error::invalid(
-            "dropped.last_sequence",
-            format!(
-                "dropped.last_sequence is {last_sequence}, allowed is dropped.first_sequence and above: {first_sequence}"
-            ),
+        return Err(Violation::invalid(
+            "last_sequence",
+            format!("last_sequence is {last_sequence}, allowed is first_sequence and above: {first_sequence}"),
         ));
     }
     Ok(DroppedRange {
         producer_id: producer.id,
-        epoch: event::number("dropped.producer.epoch", producer.epoch)?,
+        epoch: event::number("producer.epoch", producer.epoch)?,
         first_sequence,
         last_sequence,
     })

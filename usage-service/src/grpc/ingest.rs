@@ -6,7 +6,7 @@ use activity_proto::usage::v1 as proto;
 use futures::Stream;
 use proto::usage_ingest_service_server::UsageIngestService;
 use service_core::clock;
-use service_core::error::{Error, Reason, Result};
+use service_core::error::{Error, Reason, Result, Violation};
 use service_core::ingest_stream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -39,10 +39,10 @@ impl Shared {
         at_most("events", events.len())?;
         at_most("dropped", dropped.len())?;
         let now_us = clock::now_us();
-        let mut batch = Batch {
-            requests: Vec::with_capacity(events.len()),
-            dropped: dropped.into_iter().map(convert::dropped).collect::<Result<_>>()?,
-        };
+        let mut batch =
+            Batch { requests: Vec::with_capacity(events.len()), dropped: Vec::with_capacity(dropped.len()) };
+        // Ranges are counted on behind the events, so that none is taken for an event.
+        let ranges = (events.len() as u32..).zip(dropped);
         let mut indexes = Vec::with_capacity(events.len());
         let mut rejected = Vec::new();
         for (index, event) in (0_u32..).zip(events) {
@@ -51,12 +51,13 @@ impl Shared {
                     indexes.push(index);
                     batch.requests.push(ingest::priced(event, content_hash, &self.book));
                 }
-                Err(violation) => rejected.push(proto::RejectedEvent {
-                    index: Some(index),
-                    reason: violation.reason.into(),
-                    message: violation.message,
-                    field: violation.field,
-                }),
+                Err(violation) => rejected.push(rejection(index, violation)),
+            }
+        }
+        for (number, (index, range)) in ranges.enumerate() {
+            match convert::dropped(range) {
+                Ok(range) => batch.dropped.push(range),
+                Err(violation) => rejected.push(rejection(index, violation.within(&format!("dropped[{number}]")))),
             }
         }
         let pending = ingest::submit(&self.writer, batch).await?;
@@ -68,6 +69,15 @@ impl Shared {
             settled.rejected.sort_by_key(|rejected| rejected.index);
             Ok(settled)
         })
+    }
+}
+
+fn rejection(index: u32, violation: Violation) -> proto::RejectedEvent {
+    proto::RejectedEvent {
+        index: Some(index),
+        reason: violation.reason.into(),
+        message: violation.message,
+        field: violation.field,
     }
 }
 
@@ -93,12 +103,7 @@ impl Settled {
                 "producer.sequence is known in this epoch with another id; a new event needs a number of its own",
             ),
         };
-        self.rejected.push(proto::RejectedEvent {
-            index: Some(index),
-            reason: reason.into(),
-            message: message.to_owned(),
-            field: field.to_owned(),
-        });
+        self.rejected.push(rejection(index, Violation::new(reason, field, message)));
     }
 }
 

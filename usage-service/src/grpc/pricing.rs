@@ -4,7 +4,7 @@ use activity_proto::usage::v1 as proto;
 use prost::Message as _;
 use proto::pricing_service_server::PricingService;
 use service_core::clock;
-use service_core::error::{Error, Reason, Result};
+use service_core::error::{Error, Result};
 use service_core::page::{self, MAX_PAGE_BYTES};
 use tonic::{Request, Response, Status};
 
@@ -28,14 +28,7 @@ impl PricingService for Pricing {
     ) -> Result<Response<proto::ListPricesResponse>, Status> {
         let mut request = request.into_inner();
         let page_size = page::page_size(request.page_size)?;
-        if request.providers.len() > MAX_PROVIDERS {
-            return Err(Error::invalid_because(
-                Reason::TooLarge,
-                "providers",
-                format!("providers has {} entries, allowed are {MAX_PROVIDERS}", request.providers.len()),
-            )
-            .into());
-        }
+        convert::at_most("providers", request.providers.len(), MAX_PROVIDERS).map_err(Error::from)?;
         convert::text("model_contains", &request.model_contains).map_err(Error::from)?;
         let page_token = std::mem::take(&mut request.page_token);
         request.page_size = 0;

@@ -102,3 +102,26 @@ async fn a_batch_over_the_limit_is_refused_whole_and_for_good() {
     assert_eq!(refusal(&status), ("TOO_LARGE".into(), "events".into()));
     service.record_new((0..1_000).map(event).collect()).await;
 }
+
+#[tokio::test]
+async fn a_bad_dropped_range_is_named_and_the_rest_is_stored() {
+    let mut service = Service::start().await;
+    let range = |first, last| DroppedRange {
+        producer: Some(Producer { id: "sdk".into(), epoch: 1, sequence: None }),
+        first_sequence: Some(first),
+        last_sequence: Some(last),
+    };
+    let batch = |batch_id, events, dropped| StreamUsageRequest { batch_id, events, dropped };
+    let batches =
+        [batch(1, vec![event(1)], vec![range(3, 9), range(9, 3)]), batch(2, vec![event(2)], vec![range(9, 10)])];
+    let stream = service.ingest.stream_usage(tokio_stream::iter(batches)).await.unwrap();
+    let answers: Vec<_> = stream.into_inner().map(Result::unwrap).collect().await;
+    assert_eq!(answers.iter().map(|answer| answer.accepted).collect::<Vec<_>>(), [Some(1), Some(1)]);
+    let rejected = &answers[0].rejected[0];
+    assert_eq!(
+        (rejected.reason(), rejected.field.as_str()),
+        (ErrorReason::InvalidArgument, "dropped[1].last_sequence")
+    );
+    assert!(rejected.index >= Some(1), "taken for an event of the batch");
+    assert_eq!((answers[0].rejected.len(), answers[1].rejected.len()), (1, 0));
+}

@@ -214,7 +214,7 @@ async fn wrong_questions_name_the_field() {
     let by_user = ListBreakdownRequest { group_by: vec![Dimension::User.into()], ..Default::default() };
     let table = [
         (ListBreakdownRequest::default(), ("REQUIRED", "group_by")),
-        (ListBreakdownRequest { group_by: vec![1, 2, 3, 4], ..Default::default() }, ("TOO_LARGE", "group_by")),
+        (ListBreakdownRequest { group_by: vec![1, 2, 3, 4], ..Default::default() }, ("INVALID_ARGUMENT", "group_by")),
         (ListBreakdownRequest { group_by: vec![1, 99], ..Default::default() }, ("INVALID_ARGUMENT", "group_by[1]")),
         (ListBreakdownRequest { group_by: vec![0], ..Default::default() }, ("INVALID_ARGUMENT", "group_by[0]")),
         (ListBreakdownRequest { order_by: 9, ..by_user.clone() }, ("INVALID_ARGUMENT", "order_by")),
@@ -232,7 +232,7 @@ async fn wrong_questions_name_the_field() {
                 filter: Some(UsageFilter { user_ids: vec![String::new(); 1_001], ..Default::default() }),
                 ..by_user.clone()
             },
-            ("TOO_LARGE", "filter.user_ids"),
+            ("INVALID_ARGUMENT", "filter.user_ids"),
         ),
         (
             ListBreakdownRequest {
