@@ -5,7 +5,8 @@
 //! | writer | one connection | a small pool |
 //! | reader | a pool of read-only connections | a pool |
 //! | probe | one connection for reading | the same |
-//! | durable | WAL, `synchronous=FULL` | as the server is set (`fsync`) |
+//! | durable | WAL, `synchronous=FULL` | `synchronous_commit` at least on; `fsync` is the server's |
+//! | a statement's time | limited for readers | limited |
 //! | replicas | none: one process holds the file (`PATH.lock`) | any number |
 //! | migration | under the file's lock | under an advisory lock |
 //!
@@ -17,14 +18,14 @@ mod migrate;
 use std::fs::File;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, SqlxPostgresConnector, SqlxSqliteConnector, Statement};
 use sha2::{Digest as _, Sha256};
 use sqlx::ConnectOptions as _;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use crate::config::{DatabaseConfig, DatabaseUrl, millis};
 use crate::error::{Error, Result};
@@ -35,6 +36,19 @@ const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const FILE_LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// SQLite's page cache for each connection, in KiB (negative in the pragma).
 const SQLITE_CACHE_KIB: u32 = 16 * 1024;
+/// Size to which SQLite's log is cut after a checkpoint.
+const SQLITE_LOG_BYTES: u32 = 64 * 1024 * 1024;
+/// Steps of SQLite's machine between two looks at the clock: about a millisecond.
+const SQLITE_STEPS: i32 = 10_000;
+
+/// What a session of PostgreSQL sets for itself: the server notices within a
+/// minute that we are gone (the power, the network), and lets go of our locks.
+const POSTGRES_KEEPALIVES: [(&str, &str); 3] =
+    [("tcp_keepalives_idle", "30"), ("tcp_keepalives_interval", "10"), ("tcp_keepalives_count", "3")];
+/// Turns `synchronous_commit = off` on, and keeps every other value as it is:
+/// with it off, what was acknowledged may be lost.
+const POSTGRES_DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', false) \
+     WHERE current_setting('synchronous_commit') = 'off'";
 
 /// Name of the seal key in `service_state`.
 const SEAL_KEY: &str = "seal_key";
@@ -96,6 +110,8 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         .pragma("cache_size", format!("-{SQLITE_CACHE_KIB}"))
         // Sorting large exports must not grow the process.
         .pragma("temp_store", "file")
+        // The log keeps its greatest size otherwise, long after what made it grow.
+        .pragma("journal_size_limit", SQLITE_LOG_BYTES.to_string())
         // The text of a bulk insert is long, and metrics count its time.
         .disable_statement_logging();
     let writer = SqlitePoolOptions::new()
@@ -107,10 +123,16 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         .connect_with(options.clone())
         .await?;
     let options = options.pragma("query_only", "ON");
+    let limit = millis(config.statement_timeout_ms);
     let readers = |connections: u32| {
         SqlitePoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(millis(config.acquire_timeout_ms))
+            // The first for a new connection, the second for one that was idle.
+            .after_connect(move |connection, _| Box::pin(limit_reading(connection, limit)))
+            .before_acquire(move |connection, _| {
+                Box::pin(async move { limit_reading(connection, limit).await.map(|()| true) })
+            })
             .connect_with(options.clone())
     };
     let reader = readers(config.readers.get()).await?;
@@ -123,6 +145,14 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         url: url.clone(),
         _lock: Some(Arc::new(lock)),
     })
+}
+
+/// Ends what the next user of a connection reads when it takes longer than `limit`:
+/// SQLite would finish a query that nobody waits for any more, and keep a reader.
+async fn limit_reading(connection: &mut SqliteConnection, limit: Duration) -> Result<(), sqlx::Error> {
+    let begun = Instant::now();
+    connection.lock_handle().await?.set_progress_handler(SQLITE_STEPS, move || begun.elapsed() < limit);
+    Ok(())
 }
 
 /// Takes the lock that says "one process uses this file". The system frees it
@@ -157,9 +187,13 @@ async fn connect_postgres(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow:
         PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(millis(config.acquire_timeout_ms))
+            .after_connect(|connection, _| {
+                Box::pin(async { sqlx::query(POSTGRES_DURABLE).execute(connection).await.map(|_| ()) })
+            })
             .connect_with(options.clone())
     };
     let writer = pool(config.writers.get()).await?;
+    warn_without_fsync(&writer).await?;
     let reader = pool(config.readers.get()).await?;
     let probe = pool(1).await?;
     Ok(Database {
@@ -172,13 +206,25 @@ async fn connect_postgres(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow:
     })
 }
 
+/// Says loudly that a server without `fsync` loses data; no session can set it.
+async fn warn_without_fsync(pool: &PgPool) -> anyhow::Result<()> {
+    let fsync: String = sqlx::query_scalar("SELECT current_setting('fsync')").fetch_one(pool).await?;
+    if fsync != "on" {
+        tracing::error!(fsync, "PostgreSQL runs without fsync: what was acknowledged may be lost with its machine");
+    }
+    Ok(())
+}
+
+/// `timeout_ms` is for a statement, and for a transaction between two of them: one
+/// whose process stands still must not hold its locks. 0 is no limit.
 fn postgres_options(url: &DatabaseUrl, timeout_ms: u64) -> anyhow::Result<PgConnectOptions> {
     // The parse error may hold parts of the URL, and so of the password.
     let options = PgConnectOptions::from_str(url.expose())
         .map_err(|_| anyhow!("database_url cannot be parsed as a PostgreSQL URL"))?;
     Ok(options
         .application_name("activity")
-        .options([("statement_timeout", timeout_ms.to_string())])
+        .options(["statement_timeout", "idle_in_transaction_session_timeout"].map(|limit| (limit, timeout_ms)))
+        .options(POSTGRES_KEEPALIVES)
         .disable_statement_logging())
 }
 

@@ -184,7 +184,8 @@ pub struct DatabaseConfig {
     pub writers: NonZeroU32,
     /// Time to wait for a free connection. Default 5,000.
     pub acquire_timeout_ms: NonZeroU64,
-    /// Time for one statement, PostgreSQL only. Default 30,000.
+    /// Time for one statement, and on PostgreSQL for a transaction to stand idle; on
+    /// SQLite time to read on one connection. Default 30,000.
     pub statement_timeout_ms: NonZeroU64,
 }
 

@@ -86,7 +86,9 @@ async fn sqlite_is_made_with_its_folder_and_is_durable() {
     let folder = tempfile::tempdir().expect("folder");
     let database = open(&DatabaseUrl::sqlite(folder.path().join("a/b/sample.db"))).await;
     assert_eq!(text(&database.writer, "PRAGMA journal_mode").await, "wal");
-    for (pragma, value) in [("synchronous", "2"), ("busy_timeout", "5000"), ("query_only", "0")] {
+    for (pragma, value) in
+        [("synchronous", "2"), ("busy_timeout", "5000"), ("query_only", "0"), ("journal_size_limit", "67108864")]
+    {
         let sql =
             format!("SELECT CAST(({pragma}) AS TEXT) FROM pragma_{pragma}").replace("(busy_timeout)", "(timeout)");
         assert_eq!(text(&database.writer, &sql).await, value, "{pragma}");
@@ -229,4 +231,56 @@ async fn a_migration_without_a_transaction_is_refused_before_any_runs() {
         text(&database.writer, "SELECT CAST(count(*) AS TEXT) FROM sqlite_master WHERE name = 'sample'").await,
         "0"
     );
+}
+
+#[tokio::test]
+async fn an_endless_query_ends_and_its_connection_lives_on() {
+    let folder = tempfile::tempdir().expect("folder");
+    let one = DatabaseConfig { readers: 1.try_into().expect("not zero"), ..config() };
+    let url = DatabaseUrl::sqlite(folder.path().join("sample.db"));
+    let database = connect(&url, &one).await.expect("connected");
+    let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT CAST(max(i) AS TEXT) FROM n";
+    // The first time on a new connection, the second on a used one.
+    for _ in 0..2 {
+        let error = database.reader.execute_unprepared(endless).await.expect_err("interrupted");
+        assert!(matches!(Error::from(error), Error::DeadlineExceeded(_)));
+        let long = endless.replace("FROM n)", "FROM n WHERE i < 10000)");
+        assert_eq!(text(&database.reader, &long).await, "10000");
+    }
+}
+
+async fn setting(connection: &DatabaseConnection, name: &str) -> String {
+    let pool = connection.get_postgres_connection_pool();
+    sqlx::query_scalar("SELECT current_setting($1)").bind(name).fetch_one(pool).await.expect("answered")
+}
+
+#[tokio::test]
+async fn postgres_acknowledges_what_is_durable_even_where_it_is_set_not_to() {
+    for (server, ours) in [("off", "on"), ("on", "on"), ("local", "local"), ("remote_apply", "remote_apply")] {
+        let Some(url) = postgres().await else { return };
+        let database = open(&url).await;
+        let sql = format!(
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = {server}', current_database()); END $$"
+        );
+        database.writer.execute_unprepared(&sql).await.expect("set");
+        database.close().await;
+        assert_eq!(setting(&open(&url).await.writer, "synchronous_commit").await, ours, "{server}");
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_that_stands_still_on_postgres_is_ended() {
+    let Some(url) = postgres().await else { return };
+    let database = open(&url).await;
+    assert_eq!(setting(&database.writer, "tcp_keepalives_idle").await, "30", "a peer that is gone is noticed");
+    let held = database.writer.begin().await.expect("begun");
+    held.execute_unprepared("SELECT pg_advisory_xact_lock(1)").await.expect("locked");
+    let free = async || {
+        let pool = database.reader.get_postgres_connection_pool();
+        let free: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock(1)").fetch_one(pool).await.expect("answered");
+        free
+    };
+    testkit::eventually(Duration::from_secs(20), free).await;
+    let error = held.execute_unprepared("SELECT 1").await.expect_err("ended");
+    assert!(matches!(Error::from(error), Error::StorageUnavailable(_)));
 }

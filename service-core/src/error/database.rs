@@ -97,6 +97,8 @@ fn sqlite(extended: i32) -> Fault {
     match extended & 0xff {
         // LOCKED: a conflict inside this process.
         6 => Fault::Contention,
+        // INTERRUPT: the time limit of a reader.
+        9 => Fault::TimedOut,
         // BUSY, NOMEM, READONLY, IOERR, FULL, CANTOPEN
         5 | 7 | 8 | 10 | 13 | 14 => Fault::Unavailable,
         _ => Fault::Defect,
@@ -109,8 +111,9 @@ fn postgres(state: &str) -> Fault {
         "40001" | "40P01" | "55P03" => Fault::Contention,
         // query_canceled is what statement_timeout raises
         "57014" => Fault::TimedOut,
-        // read_only_sql_transaction: a failover left us on a standby
-        "25006" => Fault::Unavailable,
+        // read_only_sql_transaction: a failover left us on a standby;
+        // idle_in_transaction_session_timeout: we stood still, and nothing is stored
+        "25006" | "25P03" => Fault::Unavailable,
         _ => match state.get(..3) {
             // operator intervention: shutdown, crash recovery, cannot connect
             Some("57P") => Fault::Unavailable,
@@ -135,6 +138,7 @@ mod tests {
             (5 | (2 << 8), Fault::Contention),   // BUSY_SNAPSHOT
             (6, Fault::Contention),              // LOCKED
             (8 | (1 << 8), Fault::Unavailable),  // READONLY_RECOVERY
+            (9, Fault::TimedOut),                // INTERRUPT
             (10 | (4 << 8), Fault::Unavailable), // IOERR_FSYNC
             (13, Fault::Unavailable),            // FULL
             (14, Fault::Unavailable),            // CANTOPEN
@@ -161,6 +165,7 @@ mod tests {
             ("08006", Fault::Unavailable),
             ("58030", Fault::Unavailable),
             ("25006", Fault::Unavailable),
+            ("25P03", Fault::Unavailable),
             ("23505", Fault::Defect),
             ("42P01", Fault::Defect),
             ("", Fault::Defect),
