@@ -7,7 +7,7 @@ use audit_service::canonical;
 use audit_service::event::{Dropped, Event, Outcome, Stage};
 use audit_service::filter::{Filter, OneOf, Stages};
 use audit_service::ingest::Batch;
-use audit_service::store::{EventResult, Heads, LogWalk, Order, Range, Store};
+use audit_service::store::{EventResult, Heads, LogWalk, Order, Range, Store, TimeWalk};
 use sea_orm::{ConnectionTrait as _, Database};
 use service_core::error::Reason;
 use support::{ALL, Engine, Home, T0, accepted, batch, event, event_with, id_at, ids, numbered, staged, write};
@@ -57,6 +57,7 @@ on_both_engines! {
     unicode_survives,
     names_are_told_apart_by_their_bytes,
     the_log_is_walked_by_sequence,
+    pages_of_a_walk_are_bounded_in_bytes,
     the_database_refuses_to_change_entries,
     large_batches_are_stored_whole,
 }
@@ -479,6 +480,35 @@ async fn the_log_is_walked_by_sequence(home: &Home) {
 }
 
 /// As the owner of the database, who may do anything but this.
+/// Small rows let a walk ask for many; the large ones behind them must not all come at once.
+async fn pages_of_a_walk_are_bounded_in_bytes(home: &Home) {
+    let store = home.open().await;
+    let large = format!("\"{}\"", "x".repeat(60_000));
+    for (begin, count, details) in [(0, 400, ""), (400, 30, large.as_str()), (430, 400, "")] {
+        let events = (begin..begin + count).map(|at| event_with(T0 + at, |event| event.details_json = details.into()));
+        write(&store, events).await;
+    }
+    let time = |order| TimeWalk::new(ALL, order, false, None, usize::MAX);
+    let mut walks = [time(Order::OldestFirst), time(Order::NewestFirst)];
+    let mut log = LogWalk::new("prod", 0, u64::MAX);
+    for walk in 0..3 {
+        let mut rows = 0;
+        loop {
+            let page = match walks.get_mut(walk) {
+                Some(walk) => walk.next(&store).await.unwrap(),
+                None => log.next(&store).await.unwrap(),
+            };
+            if page.is_empty() {
+                break;
+            }
+            rows += page.len();
+            let bytes: usize = page.iter().map(|row| row.canonical.len()).sum();
+            assert!(bytes < 512 * 1_024 + 64 * 1_024, "{bytes} bytes in walk {walk}");
+        }
+        assert_eq!(rows, 830, "walk {walk}");
+    }
+}
+
 async fn the_database_refuses_to_change_entries(home: &Home) {
     let store = home.open().await;
     let first = event(T0);

@@ -4,19 +4,22 @@
 //! or removed, and an entry that comes late either sorts behind the position, where nobody looks again, or before
 //! it, where it will be met.
 
-use sea_orm::Value;
+use futures::TryStreamExt as _;
+use sea_orm::{StreamTrait as _, Value};
+use service_core::database::Engine;
 use service_core::error::Result;
 use uuid::Uuid;
 
 use super::{Order, Range, Row, Store, signed};
 use crate::event::Key;
 
-/// Bytes that a page of rows aims at.
+/// A page of rows ends with the row that reaches these bytes.
 const PAGE_BYTES: usize = 512 * 1024;
 const FIRST_ROWS: usize = 64;
 const MAX_ROWS: usize = 2_000;
 
-/// How many rows to ask for, so that large entries don't fill the memory and small ones don't cost a query each.
+/// How many rows to ask for, so that small ones don't cost a query each, and the database doesn't look at many that
+/// a page has no room for. A guess from the last page; what bounds a page is `PAGE_BYTES`.
 #[derive(Debug, Clone)]
 struct Pace(usize);
 
@@ -27,9 +30,48 @@ impl Pace {
 
     fn learn(&mut self, rows: &[Row]) {
         if let Some(average) = rows.iter().map(|row| row.canonical.len()).sum::<usize>().checked_div(rows.len()) {
-            // At most doubled: the next rows may be larger.
             self.0 = (PAGE_BYTES / average.max(1)).min(self.0 * 2).clamp(FIRST_ROWS / 4, MAX_ROWS);
         }
+    }
+}
+
+/// Rows that were read at once.
+struct Page {
+    rows: Vec<Row>,
+    /// Whether the bytes ended it: there may be more rows, however few these are.
+    full: bool,
+}
+
+impl Store {
+    /// The first rows of a query, as far as a page has room. `sql` gives the columns of [`Row`] in the order `by`.
+    ///
+    /// SQLite makes rows as they are taken, so we stop taking them. PostgreSQL sends all that it was asked for, so
+    /// it is told where to stop; there the length of a long text is known without reading it.
+    async fn read_page(&self, sql: String, by: &str, values: Vec<Value>) -> Result<Page> {
+        let sql = match self.db.engine {
+            Engine::Sqlite => sql,
+            Engine::Postgres => {
+                let columns = Row::COLUMNS;
+                format!(
+                    "SELECT {columns} FROM (SELECT e.*, SUM(octet_length(e.canonical)) OVER (ORDER BY {by} ROWS \
+                     UNBOUNDED PRECEDING) - octet_length(e.canonical) AS bytes_before FROM ({sql}) e) e \
+                     WHERE e.bytes_before < {PAGE_BYTES} ORDER BY {by}"
+                )
+            }
+        };
+        let mut found = self.reader().stream_raw(self.statement(sql, values)).await?;
+        let mut page = Page { rows: Vec::new(), full: false };
+        let mut bytes = 0;
+        while let Some(row) = found.try_next().await? {
+            let row = Row::from_result(&row)?;
+            bytes += row.canonical.len();
+            page.rows.push(row);
+            if bytes >= PAGE_BYTES {
+                page.full = true;
+                break;
+            }
+        }
+        Ok(page)
     }
 }
 
@@ -74,9 +116,9 @@ impl TimeWalk {
         let limit = self.pace.0;
         let values: Vec<Value> =
             vec![self.after.occurred_at_us.into(), self.after.id.into(), edge.into(), (limit as i64).into()];
-        let rows = store.read(sql, values).await?;
-        self.done = rows.len() < limit;
-        let rows = rows.iter().map(Row::from_result).collect::<Result<Vec<Row>>>()?;
+        let by = format!("e.occurred_at {direction}, e.id {direction}");
+        let Page { rows, full } = store.read_page(sql, &by, values).await?;
+        self.done = rows.len() < limit && !full;
         if let Some(last) = rows.last() {
             self.after = last.key;
         }
@@ -121,8 +163,7 @@ impl LogWalk {
             signed(self.end).into(),
             (self.pace.0 as i64).into(),
         ];
-        let rows = store.read(sql, values).await?;
-        let rows = rows.iter().map(Row::from_result).collect::<Result<Vec<Row>>>()?;
+        let Page { rows, .. } = store.read_page(sql, "e.sequence", values).await?;
         if let Some(last) = rows.last() {
             self.next = last.sequence + 1;
         }
