@@ -23,6 +23,10 @@ impl MigrationName for Log {
 
 #[async_trait::async_trait]
 impl MigrationTrait for Log {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let db = manager.get_connection();
         let (types, rest) = match manager.get_database_backend() {
@@ -44,8 +48,8 @@ const POSTGRES_TYPES: &[(&str, &str)] =
 const SQLITE_TYPES: &[(&str, &str)] =
     &[("{name}", "TEXT NOT NULL"), ("{bytes}", "BLOB"), ("{uuid}", "BLOB"), ("{int}", "INTEGER")];
 
-/// Three indexes and a partial one on the entries: each further one is paid for with every event. IF NOT EXISTS,
-/// because a migration that was killed on SQLite is run again.
+/// Three indexes and a partial one on the entries: each further one is paid for with every event. IF NOT EXISTS, for
+/// files whose migration was killed when it was not yet one transaction.
 const TABLES: &str = r"
 CREATE TABLE IF NOT EXISTS audit_entries (
     instance_id {name},
@@ -138,3 +142,15 @@ const POSTGRES: &[&str] = &[
     "ALTER TABLE audit_index ALTER COLUMN postings SET STORAGE EXTERNAL",
     "ALTER TABLE audit_index_blocks ALTER COLUMN keys SET STORAGE EXTERNAL",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_migration_that_is_killed_leaves_nothing() {
+        for migration in Migrator::migrations() {
+            assert_eq!(migration.use_transaction(), Some(true), "{}", migration.name());
+        }
+    }
+}
