@@ -70,7 +70,9 @@ pub struct Batch {
 
 impl Batch {
     fn items(&self) -> usize {
-        self.events.iter().map(|event| event.prefix.len().div_ceil(ITEM_BYTES)).sum()
+        let events: usize = self.events.iter().map(|event| event.prefix.len().div_ceil(ITEM_BYTES)).sum();
+        let dropped: usize = self.dropped.iter().map(|range| size_of::<Dropped>() + range.producer_id.len()).sum();
+        events + dropped.div_ceil(ITEM_BYTES)
     }
 }
 
@@ -146,5 +148,18 @@ impl Ingest {
     /// Takes no more, and waits until all that was taken is answered.
     pub async fn close(&self) {
         self.commits.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_weighs_what_its_dropped_ranges_hold() {
+        let range = Dropped { producer_id: "p".repeat(256), epoch: 0, first: 0, last: 0 };
+        let of = |count| Batch { dropped: vec![range.clone(); count], ..Batch::default() };
+        assert_eq!((of(0).items(), of(1).items()), (0, 1));
+        assert!(of(1_000).items() > 256, "{}", of(1_000).items());
     }
 }
