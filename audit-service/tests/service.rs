@@ -158,7 +158,7 @@ async fn a_stream_is_answered_in_the_order_of_its_batches() {
         .map(|batch_id| proto::StreamEventsRequest {
             batch_id,
             events: (0..batch_id % 4).map(|_| event(now)).collect(),
-            // A bad one is left out; the batch is stored all the same.
+            // A bad one is named; the batch is stored all the same.
             dropped: vec![dropped.clone()],
         })
         .collect();
@@ -167,6 +167,8 @@ async fn a_stream_is_answered_in_the_order_of_its_batches() {
     for batch_id in 1..=20 {
         let answer = answers.message().await.unwrap().unwrap();
         assert_eq!((answer.batch_id, answer.accepted), (batch_id, Some((batch_id % 4) as u32)));
+        let refused: Vec<_> = answer.rejected.iter().map(|range| (range.index, range.field.as_str())).collect();
+        assert_eq!(refused, [(None, "dropped[0].producer")]);
         for receipt in answer.receipts {
             assert_eq!(receipt.sequence, Some(next));
             next += 1;
@@ -427,5 +429,24 @@ async fn facets_tell_what_there_is() {
     assert_eq!(facets.actors, [proto::Facet { value: "u-1".into(), count: Some(2) }]);
     assert_eq!(facets.instances[0].value, "prod");
     assert!(facets.interval.is_some());
+    service.stop().await;
+}
+
+/// PostgreSQL cannot hold U+0000; no log has such a name, on either engine.
+#[tokio::test]
+async fn a_log_whose_name_no_event_can_have_is_refused() {
+    let mut service = Service::start().await;
+    let instance_id = "a\0".to_owned();
+    let position = proto::LogPosition { instance_id: instance_id.clone(), sequence: Some(0) };
+    let key = Some(proto::get_entry_request::Key::Position(position));
+    let got = service.query.get_entry(proto::GetEntryRequest { key }).await.map(drop);
+    let tail = proto::TailEntriesRequest { instance_id: instance_id.clone(), ..Default::default() };
+    let tailed = service.query.tail_entries(tail).await.map(drop);
+    let range = Some(Range::SequenceRange(proto::SequenceRange { instance_id, from: None, to: None }));
+    let export = proto::ExportEntriesRequest { range, format: proto::ExportFormat::Jsonl.into(), ..Default::default() };
+    let exported = service.query.export_entries(export).await.map(drop);
+    for refused in [got, tailed, exported] {
+        assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
+    }
     service.stop().await;
 }

@@ -203,15 +203,17 @@ fn numbers(field: &str, wire: common::Producer) -> Result<Producer, Violation> {
     Ok(Producer { id: wire.id, epoch: wire.epoch, sequence })
 }
 
-/// Checks a range of numbers that a producer dropped.
-pub(crate) fn dropped(wire: common::DroppedRange) -> Result<Dropped, Violation> {
-    let producer = wire.producer.ok_or_else(|| Violation::required("dropped.producer"))?;
-    required(|| "dropped.producer.id".into(), &producer.id, MAX_NAME_BYTES)?;
-    let first = wire.first_sequence.ok_or_else(|| Violation::required("dropped.first_sequence"))?;
-    let last = wire.last_sequence.ok_or_else(|| Violation::required("dropped.last_sequence"))?;
+/// Checks a range of numbers that a producer dropped, the one at a place of its batch.
+pub(crate) fn dropped(at: usize, wire: common::DroppedRange) -> Result<Dropped, Violation> {
+    let field = |name: &str| format!("dropped[{at}].{name}");
+    let producer = wire.producer.ok_or_else(|| Violation::required(field("producer")))?;
+    required(|| field("producer.id"), &producer.id, MAX_NAME_BYTES)?;
+    let first = wire.first_sequence.ok_or_else(|| Violation::required(field("first_sequence")))?;
+    let last = wire.last_sequence.ok_or_else(|| Violation::required(field("last_sequence")))?;
     if last < first {
-        let message = format!("dropped.last_sequence is {last}, allowed is {first} (first_sequence) or more");
-        return Err(Violation::invalid("dropped.last_sequence", message));
+        let field = field("last_sequence");
+        let message = format!("{field} is {last}, allowed is {first} (first_sequence) or more");
+        return Err(Violation::invalid(field, message));
     }
     Ok(Dropped { producer_id: producer.id, epoch: producer.epoch, first, last })
 }

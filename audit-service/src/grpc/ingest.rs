@@ -7,7 +7,7 @@ use activity_proto::audit::v1::audit_ingest_service_server::AuditIngestService;
 use activity_proto::common::v1::DroppedRange;
 use futures::Stream;
 use service_core::clock;
-use service_core::error::{Error, Result};
+use service_core::error::{Error, Result, Violation};
 use service_core::ingest_stream::{self, StreamOptions};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -93,14 +93,15 @@ async fn submit(ingest: &Ingest, events: Vec<proto::AuditEvent>, dropped: Vec<Dr
             tokio::task::yield_now().await;
         }
     }
-    for range in dropped {
-        match convert::dropped(range) {
+    let mut refused_ranges = Vec::new();
+    for (at, range) in dropped.into_iter().enumerate() {
+        match convert::dropped(at, range) {
             Ok(range) => checked.batch.dropped.push(range),
-            // There is no place for it in the answer, and the events of the batch are good without it.
-            Err(violation) => tracing::warn!(%violation, "a dropped range is left out"),
+            // The events of the batch are good without it.
+            Err(violation) => refused_ranges.push(violation),
         }
     }
-    Ok(Answering { ids, settling: ingest.submit(checked).await? })
+    Ok(Answering { ids, refused_ranges, settling: ingest.submit(checked).await? })
 }
 
 fn at_most(what: &str, given: usize, allowed: usize) -> Result<()> {
@@ -114,6 +115,7 @@ fn at_most(what: &str, given: usize, allowed: usize) -> Result<()> {
 struct Answering {
     /// As they came, for the receipts.
     ids: Vec<String>,
+    refused_ranges: Vec<Violation>,
     settling: Settling,
 }
 
@@ -136,14 +138,15 @@ impl Answering {
                         leaf_hash: leaf_hash.to_vec(),
                     });
                 }
-                EventResult::Rejected(violation) => rejected.push(proto::RejectedEvent {
-                    index: Some(index),
-                    reason: violation.reason.into(),
-                    message: violation.message,
-                    field: violation.field,
-                }),
+                EventResult::Rejected(violation) => rejected.push(refusal(Some(index), violation)),
             }
         }
+        // A range has no index among the events; the field says which it is.
+        rejected.extend(self.refused_ranges.into_iter().map(|violation| refusal(None, violation)));
         Ok(proto::RecordEventsResponse { accepted: Some(accepted), duplicate: Some(duplicates), rejected, receipts })
     }
+}
+
+fn refusal(index: Option<u32>, violation: Violation) -> proto::RejectedEvent {
+    proto::RejectedEvent { index, reason: violation.reason.into(), message: violation.message, field: violation.field }
 }

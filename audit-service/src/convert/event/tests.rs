@@ -225,13 +225,13 @@ fn dropped_ranges_are_checked() {
         first_sequence: first,
         last_sequence: last,
     };
-    assert_eq!(dropped(range(Some(3), Some(3))).unwrap().last, 3);
+    assert_eq!(dropped(0, range(Some(3), Some(3))).unwrap().last, 3);
     for (bad, field) in [
-        (range(Some(3), Some(2)), "dropped.last_sequence"),
-        (range(None, Some(2)), "dropped.first_sequence"),
-        (range(Some(3), None), "dropped.last_sequence"),
-        (common::DroppedRange { producer: None, ..range(Some(1), Some(1)) }, "dropped.producer"),
+        (range(Some(3), Some(2)), "dropped[0].last_sequence"),
+        (range(None, Some(2)), "dropped[0].first_sequence"),
+        (range(Some(3), None), "dropped[0].last_sequence"),
+        (common::DroppedRange { producer: None, ..range(Some(1), Some(1)) }, "dropped[0].producer"),
     ] {
-        assert_eq!(dropped(bad).expect_err("refused").field, field);
+        assert_eq!(dropped(0, bad).expect_err("refused").field, field);
     }
 }
