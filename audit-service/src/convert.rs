@@ -6,7 +6,7 @@ mod query;
 
 pub(crate) use entry::{entry, interval, micros};
 pub(crate) use event::{dropped, event};
-pub(crate) use query::{filter, order};
+pub(crate) use query::{filter, instance_id, order};
 
 use service_core::error::{Reason, Violation};
 

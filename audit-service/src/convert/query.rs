@@ -31,6 +31,11 @@ pub(crate) fn filter(wire: Option<proto::AuditFilter>, stages: Stages) -> Result
     })
 }
 
+/// Checks the name of the one log that is asked for. One that no event can have is refused before a database sees it.
+pub(crate) fn instance_id(field: &str, value: &str) -> Result<()> {
+    Ok(required(|| field.to_owned(), value, MAX_NAME_BYTES)?)
+}
+
 /// The stages asked for, or those that none mean.
 fn stages_or(wire: Vec<i32>, none: Stages) -> Result<Stages> {
     if wire.is_empty() {

@@ -19,7 +19,7 @@ use crate::convert;
 use crate::event::Key;
 use crate::export::{End, Export, Format, Scope};
 use crate::filter::Stages;
-use crate::store::{self, LogWalk, Range, Row, Store};
+use crate::store::{self, Range, Row, Store};
 use crate::tail::Tails;
 
 /// Kinds of tokens, so that none is taken for another.
@@ -28,6 +28,9 @@ const RESUME_TOKEN: &str = "audit.export_entries.resume";
 
 const DEFAULT_FACETS: usize = 100;
 const MAX_FACETS: usize = 1_000;
+
+/// Between two reads of a tail that has caught up, at least.
+const TAIL_PACE: Duration = Duration::from_millis(50);
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -98,9 +101,7 @@ impl AuditQueryService for QueryService {
                 row.ok_or_else(|| Error::NotFound(format!("there is no entry with id {id}")))?
             }
             Some(Key::Position(position)) => {
-                if position.instance_id.is_empty() {
-                    return Err(Error::required("position.instance_id").into());
-                }
+                convert::instance_id("position.instance_id", &position.instance_id)?;
                 let sequence = position.sequence.ok_or_else(|| Error::required("position.sequence"))?;
                 let row = self.store.by_place(&position.instance_id, sequence).await?;
                 row.ok_or_else(|| Error::NotFound(format!("there is no entry with sequence {sequence} in this log")))?
@@ -144,16 +145,14 @@ impl AuditQueryService for QueryService {
     ) -> Result<Response<Self::TailEntriesStream>, Status> {
         let request = request.into_inner();
         let instance_id = request.instance_id;
-        if instance_id.is_empty() {
-            return Err(Error::required("instance_id").into());
-        }
+        convert::instance_id("instance_id", &instance_id)?;
         let filter = convert::filter(request.filter, Stages::All)?;
         if filter.instance_ids.values().iter().any(|other| *other != instance_id) {
             let message = "filter.instance_ids names another instance than instance_id, allowed is just that or none";
             return Err(Error::invalid("filter.instance_ids", message).into());
         }
         // Waiting begins before the head is read, so nothing falls between the two.
-        let mut moved = self.tails.subscribe(&instance_id);
+        let mut tail = self.tails.follow(&instance_id);
         let (store, shutdown, heartbeat) = (self.store.clone(), self.shutdown.clone(), self.heartbeat);
         let mut next = match request.from_sequence {
             Some(from) => from,
@@ -163,19 +162,19 @@ impl AuditQueryService for QueryService {
             yield beat(next);
             let mut told = tokio::time::Instant::now();
             loop {
-                let mut walk = LogWalk::new(instance_id.as_str(), next, u64::MAX);
+                let read_at = tokio::time::Instant::now();
                 loop {
-                    moved.mark_unchanged();
-                    let rows = walk.next(&store).await?;
+                    let rows = tail.rows(&store, next).await?;
                     if rows.is_empty() {
                         break;
                     }
-                    for row in rows {
+                    let from = next;
+                    for row in rows.iter().filter(|row| row.sequence >= from) {
                         next = row.sequence + 1;
                         let entry = row.entry()?;
                         if filter.matches(&entry.event) {
                             yield proto::TailEntriesResponse {
-                                event: Some(proto::tail_entries_response::Event::Entry(convert::entry(entry, row.leaf_hash))),
+                                event: Some(proto::tail_entries_response::Event::Entry(convert::entry(entry, row.leaf_hash.clone()))),
                             };
                             told = tokio::time::Instant::now();
                         }
@@ -184,13 +183,14 @@ impl AuditQueryService for QueryService {
                         yield beat(next);
                         told = tokio::time::Instant::now();
                     }
-                    if shutdown.is_cancelled() {
+                    if shutdown.is_cancelled() || tail.has_read_all(next) {
                         break;
                     }
                 }
                 let behind = async {
-                    // The sender lives as long as we listen.
-                    while *moved.borrow_and_update() <= next && moved.changed().await.is_ok() {}
+                    tail.moved_beyond(next).await;
+                    // The first after a while comes at once, a stream of them a few at a time.
+                    tokio::time::sleep_until(read_at + TAIL_PACE).await;
                 };
                 let idle = tokio::select! {
                     biased;
@@ -262,9 +262,7 @@ impl AuditQueryService for QueryService {
 }
 
 fn log_scope(range: proto::SequenceRange) -> Result<Scope> {
-    if range.instance_id.is_empty() {
-        return Err(Error::required("sequence_range.instance_id"));
-    }
+    convert::instance_id("sequence_range.instance_id", &range.instance_id)?;
     let (from, to) = (range.from.unwrap_or(0), range.to.unwrap_or(u64::MAX));
     if from > to {
         let message = format!("sequence_range.to is {to}, allowed is {from} (from) or more");
