@@ -5,5 +5,4 @@
 mod bounds;
 mod delivery;
 mod fake;
-mod measure;
 mod queries;

@@ -1,6 +1,6 @@
 //! The load: a gateway with 5,000 users over 30 days, and administrators with as many actions.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::StreamExt;
 use gateway_sdk::{Actor, AuditEvent, GatewaySdk, Resource, Tokens, UsageEvent};
@@ -36,29 +36,51 @@ fn sdk() -> gateway_sdk::Builder {
     GatewaySdk::builder().instance("prod").on_rejected(|refused| panic!("refused: {refused:?}"))
 }
 
+/// The `n`th of `events` requests, the last of which ends now.
+fn request(n: u64, events: u64, start: SystemTime) -> UsageEvent {
+    let bits = mixed(n);
+    let user = rank(bits);
+    let (provider, model) = MODELS[(mixed(bits) % 6) as usize];
+    UsageEvent::builder(provider, model)
+        .occurred_at(start + Duration::from_secs_f64(DAYS_30.as_secs_f64() * n as f64 / events as f64))
+        .user(format!("user-{user}"))
+        .team(format!("team-{}", user % 40))
+        .api_key(format!("key-{user}-{}", bits % 3))
+        .operation("chat")
+        .tokens(Tokens { input_uncached: bits % 4_000, output: bits % 700, ..Tokens::default() })
+        .latency(Duration::from_millis(200 + bits % 3_000))
+        .request_id(format!("req-{n}"))
+        .build()
+}
+
 pub(crate) async fn usage(url: &str, events: u64) {
     let sdk = sdk().usage_endpoint(url).build().unwrap();
     let start = SystemTime::now() - DAYS_30;
     for n in 0..events {
-        let bits = mixed(n);
-        let user = rank(bits);
-        let (provider, model) = MODELS[(mixed(bits) % 6) as usize];
-        let at = start + Duration::from_secs_f64(DAYS_30.as_secs_f64() * n as f64 / events as f64);
-        let event = UsageEvent::builder(provider, model)
-            .occurred_at(at)
-            .user(format!("user-{user}"))
-            .team(format!("team-{}", user % 40))
-            .api_key(format!("key-{user}-{}", bits % 3))
-            .operation("chat")
-            .tokens(Tokens { input_uncached: bits % 4_000, output: bits % 700, ..Tokens::default() })
-            .latency(Duration::from_millis(200 + bits % 3_000))
-            .request_id(format!("req-{n}"));
-        sdk.usage().record_wait(event, PATIENCE).await.unwrap();
+        sdk.usage().record_wait(request(n, events, start), PATIENCE).await.unwrap();
     }
     let left = sdk.shutdown(PATIENCE).await;
     assert!(left.is_complete(), "{left:?}");
     let stats = sdk.stats().usage;
     assert_eq!((stats.acknowledged, stats.rejected, stats.dropped), (events, 0, 0));
+}
+
+/// What `record` costs its caller, one call at a time, while the service takes the events: sorted.
+pub(crate) async fn record_times(url: &str) -> Vec<Duration> {
+    const CALLS: u64 = 50_000;
+    let sdk = sdk().usage_endpoint(url).build().unwrap();
+    let start = SystemTime::now() - DAYS_30;
+    let events: Vec<_> = (0..CALLS).map(|n| request(n, CALLS, start)).collect();
+    let mut times = Vec::with_capacity(events.len());
+    for event in events {
+        let call = Instant::now();
+        sdk.usage().record(event);
+        times.push(call.elapsed());
+    }
+    assert!(sdk.shutdown(PATIENCE).await.is_complete());
+    assert_eq!(sdk.stats().usage.acknowledged, CALLS);
+    times.sort();
+    times
 }
 
 pub(crate) async fn audit(url: &str, events: u64) {

@@ -130,6 +130,11 @@ async fn figures(kind: Kind, engine: Engine, arguments: &Arguments) {
         }
     }
 
+    if kind == Kind::Usage {
+        let times = load::record_times(&service.url()).await;
+        let at = |share: usize| times[times.len() * share / 1000];
+        println!("  SDK's record, one thread: median {:?}, p99 {:?}, p99.9 {:?}", at(500), at(990), at(999));
+    }
     let export = match kind {
         Kind::Usage => {
             queries::usage(service.channel()).await;
