@@ -8,7 +8,8 @@
 //!
 //! A block is a pure function of its entries, and is written, with how far the index goes, in one transaction: a
 //! crash between two blocks costs nothing, and two replicas that make the same block write the same. The last block
-//! of a quiet log is written in part and again as it grows, so that many small logs need no long scan.
+//! of a quiet log is written in part and again as it grows, so that many small logs need no long scan; and so is that
+//! of a busy one where all logs together lie too far behind, for searches scan that.
 //!
 //! An index can only narrow a search: it is never asked whether an entry matches.
 
@@ -30,6 +31,10 @@ pub const BLOCK_ENTRIES: u64 = 4_096;
 /// Bytes of a key in `audit_index_blocks.keys`: the time and the id of an entry.
 pub(super) const KEY_BYTES: usize = 24;
 
+/// Blocks' worth of entries that all logs together may lie behind, and how many logs may, before parts of blocks are
+/// written in traffic too. Far below what a search is ready to scan.
+const MAX_BEHIND_BLOCKS: u64 = 2;
+const MAX_BEHIND_LOGS: usize = 250;
 /// Entries that a part of a block must have more than its last version, at least.
 const MIN_GROWTH: u64 = 64;
 /// Without a commit for so long, parts of blocks are written too.
@@ -90,23 +95,20 @@ impl Indexer {
         }
     }
 
-    /// Writes a whole block, if there is one to write, and says how long that took. A quiet pass writes all there is.
+    /// Writes one block, if there is one that should not wait, and says how long that took. A quiet pass writes all
+    /// there is.
     async fn pass(&self, quiet: bool) -> Result<Duration> {
         if quiet {
             self.store.index_all().await?;
             return Ok(Duration::ZERO);
         }
         let begun = Instant::now();
-        for log in self.store.behind(&[]).await? {
-            if log.head - log.through / self.store.block_entries * self.store.block_entries >= self.store.block_entries
-            {
-                self.store.index_block(&log).await?;
-                // There may be more.
-                self.wake.notify_one();
-                return Ok(begun.elapsed());
-            }
+        if !self.store.index_urgent().await? {
+            return Ok(Duration::ZERO);
         }
-        Ok(Duration::ZERO)
+        // There may be more.
+        self.wake.notify_one();
+        Ok(begun.elapsed())
     }
 }
 
@@ -123,14 +125,40 @@ impl Store {
                 log.through = through;
             }
         }
+        // Too little in each of very many is too much in all. What comes meanwhile is for the next pass.
+        for _ in 0..self.behind(&[]).await?.len() {
+            if !self.index_urgent().await? {
+                break;
+            }
+        }
         Ok(())
+    }
+
+    /// Writes the block that should wait least, if any should not: that of the log that lies behind most, where all together lie too
+    /// far behind, or else a whole one. Whether it wrote one.
+    async fn index_urgent(&self) -> Result<bool> {
+        let logs = self.behind(&[]).await?;
+        let growth = |log: &&Behind| log.head - log.through;
+        let too_far = logs.len() > MAX_BEHIND_LOGS
+            || logs.iter().map(|log| growth(&log)).sum::<u64>() > MAX_BEHIND_BLOCKS * self.block_entries;
+        let least_patient =
+            if too_far { logs.iter().max_by_key(growth) } else { logs.iter().find(|log| self.is_whole(log)) };
+        match least_patient {
+            Some(log) => Ok(self.index_block(log).await? > log.through),
+            None => Ok(false),
+        }
+    }
+
+    /// Whether the block with the first entry that is not indexed is full.
+    fn is_whole(&self, log: &Behind) -> bool {
+        log.head - log.through / self.block_entries * self.block_entries >= self.block_entries
     }
 
     /// A whole block always; a part of one when it has grown by half, so that no entry is indexed often.
     fn is_worth(&self, log: &Behind) -> bool {
         let begin = log.through / self.block_entries * self.block_entries;
         let growth = log.head.saturating_sub(log.through);
-        growth > 0 && (log.head - begin >= self.block_entries || growth >= MIN_GROWTH.max((log.through - begin) / 2))
+        growth > 0 && (self.is_whole(log) || growth >= MIN_GROWTH.max((log.through - begin) / 2))
     }
 
     /// The logs whose index lies behind; of all instances or of these.
@@ -229,5 +257,42 @@ impl Store {
         transaction.execute_raw(self.statement(sql, [instance(), signed(through).into()])).await?;
         transaction.commit().await?;
         Ok(through)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use service_core::config::{DatabaseConfig, DatabaseUrl};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::event::Event;
+    use crate::ingest::Batch;
+
+    #[tokio::test]
+    async fn in_steady_traffic_many_logs_do_not_stay_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::sqlite(folder.path().join("audit.db"));
+        let store = Store::open(&url, &DatabaseConfig::default()).await.unwrap().with_block_entries(16);
+        let event = crate::canonical::fixtures::full().event;
+        // Ten logs, none of which has a whole block.
+        let event = |number: u128| Event {
+            id: Uuid::from_u128(number),
+            instance_id: format!("log-{}", number % 10),
+            producer: None,
+            ..event.clone()
+        };
+        let events = (0..100).map(|number| event(number).into()).collect();
+        store.write(&[Batch { events, ..Batch::default() }]).await.unwrap();
+
+        let indexer = Indexer::new(store.clone(), Arc::default());
+        let mut left = Vec::new();
+        for _ in 0..10 {
+            // Never quiet.
+            indexer.pass(false).await.unwrap();
+            left.push(store.behind(&[]).await.unwrap().iter().map(|log| log.head - log.through).sum::<u64>());
+        }
+        // A log at a time, until no more is behind than two blocks hold.
+        assert_eq!(left, [90, 80, 70, 60, 50, 40, 30, 30, 30, 30]);
     }
 }
