@@ -10,6 +10,7 @@ use std::sync::Arc;
 use service_core::config::IngestConfig;
 use service_core::error::{Result, Violation};
 use service_core::group_commit::{GroupCommit, Options, Pending};
+use service_core::server::HealthCheck;
 use service_core::telemetry::Metrics;
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -143,6 +144,11 @@ impl Ingest {
         let items = checked.batch.items();
         let written = self.commits.submit(checked.batch, items).await?;
         Ok(Settling { written, refused: checked.refused })
+    }
+
+    /// How the health of the service that takes events in is known: from the writer itself.
+    pub fn health(&self, service: &'static str, store: &Store) -> HealthCheck {
+        HealthCheck::writer(service, &self.commits, store.database().clone())
     }
 
     /// Takes no more, and waits until all that was taken is answered.

@@ -90,7 +90,7 @@ impl Server {
         let heartbeat = Duration::from_millis(config.tail.heartbeat_ms.get());
         let query_service = QueryService::new(store.clone(), tails, sealer, heartbeat, shutdown.clone());
         let routes = grpc::routes(ingest_service, query_service);
-        let served = core::serve(listener, routes, health(&store), &config.server, &metrics, shutdown).await;
+        let served = core::serve(listener, routes, health(&store, &ingest), &config.server, &metrics, shutdown).await;
 
         ingest.close().await;
         stop.cancel();
@@ -102,14 +102,10 @@ impl Server {
 }
 
 /// Taking events in is healthy while a write becomes durable, answering while reading works.
-fn health(store: &Store) -> Vec<HealthCheck> {
-    let writer = store.database().clone();
+fn health(store: &Store, ingest: &Ingest) -> Vec<HealthCheck> {
     let reader = store.database().clone();
     vec![
-        HealthCheck::new(grpc::INGEST_SERVICE, move || {
-            let db = writer.clone();
-            async move { db.probe_writer().await }
-        }),
+        ingest.health(grpc::INGEST_SERVICE, store),
         HealthCheck::new(grpc::QUERY_SERVICE, move || {
             let db = reader.clone();
             async move { db.probe_reader().await }

@@ -68,13 +68,9 @@ impl Shared {
         add!(UsageQueryServiceServer, query::Query(self.clone()), MAX_QUERY_MESSAGE_BYTES);
         add!(PricingServiceServer, pricing::Pricing(self.clone()), MAX_QUERY_MESSAGE_BYTES);
 
-        let writes = self.store.clone();
         let reads = self.store.clone();
         let health = vec![
-            HealthCheck::new(INGEST, move || {
-                let store = writes.clone();
-                async move { store.probe_writer().await }
-            }),
+            HealthCheck::writer(INGEST, &self.writer, self.store.database().clone()),
             HealthCheck::new(QUERY, move || {
                 let store = reads.clone();
                 async move { store.probe_reader().await }

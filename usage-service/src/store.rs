@@ -55,9 +55,9 @@ impl Store {
         self.db.probe_reader().await
     }
 
-    /// Whether a write becomes durable.
-    pub async fn probe_writer(&self) -> Result<()> {
-        self.db.probe_writer().await
+    /// The database itself, for its health.
+    pub fn database(&self) -> &Database {
+        &self.db
     }
 
     /// Closes the pools, after what is in use.
