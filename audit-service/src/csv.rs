@@ -2,6 +2,8 @@
 //!
 //! A cell that a spreadsheet would run as a formula gets a leading apostrophe, which makes it text.
 
+use service_core::csv::push_cell;
+
 use crate::event::Entry;
 use crate::time::rfc3339;
 
@@ -108,62 +110,9 @@ fn push_line<'a>(out: &mut String, cells: impl IntoIterator<Item = &'a str>) {
     out.push_str("\r\n");
 }
 
-fn push_cell(out: &mut String, cell: &str) {
-    let inert = if runs(cell) { "'" } else { "" };
-    // A semicolon separates cells where the comma is the decimal sign.
-    if cell.contains(['"', ',', ';', '\r', '\n', '\t']) {
-        out.push('"');
-        out.push_str(inert);
-        for part in cell.split_inclusive('"') {
-            out.push_str(part);
-            if part.ends_with('"') {
-                out.push('"');
-            }
-        }
-        out.push('"');
-    } else {
-        out.push_str(inert);
-        out.push_str(cell);
-    }
-}
-
-/// Whether a spreadsheet may take the cell for a formula. Some drop blanks first, and take full-width signs too.
-fn runs(cell: &str) -> bool {
-    let blank = |char: char| char.is_whitespace() || char == '\u{feff}';
-    cell.starts_with(['\t', '\r', '\n'])
-        || cell.trim_start_matches(blank).starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠'])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn cell(text: &str) -> String {
-        let mut out = String::new();
-        push_cell(&mut out, text);
-        out
-    }
-
-    #[test]
-    fn formulas_are_made_inert() {
-        for formula in
-            ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "＝1", "＋1", "－1", "＠x", "\u{a0}=1"]
-        {
-            let written = cell(formula);
-            assert!(written.starts_with('\'') || written.starts_with("\"'"), "{written}");
-        }
-        for plain in ["a=b", "1-2", "", "model.enabled", "x@y.z"] {
-            assert_eq!(cell(plain), plain);
-        }
-    }
-
-    #[test]
-    fn cells_with_separators_are_quoted() {
-        assert_eq!(cell("a,b"), "\"a,b\"");
-        assert_eq!(cell("say \"hi\""), "\"say \"\"hi\"\"\"");
-        assert_eq!(cell("two\r\nlines"), "\"two\r\nlines\"");
-        assert_eq!(cell("\"=1\""), "\"\"\"=1\"\"\"");
-    }
 
     #[test]
     fn a_reader_of_csv_gets_every_column() {
