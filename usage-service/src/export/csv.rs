@@ -1,32 +1,27 @@
 //! CSV as in RFC 4180: CRLF at the end of a line, quotes where they are needed. A
 //! cell that a spreadsheet would run as a formula is made inert by an apostrophe.
 
+use service_core::csv::push_cell;
+
 /// One line, cell by cell.
 #[derive(Debug)]
 pub(super) struct Line<'a> {
     out: &'a mut Vec<u8>,
     empty: bool,
+    cell: String,
 }
 
 impl<'a> Line<'a> {
     pub(super) fn new(out: &'a mut Vec<u8>) -> Self {
-        Self { out, empty: true }
+        Self { out, empty: true, cell: String::new() }
     }
 
     /// Text from outside.
     pub(super) fn text(&mut self, text: &str) -> &mut Self {
         self.separate();
-        let inert = starts_formula(text);
-        if !inert && !text.contains(['"', ',', '\r', '\n']) {
-            self.out.extend_from_slice(text.as_bytes());
-            return self;
-        }
-        self.out.push(b'"');
-        if inert {
-            self.out.push(b'\'');
-        }
-        self.out.extend_from_slice(text.replace('"', "\"\"").as_bytes());
-        self.out.push(b'"');
+        self.cell.clear();
+        push_cell(&mut self.cell, text);
+        self.out.extend_from_slice(self.cell.as_bytes());
         self
     }
 
@@ -57,12 +52,6 @@ impl<'a> Line<'a> {
     }
 }
 
-/// What spreadsheets take for a formula, in ASCII and in full width (OWASP, "CSV
-/// injection").
-fn starts_formula(text: &str) -> bool {
-    text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠'])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,9 +74,11 @@ mod tests {
 
     #[test]
     fn formulas_are_made_inert() {
-        for formula in ["=1+1", "+1", "-1", "@SUM(A1)", "＝1"] {
-            assert_eq!(line(&[formula]), format!("\"'{formula}\"\r\n"));
+        for formula in ["=1+1", "+1", "-1", "@SUM(A1)", "＝1", " =1+1"] {
+            assert_eq!(line(&[formula]), format!("'{formula}\r\n"));
         }
+        // Where a semicolon separates cells.
+        assert_eq!(line(&["x;=1+1"]), "\"x;=1+1\"\r\n");
         assert_eq!(line(&["=a\"b"]), "\"'=a\"\"b\"\r\n");
         assert_eq!(line(&["a=1"]), "a=1\r\n");
     }
