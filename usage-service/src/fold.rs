@@ -1,4 +1,4 @@
-//! The one fold behind every total: summary, breakdown, series and facets.
+//! The one fold behind every total: summary, breakdown and series.
 //!
 //! Storage hands over *cells*: sums of requests that agree in bucket, group keys,
 //! user, model and in whether they have a price. The fold adds cells up into
@@ -8,7 +8,6 @@
 //! construction: they are sums of the same cells.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 
 use crate::model::{Metric, Tokens};
 
@@ -196,7 +195,7 @@ type Key = [u32; MAX_KEYS];
 enum Groups {
     /// All that come.
     All,
-    /// Those that an earlier fold ranked highest; the rest is `other`.
+    /// Those that rank highest, found before; the rest is `other`.
     Chosen,
 }
 
@@ -233,10 +232,10 @@ impl Fold {
     }
 
     /// A fold that tells only these groups apart and adds the rest up as `other`.
-    pub fn of_groups(buckets: usize, chosen: &[Group]) -> Self {
-        let mut fold = Self::new(buckets, chosen.first().map_or(0, |group| group.keys.len()));
-        for group in chosen {
-            let keys: Vec<&str> = group.keys.iter().map(String::as_str).collect();
+    pub fn of_groups(buckets: usize, chosen: &[Vec<String>]) -> Self {
+        let mut fold = Self::new(buckets, chosen.first().map_or(0, Vec::len));
+        for keys in chosen {
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             let key = fold.key(&keys);
             fold.index.insert(key, fold.rows.len());
             fold.rows.push(vec![Accumulator::default(); buckets]);
@@ -253,20 +252,32 @@ impl Fold {
         key
     }
 
+    /// The row of a group. Of keys that are in none of the chosen groups nothing
+    /// is kept: there may be any number of them.
+    fn row(&mut self, keys: &[&str]) -> Option<usize> {
+        match self.groups {
+            Groups::All => {
+                let key = self.key(keys);
+                let next = self.rows.len();
+                let row = *self.index.entry(key).or_insert(next);
+                if row == next {
+                    self.rows.push(vec![Accumulator::default(); self.buckets]);
+                }
+                Some(row)
+            }
+            Groups::Chosen => {
+                let mut key = [0; MAX_KEYS];
+                for (slot, text) in key.iter_mut().zip(keys) {
+                    *slot = *self.texts.numbers.get(*text)?;
+                }
+                self.index.get(&key).copied()
+            }
+        }
+    }
+
     /// Adds one cell.
     pub fn add(&mut self, cell: &Cell<'_>) {
-        let key = self.key(cell.keys);
-        let row = match self.index.entry(key) {
-            Entry::Occupied(row) => Some(*row.get()),
-            Entry::Vacant(vacant) => match self.groups {
-                Groups::All => {
-                    vacant.insert(self.rows.len());
-                    self.rows.push(vec![Accumulator::default(); self.buckets]);
-                    Some(self.rows.len() - 1)
-                }
-                Groups::Chosen => None,
-            },
-        };
+        let row = self.row(cell.keys);
         let buckets = match row {
             Some(row) => &mut self.rows[row],
             None => self.other.get_or_insert_with(|| vec![Accumulator::default(); self.buckets]),
@@ -332,34 +343,6 @@ impl Fold {
     }
 }
 
-/// How often each value of one dimension comes.
-#[derive(Debug, Default)]
-pub struct Counts {
-    counts: HashMap<Box<str>, u64>,
-}
-
-impl Counts {
-    /// Adds to a value's count.
-    pub fn add(&mut self, value: &str, count: u64) {
-        match self.counts.get_mut(value) {
-            Some(known) => *known += count,
-            None => {
-                self.counts.insert(value.into(), count);
-            }
-        }
-    }
-
-    /// The most frequent values, ties by value, and how many there are in all.
-    pub fn top(self, limit: usize) -> (Vec<(String, u64)>, u64) {
-        let distinct = self.counts.len() as u64;
-        let mut values: Vec<(Box<str>, u64)> = self.counts.into_iter().collect();
-        values.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-        values.truncate(limit);
-        let values = values.into_iter().map(|(value, count)| (value.into(), count));
-        (values.collect(), distinct)
-    }
-}
-
 fn merge(into: &mut [Accumulator], from: &[Accumulator]) {
     for (into, from) in into.iter_mut().zip(from) {
         into.merge(from);
@@ -400,9 +383,10 @@ mod tests {
 
     #[test]
     fn chosen_groups_keep_their_buckets_and_the_rest_is_other() {
-        let chosen = [Group { keys: vec!["x".to_owned()], buckets: Vec::new() }];
+        let chosen = [vec!["x".to_owned()]];
         let mut fold = Fold::of_groups(2, &chosen);
         fold.add(&cell(&["y"], "u", "m", 100));
+        assert_eq!(fold.texts.numbers.len(), 1, "memory doesn't follow the other groups");
         fold.add(&Cell { bucket: 1, ..cell(&["x"], "u", "m", 1) });
         let ranked = fold.rank(Metric::Cost, 1);
         let costs =

@@ -7,8 +7,8 @@
 mod slots;
 
 use futures::TryStreamExt as _;
-use sea_orm::sea_query::{Expr, Query};
-use sea_orm::{DatabaseTransaction, DbErr, QueryResult, Statement, StreamTrait as _};
+use sea_orm::sea_query::{Expr, Order, Query};
+use sea_orm::{DatabaseTransaction, DbBackend, DbErr, QueryResult, Statement, StreamTrait as _};
 use service_core::error::{Error, Result};
 
 use super::entity::request;
@@ -24,34 +24,36 @@ struct Cut<'a> {
     keys: &'a [Dimension],
     /// Edges of buckets; fewer than three are one bucket.
     edges: &'a [i64],
-    /// Whether users and models are wanted: a ranking needs none.
-    distinct: bool,
+}
+
+/// The groups that rank highest, best first.
+struct Ranking {
+    chosen: Vec<Vec<String>>,
+    /// How many there are in all.
+    groups: u64,
 }
 
 impl Store {
     /// The totals of a window cut at `edges`, one for each part.
     pub async fn totals(&self, scope: &Scope, edges: &[i64]) -> Result<Vec<Metrics>> {
         let mut fold = Fold::new(edges.len().saturating_sub(1), 0);
-        let cut = Cut { scope, keys: &[], edges, distinct: true };
+        let cut = Cut { scope, keys: &[], edges };
         self.add_cells(&self.snapshot().await?, &cut, &mut fold).await?;
         Ok(fold.totals())
     }
 
     /// The groups that rank highest, the others, and the total.
     pub async fn breakdown(&self, scope: &Scope, keys: &[Dimension], order_by: Metric, limit: usize) -> Result<Ranked> {
-        let mut fold = Fold::new(1, keys.len());
-        let cut = Cut { scope, keys, edges: &[], distinct: true };
-        self.add_cells(&self.snapshot().await?, &cut, &mut fold).await?;
-        Ok(fold.rank(order_by, limit))
+        let snapshot = self.snapshot().await?;
+        let ranking = self.ranking(&snapshot, scope, keys, order_by, limit).await?;
+        self.ranked(&snapshot, &Cut { scope, keys, edges: &[] }, ranking, order_by).await
     }
 
     /// The groups that rank highest over the whole window, and the others, in
     /// every bucket.
     ///
-    /// Which groups those are is found first, in the same snapshot: to keep all
-    /// groups in all buckets until the ranking is known could take any amount of
-    /// memory. `fits` is asked, with the number of series, before the buckets are
-    /// filled. Without keys there is one series, also where nothing happened.
+    /// `fits` is asked, with the number of series, before the buckets are filled.
+    /// Without keys there is one series, also where nothing happened.
     pub async fn series(
         &self,
         scope: &Scope,
@@ -64,7 +66,7 @@ impl Store {
         let buckets = edges.len().saturating_sub(1);
         if keys.is_empty() {
             let mut fold = Fold::new(buckets, 0);
-            let cut = Cut { scope, keys, edges, distinct: true };
+            let cut = Cut { scope, keys, edges };
             self.add_cells(&self.snapshot().await?, &cut, &mut fold).await?;
             let mut ranked = fold.rank(order_by, 1);
             if ranked.rows.is_empty() {
@@ -73,54 +75,113 @@ impl Store {
             return Ok(ranked);
         }
         let snapshot = self.snapshot().await?;
-        let mut ranking = Fold::new(1, keys.len());
-        let mut cut = Cut { scope, keys, edges: &[], distinct: false };
-        self.add_cells(&snapshot, &cut, &mut ranking).await?;
-        let ranking = ranking.rank(order_by, limit);
-        fits(ranking.rows.len() + usize::from(ranking.other.is_some()))?;
+        let ranking = self.ranking(&snapshot, scope, keys, order_by, limit).await?;
+        let chosen = ranking.chosen.len();
+        fits(chosen + usize::from(ranking.groups > chosen as u64))?;
+        self.ranked(&snapshot, &Cut { scope, keys, edges }, ranking, order_by).await
+    }
 
-        let chosen: Vec<Group> = ranking.rows;
-        let mut fold = Fold::of_groups(buckets, &chosen);
-        cut.edges = edges;
-        cut.distinct = true;
-        self.add_cells(&snapshot, &cut, &mut fold).await?;
-        Ok(fold.rank(order_by, limit))
+    /// Which groups rank highest, and how many there are. The database sorts: it
+    /// has files for that, and there may be as many groups as requests.
+    async fn ranking(
+        &self,
+        snapshot: &DatabaseTransaction,
+        scope: &Scope,
+        keys: &[Dimension],
+        order_by: Metric,
+        limit: usize,
+    ) -> Result<Ranking> {
+        let mut select = Query::select();
+        for dimension in keys {
+            select.expr(column(*dimension));
+        }
+        select
+            .expr(integer("COUNT(*) OVER ()"))
+            .from(request::Entity)
+            .cond_where(scope::condition(scope, self.backend()));
+        group_by_first(&mut select, keys.len());
+        for part in metric(order_by) {
+            select.order_by_expr(Expr::cust(*part), Order::Desc);
+        }
+        for dimension in keys {
+            select.order_by_expr(self.text_order(*dimension), Order::Asc);
+        }
+        select.limit(limit as u64);
+
+        let mut ranking = Ranking { chosen: Vec::new(), groups: 0 };
+        let mut rows = snapshot.stream_raw(self.backend().build(&select)).await?;
+        while let Some(row) = rows.try_next().await? {
+            let row = Row::new(&row);
+            let values = keys.iter().enumerate().map(|(index, dimension)| Ok(row.key(index, *dimension)?.to_owned()));
+            ranking.chosen.push(values.collect::<Result<_>>()?);
+            ranking.groups = row.unsigned(keys.len())?;
+        }
+        Ok(ranking)
+    }
+
+    /// The chosen groups, and all others as one: memory follows what is answered.
+    async fn ranked(
+        &self,
+        snapshot: &DatabaseTransaction,
+        cut: &Cut<'_>,
+        ranking: Ranking,
+        order_by: Metric,
+    ) -> Result<Ranked> {
+        let buckets = cut.edges.len().saturating_sub(1).max(1);
+        let mut fold = Fold::of_groups(buckets, &ranking.chosen);
+        self.add_cells(snapshot, cut, &mut fold).await?;
+        Ok(Ranked { groups: ranking.groups, ..fold.rank(order_by, ranking.chosen.len()) })
+    }
+
+    /// A dimension's values in the order of their bytes, whatever the database's
+    /// locale; a status by its name.
+    fn text_order(&self, dimension: Dimension) -> Expr {
+        match (dimension, self.backend()) {
+            (Dimension::Status, _) => {
+                let names = Status::ALL.map(|status| format!("WHEN {} THEN '{}'", status.number(), status.name()));
+                Expr::cust(format!("CASE CAST(status AS BIGINT) {} END", names.join(" ")))
+            }
+            (_, DbBackend::Postgres) => Expr::cust(format!("{} COLLATE \"C\"", dimension.name())),
+            _ => column(dimension),
+        }
     }
 
     /// The values of each dimension with their counts: the most frequent `limit`,
     /// and how many there are in all.
     pub async fn facets(&self, scope: &Scope, limit: usize) -> Result<Vec<(Dimension, Vec<(String, u64)>, u64)>> {
-        let mut select = Query::select();
+        let snapshot = self.snapshot().await?;
+        let mut facets = Vec::with_capacity(Dimension::ALL.len());
+        // One by one: all sets of values that come together may be any number.
         for dimension in Dimension::ALL {
-            select.expr(column(dimension));
-        }
-        select.expr(integer("COUNT(*)")).from(request::Entity).cond_where(scope::condition(scope, self.backend()));
-        group_by_first(&mut select, Dimension::ALL.len());
-
-        let mut facets: [crate::fold::Counts; Dimension::ALL.len()] = Default::default();
-        let mut rows = self.db.reader.stream_raw(self.backend().build(&select)).await?;
-        while let Some(row) = rows.try_next().await? {
-            let row = Row::new(&row);
-            let count = row.unsigned(Dimension::ALL.len())?;
-            for (index, dimension) in Dimension::ALL.into_iter().enumerate() {
-                facets[index].add(row.key(index, dimension)?, count);
+            let mut select = Query::select();
+            select
+                .expr(column(dimension))
+                .expr(integer("COUNT(*)"))
+                .expr(integer("COUNT(*) OVER ()"))
+                .from(request::Entity)
+                .cond_where(scope::condition(scope, self.backend()))
+                .order_by_expr(Expr::cust("COUNT(*)"), Order::Desc)
+                .order_by_expr(self.text_order(dimension), Order::Asc)
+                .limit(limit as u64);
+            group_by_first(&mut select, 1);
+            let mut values = Vec::new();
+            let mut distinct = 0;
+            let mut rows = snapshot.stream_raw(self.backend().build(&select)).await?;
+            while let Some(row) = rows.try_next().await? {
+                let row = Row::new(&row);
+                values.push((row.key(0, dimension)?.to_owned(), row.unsigned(1)?));
+                distinct = row.unsigned(2)?;
             }
+            facets.push((dimension, values, distinct));
         }
-        Ok(Dimension::ALL
-            .into_iter()
-            .zip(facets)
-            .map(|(dimension, counts)| {
-                let (values, distinct) = counts.top(limit);
-                (dimension, values, distinct)
-            })
-            .collect())
+        Ok(facets)
     }
 
     async fn add_cells(&self, snapshot: &DatabaseTransaction, cut: &Cut<'_>, fold: &mut Fold) -> Result<()> {
         let statement = self.statement(cut);
         let slotted = usize::from(cut.edges.len() > 2);
         let distinct_at = slotted + cut.keys.len();
-        let sums_at = distinct_at + if cut.distinct { 2 } else { 0 };
+        let sums_at = distinct_at + 2;
         let mut rows = snapshot.stream_raw(statement).await?;
         while let Some(row) = rows.try_next().await? {
             let row = Row::new(&row);
@@ -128,10 +189,7 @@ impl Store {
             for (index, dimension) in cut.keys.iter().enumerate() {
                 keys[index] = row.key(slotted + index, *dimension)?;
             }
-            let (user, model) = match cut.distinct {
-                true => (row.text(distinct_at)?, row.text(distinct_at + 1)?),
-                false => ("", ""),
-            };
+            let (user, model) = (row.text(distinct_at)?, row.text(distinct_at + 1)?);
             let bucket = match slotted {
                 0 => 0,
                 _ => row.unsigned(0)? as usize,
@@ -154,10 +212,8 @@ impl Store {
         for dimension in cut.keys {
             expr(column(*dimension), &mut select);
         }
-        if cut.distinct {
-            expr(column(Dimension::User), &mut select);
-            expr(column(Dimension::Model), &mut select);
-        }
+        expr(column(Dimension::User), &mut select);
+        expr(column(Dimension::Model), &mut select);
         expr(integer("CASE WHEN cost_nanos IS NULL THEN 1 ELSE 0 END"), &mut select);
         let grouped = columns;
         for sum in [
@@ -177,6 +233,20 @@ impl Store {
         select.from(request::Entity).cond_where(scope::condition(cut.scope, self.backend()));
         group_by_first(&mut select, grouped);
         self.backend().build(&select)
+    }
+}
+
+/// What a ranking compares, part by part. Dollars and nano-dollars are summed
+/// apart, and carried over.
+fn metric(metric: Metric) -> &'static [&'static str] {
+    match metric {
+        Metric::Requests => &["COUNT(*)"],
+        Metric::Tokens => &["SUM(input_uncached) + SUM(input_cache_read) + SUM(input_cache_write) + SUM(output)"],
+        Metric::Cost => &[
+            "CAST(COALESCE(SUM(cost_nanos / 1000000000), 0) AS BIGINT) \
+             + CAST(COALESCE(SUM(cost_nanos % 1000000000), 0) AS BIGINT) / 1000000000",
+            "CAST(COALESCE(SUM(cost_nanos % 1000000000), 0) AS BIGINT) % 1000000000",
+        ],
     }
 }
 

@@ -12,7 +12,8 @@ use usage_service::store::{Order, Store};
 use crate::events::{NOON, id, priced, request, sealed, write_new};
 use crate::{Bench, reference};
 
-const NAMES: [&str; 4] = ["", "a", "b", "ü"];
+// `B` is before `a` in bytes, and behind it in most locales.
+const NAMES: [&str; 4] = ["", "a", "B", "ü"];
 const METRICS: [Metric; 3] = [Metric::Requests, Metric::Tokens, Metric::Cost];
 
 fn tokens() -> impl Strategy<Value = Tokens> {
