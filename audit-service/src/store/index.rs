@@ -43,6 +43,8 @@ const QUIET: Duration = Duration::from_millis(500);
 const SHARE: u32 = 4;
 /// Between two passes, at least: looking for work costs something too.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often heads of old exports are forgotten, at most; also how long the indexer sleeps where nobody writes.
+const TIDY: Duration = Duration::from_secs(60);
 /// How long a failed pass is left alone.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -72,7 +74,16 @@ impl Indexer {
     pub async fn run(self, shutdown: CancellationToken) {
         // At start there may be work that was left.
         let mut quiet = false;
+        let mut tidied: Option<Instant> = None;
         loop {
+            if tidied.is_none_or(|tidied| tidied.elapsed() >= TIDY) {
+                tidied = Some(Instant::now());
+                match shutdown.run_until_cancelled(self.store.forget_frozen()).await {
+                    None => return,
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => tracing::warn!(%error, "the heads of old exports are not forgotten yet"),
+                }
+            }
             // What is cut off in the middle is rolled back and done again.
             let pause = match shutdown.run_until_cancelled(self.pass(quiet)).await {
                 None => return,
@@ -85,8 +96,8 @@ impl Indexer {
             if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 return;
             }
-            // After a quiet pass there is nothing to do until somebody writes.
-            let patience = if quiet { Duration::MAX } else { QUIET };
+            // After a quiet pass there is nothing to index until somebody writes.
+            let patience = if quiet { TIDY } else { QUIET };
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = self.wake.notified() => quiet = false,

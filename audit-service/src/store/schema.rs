@@ -8,7 +8,7 @@ pub(super) struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Log)]
+        vec![Box::new(Log), Box::new(ExportHeadsByAge)]
     }
 }
 
@@ -39,6 +39,27 @@ impl MigrationTrait for Log {
             db.execute_unprepared(statement).await?;
         }
         Ok(())
+    }
+}
+
+/// Finds the heads of old exports without reading the heads.
+struct ExportHeadsByAge;
+
+impl MigrationName for ExportHeadsByAge {
+    fn name(&self) -> &str {
+        "audit_0002_export_heads_by_age"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for ExportHeadsByAge {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let sql = "CREATE INDEX IF NOT EXISTS audit_export_heads_age ON audit_export_heads (opened_at)";
+        manager.get_connection().execute_unprepared(sql).await.map(drop)
     }
 }
 
