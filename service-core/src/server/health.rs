@@ -192,7 +192,7 @@ mod tests {
             checks: vec![],
             reporter: HealthReporter::new(),
             metrics,
-            probe_timeout: Duration::from_millis(50),
+            probe_timeout: Duration::from_secs(1),
             every: Duration::from_secs(60),
         };
         prober.probe(&check).await.expect("idle: a write works");
