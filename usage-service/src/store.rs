@@ -23,18 +23,26 @@ mod scope;
 mod watermark;
 mod write;
 
+use std::sync::Arc;
+
 use sea_orm::{DatabaseTransaction, DbBackend, IsolationLevel, TransactionTrait as _};
 use service_core::config::{DatabaseConfig, DatabaseUrl};
 use service_core::database::{Database, Engine, connect};
-use service_core::error::Result;
+use service_core::error::{Error, Result};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use page::Order;
 pub use write::Batch;
+
+/// Readers that totals and groups leave to what is answered quickly.
+const QUICK_READERS: u32 = 2;
 
 /// The open store. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
     db: Database,
+    /// Turns of reads over many rows.
+    turns: Arc<Semaphore>,
 }
 
 impl Store {
@@ -42,7 +50,8 @@ impl Store {
     pub async fn open(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Self> {
         let db = connect(url, config).await?;
         db.migrate::<migration::Migrator>().await?;
-        Ok(Self { db })
+        let turns = Arc::new(Semaphore::new(config.readers.get().saturating_sub(QUICK_READERS).max(1) as usize));
+        Ok(Self { db, turns })
     }
 
     /// The key under which this deployment's tokens are sealed.
@@ -72,6 +81,12 @@ impl Store {
         }
     }
 
+    /// Waits until a read over many rows may begin: there are fewer turns than
+    /// readers, so that a page or an export never waits behind totals alone.
+    async fn turn(&self) -> Result<SemaphorePermit<'_>> {
+        self.turns.acquire().await.map_err(|_| Error::ShuttingDown)
+    }
+
     /// A transaction whose statements all see the same snapshot.
     async fn snapshot(&self) -> Result<DatabaseTransaction> {
         Ok(match self.db.engine {
@@ -83,5 +98,31 @@ impl Store {
                 self.db.reader.begin_with_config(isolation, access).await?
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Filter, Scope};
+
+    #[tokio::test]
+    async fn pages_are_read_while_totals_wait_for_their_turn() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let three = std::num::NonZeroU32::new(3).expect("not zero");
+        let config = DatabaseConfig { readers: three, ..DatabaseConfig::default() };
+        let url = DatabaseUrl::sqlite(folder.path().join("usage.db"));
+        let store = Store::open(&url, &config).await.expect("opens");
+        let scope = Scope { start_us: 0, end_us: i64::MAX, filter: Filter::default(), watermark: None };
+
+        let turn = store.turn().await.expect("the one turn");
+        let mut totals = Box::pin(store.totals(&scope, &[0, i64::MAX]));
+        tokio::select! {
+            biased;
+            _ = &mut totals => panic!("there is one turn"),
+            page = store.requests(&scope, Order::OldestFirst, None, 1) => assert_eq!(page.expect("a page"), []),
+        }
+        drop(turn);
+        assert_eq!(totals.await.expect("totals").len(), 1);
     }
 }

@@ -36,6 +36,7 @@ struct Ranking {
 impl Store {
     /// The totals of a window cut at `edges`, one for each part.
     pub async fn totals(&self, scope: &Scope, edges: &[i64]) -> Result<Vec<Metrics>> {
+        let _turn = self.turn().await?;
         let mut fold = Fold::new(edges.len().saturating_sub(1), 0);
         let cut = Cut { scope, keys: &[], edges };
         self.add_cells(&self.snapshot().await?, &cut, &mut fold).await?;
@@ -44,6 +45,7 @@ impl Store {
 
     /// The groups that rank highest, the others, and the total.
     pub async fn breakdown(&self, scope: &Scope, keys: &[Dimension], order_by: Metric, limit: usize) -> Result<Ranked> {
+        let _turn = self.turn().await?;
         let snapshot = self.snapshot().await?;
         let ranking = self.ranking(&snapshot, scope, keys, order_by, limit).await?;
         self.ranked(&snapshot, &Cut { scope, keys, edges: &[] }, ranking, order_by).await
@@ -63,6 +65,7 @@ impl Store {
         edges: &[i64],
         fits: impl Fn(usize) -> Result<()> + Send,
     ) -> Result<Ranked> {
+        let _turn = self.turn().await?;
         let buckets = edges.len().saturating_sub(1);
         if keys.is_empty() {
             let mut fold = Fold::new(buckets, 0);
@@ -149,6 +152,7 @@ impl Store {
     /// The values of each dimension with their counts: the most frequent `limit`,
     /// and how many there are in all.
     pub async fn facets(&self, scope: &Scope, limit: usize) -> Result<Vec<(Dimension, Vec<(String, u64)>, u64)>> {
+        let _turn = self.turn().await?;
         let snapshot = self.snapshot().await?;
         let mut facets = Vec::with_capacity(Dimension::ALL.len());
         // One by one: all sets of values that come together may be any number.
