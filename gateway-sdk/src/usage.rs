@@ -89,9 +89,10 @@ impl Lane for UsageLane {
     type Answer = proto::StreamUsageResponse;
 
     fn read(answer: Self::Answer) -> Answer<Self> {
-        let rejected = answer.rejected.into_iter().map(|rejected| {
+        let rejected = answer.rejected.into_iter().filter_map(|rejected| {
             let rejection = Rejection { reason: rejected.reason(), message: rejected.message, field: rejected.field };
-            (rejected.index.unwrap_or_default() as usize, rejection)
+            // What has no index is no event: a dropped range, which is not told again.
+            Some((rejected.index? as usize, rejection))
         });
         Answer {
             batch_id: answer.batch_id,

@@ -294,7 +294,7 @@ pub struct RecordEventsRequest {
     #[prost(message, repeated, tag = "1")]
     pub events: ::prost::alloc::vec::Vec<AuditEvent>,
 }
-/// What became of a batch. accepted + duplicate + rejected = the events sent.
+/// What became of a batch. Each event sent is accepted, a duplicate or rejected.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RecordEventsResponse {
     /// How many were new.
@@ -361,10 +361,10 @@ pub struct Receipt {
     #[prost(bytes = "vec", tag = "5")]
     pub leaf_hash: ::prost::alloc::vec::Vec<u8>,
 }
-/// An event that was refused.
+/// An event, or a dropped range, that was refused.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RejectedEvent {
-    /// The event's index in its batch.
+    /// The event's index in its batch; absent where `field` names a dropped range.
     #[prost(uint32, optional, tag = "1")]
     pub index: ::core::option::Option<u32>,
     /// Why.
@@ -373,8 +373,8 @@ pub struct RejectedEvent {
     /// Why, for people: which field, which value, what is allowed.
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
-    /// The field, as a path from the event: `changes\[0\].path`. Empty where no
-    /// single field is to blame.
+    /// The field, as a path from the event: `changes\[0\].path`; of a dropped range,
+    /// `dropped\[0\].last_sequence`. Empty where no single field is to blame.
     #[prost(string, tag = "4")]
     pub field: ::prost::alloc::string::String,
 }
