@@ -41,8 +41,6 @@ impl Shared {
         let now_us = clock::now_us();
         let mut batch =
             Batch { requests: Vec::with_capacity(events.len()), dropped: Vec::with_capacity(dropped.len()) };
-        // Ranges are counted on behind the events, so that none is taken for an event.
-        let ranges = (events.len() as u32..).zip(dropped);
         let mut indexes = Vec::with_capacity(events.len());
         let mut rejected = Vec::new();
         for (index, event) in (0_u32..).zip(events) {
@@ -51,13 +49,13 @@ impl Shared {
                     indexes.push(index);
                     batch.requests.push(ingest::priced(event, content_hash, &self.book));
                 }
-                Err(violation) => rejected.push(rejection(index, violation)),
+                Err(violation) => rejected.push(rejection(Some(index), violation)),
             }
         }
-        for (number, (index, range)) in ranges.enumerate() {
+        for (number, range) in dropped.into_iter().enumerate() {
             match convert::dropped(range) {
                 Ok(range) => batch.dropped.push(range),
-                Err(violation) => rejected.push(rejection(index, violation.within(&format!("dropped[{number}]")))),
+                Err(violation) => rejected.push(rejection(None, violation.within(&format!("dropped[{number}]")))),
             }
         }
         let pending = ingest::submit(&self.writer, batch).await?;
@@ -66,19 +64,15 @@ impl Shared {
             for (index, outcome) in indexes.into_iter().zip(pending.await?) {
                 settled.count(index, outcome);
             }
-            settled.rejected.sort_by_key(|rejected| rejected.index);
+            settled.rejected.sort_by_key(|rejected| rejected.index.unwrap_or(u32::MAX));
             Ok(settled)
         })
     }
 }
 
-fn rejection(index: u32, violation: Violation) -> proto::RejectedEvent {
-    proto::RejectedEvent {
-        index: Some(index),
-        reason: violation.reason.into(),
-        message: violation.message,
-        field: violation.field,
-    }
+/// A range has no index among the events; its field says which it is.
+fn rejection(index: Option<u32>, violation: Violation) -> proto::RejectedEvent {
+    proto::RejectedEvent { index, reason: violation.reason.into(), message: violation.message, field: violation.field }
 }
 
 impl Settled {
@@ -103,7 +97,7 @@ impl Settled {
                 "producer.sequence is known in this epoch with another id; a new event needs a number of its own",
             ),
         };
-        self.rejected.push(rejection(index, Violation::new(reason, field, message)));
+        self.rejected.push(rejection(Some(index), Violation::new(reason, field, message)));
     }
 }
 
