@@ -38,6 +38,9 @@ const FILE_LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const SQLITE_CACHE_KIB: u32 = 16 * 1024;
 /// Size to which SQLite's log is cut after a checkpoint.
 const SQLITE_LOG_BYTES: u32 = 64 * 1024 * 1024;
+/// Pages in SQLite's log at which a commit also writes them into the file (16 MiB): a page that many commits change
+/// is then written there once.
+const SQLITE_CHECKPOINT_PAGES: u32 = 4_096;
 /// Steps of SQLite's machine between two looks at the clock: about a millisecond.
 const SQLITE_STEPS: i32 = 10_000;
 
@@ -112,6 +115,7 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         .pragma("temp_store", "file")
         // The log keeps its greatest size otherwise, long after what made it grow.
         .pragma("journal_size_limit", SQLITE_LOG_BYTES.to_string())
+        .pragma("wal_autocheckpoint", SQLITE_CHECKPOINT_PAGES.to_string())
         // The text of a bulk insert is long, and metrics count its time.
         .disable_statement_logging();
     let writer = SqlitePoolOptions::new()

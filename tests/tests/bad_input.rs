@@ -143,7 +143,7 @@ async fn a_bad_usage_event_is_refused_alone_with_its_field_and_reason() {
             "tokens.input_cache_write_1h",
         ),
         (|e| e.latency = Some(prost_types::Duration { seconds: -1, nanos: 0 }), R::InvalidArgument, "latency"),
-        (|e| e.labels = (0..17).map(|n| (format!("k{n}"), String::new())).collect(), R::TooLarge, "labels"),
+        (|e| e.labels = (0..17).map(|n| (format!("k{n}"), String::new())).collect(), R::InvalidArgument, "labels"),
     ];
     let sandbox = Sandbox::start(Engine::Sqlite).await;
     let mut client = UsageIngestServiceClient::new(sandbox.usage.channel());

@@ -4,6 +4,8 @@ mod client;
 mod drain;
 mod limits;
 
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -120,6 +122,8 @@ impl UsageIngestService for Obedient {
     }
 }
 
+type PlainClient = legacy::Client<HttpConnector, tonic::body::Body>;
+
 /// A server of [`Obedient`] on a free port.
 struct Running {
     service: Obedient,
@@ -167,6 +171,12 @@ impl Running {
 
     fn client(&self) -> UsageIngestServiceClient<Channel> {
         UsageIngestServiceClient::new(self.channel())
+    }
+
+    /// Sends `grpc-timeout` as it is told to; tonic's channel would also end the call by itself, at the same time.
+    fn client_without_timers(&self) -> UsageIngestServiceClient<PlainClient> {
+        let client = legacy::Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+        UsageIngestServiceClient::with_origin(client, format!("http://{}", self.address).parse().expect("URI"))
     }
 
     fn open_gate(&self) {

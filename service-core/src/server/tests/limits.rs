@@ -14,11 +14,10 @@ async fn a_call_ends_at_the_clients_deadline_or_the_servers() {
         .await;
         let mut request = told(RecordUsageRequest::default(), "hold");
         if let Some(timeout) = clients {
-            // The header alone: the client's own timer would be quicker.
             let value = format!("{}m", timeout.as_millis()).parse().expect("header");
             request.metadata_mut().insert("grpc-timeout", value);
         }
-        let status = server.client().record_usage(request).await.expect_err("too late");
+        let status = server.client_without_timers().record_usage(request).await.expect_err("too late");
         assert_reason(&status, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
         server.stop().await;
     }
@@ -30,7 +29,7 @@ async fn a_stream_ends_at_the_clients_deadline_silent_or_busy() {
     for order in ["ignore shutdown", "flood"] {
         let mut request = told(futures::stream::pending(), order);
         request.metadata_mut().insert("grpc-timeout", "100m".parse().expect("header"));
-        let mut stream = server.client().stream_usage(request).await.expect("begun").into_inner();
+        let mut stream = server.client_without_timers().stream_usage(request).await.expect("begun").into_inner();
         let status = loop {
             match stream.message().await {
                 Ok(message) => assert!(message.is_some(), "the stream ended well"),
