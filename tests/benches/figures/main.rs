@@ -120,8 +120,12 @@ async fn figures(kind: Kind, engine: Engine, arguments: &Arguments) {
 
     match engine {
         Engine::Sqlite => {
-            let raw = raw::sqlite(&file, table, arguments.raw).await;
+            let raw = raw::sqlite(&file, table, arguments.raw, false).await;
             against("multi-row INSERT", raw, rate);
+            if kind == Kind::Audit {
+                let raw = raw::sqlite(&file, table, arguments.raw, true).await;
+                against("multi-row INSERT under the table's guards", raw, rate);
+            }
         }
         Engine::Postgres => {
             let (plain, dedup) = raw::postgres(&url, table, arguments.raw).await;

@@ -10,7 +10,7 @@ use activity_proto::usage::v1::usage_query_service_client::UsageQueryServiceClie
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
 
-const CALLS: usize = 15;
+const CALLS: usize = 5;
 
 fn range(time_zone: &str) -> Option<TimeRange> {
     Some(TimeRange { range: Some(Range::Preset(TimeRangePreset::Last30Days.into())), time_zone: time_zone.into() })

@@ -50,8 +50,9 @@ fn cells(row: &sqlx::sqlite::SqliteRow) -> Vec<Cell> {
         .collect()
 }
 
-/// Multi-row inserts into a new file with the schema of `filled`, durable as the services are.
-pub(crate) async fn sqlite(filled: &Path, table: &str, most: u64) -> Rate {
+/// Multi-row inserts into a new file with the schema of `filled`, durable as the services are; with or without the
+/// triggers that guard the table.
+pub(crate) async fn sqlite(filled: &Path, table: &str, most: u64, guarded: bool) -> Rate {
     let folder = tempfile::tempdir().unwrap();
     let source = SqliteConnectOptions::from_str(&format!("sqlite://{}", filled.display())).unwrap().read_only(true);
     let mut source = SqliteConnection::connect_with(&source).await.unwrap();
@@ -61,11 +62,9 @@ pub(crate) async fn sqlite(filled: &Path, table: &str, most: u64) -> Rate {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full);
     let mut target = SqliteConnection::connect_with(&target).await.unwrap();
-    let schema = sqlx::query("SELECT sql FROM sqlite_master WHERE tbl_name = ?1 AND type IN ('table', 'index') AND sql IS NOT NULL ORDER BY type DESC")
-        .bind(table)
-        .fetch_all(&mut source)
-        .await
-        .unwrap();
+    let schema = "SELECT sql FROM sqlite_master WHERE tbl_name = ?1 AND sql IS NOT NULL \
+                  AND (?2 OR type <> 'trigger') ORDER BY type = 'trigger', type DESC";
+    let schema = sqlx::query(schema).bind(table).bind(guarded).fetch_all(&mut source).await.unwrap();
     for row in schema {
         let statement: String = row.get(0);
         target.execute(sqlx::AssertSqlSafe(statement)).await.unwrap();
