@@ -1,5 +1,5 @@
 //! The sample: a platform of a few hundred users over some weeks, made from a
-//! seed. The same plan makes the same events, to the byte and on every machine.
+//! seed. The same plan makes the same events, to the byte, on one platform.
 //!
 //! ```text
 //! Plan ─┬─ fitted::arrivals ── traffic (people, models, the spike) ── UsageEvent…
