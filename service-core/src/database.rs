@@ -34,8 +34,10 @@ use crate::error::{Error, Result};
 const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a start waits for the process before it to let go of the file.
 const FILE_LOCK_PATIENCE: Duration = Duration::from_secs(5);
-/// SQLite's page cache for each connection, in KiB (negative in the pragma).
+/// SQLite's page cache of the writer, in KiB (negative in the pragma).
 const SQLITE_CACHE_KIB: u32 = 16 * 1024;
+/// The same of each reader: an export's pages go round all of them, and fill every cache there is.
+const SQLITE_READER_CACHE_KIB: u32 = 4 * 1024;
 /// Size to which SQLite's log is cut after a checkpoint.
 const SQLITE_LOG_BYTES: u32 = 64 * 1024 * 1024;
 /// Pages in SQLite's log at which a commit also writes them into the file (16 MiB): a page that many commits change
@@ -126,7 +128,7 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         .max_lifetime(None)
         .connect_with(options.clone())
         .await?;
-    let options = options.pragma("query_only", "ON");
+    let options = options.pragma("query_only", "ON").pragma("cache_size", format!("-{SQLITE_READER_CACHE_KIB}"));
     let limit = millis(config.statement_timeout_ms);
     let readers = |connections: u32| {
         SqlitePoolOptions::new()
