@@ -25,7 +25,9 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, SqlxPostgresConnec
 use sha2::{Digest as _, Sha256};
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
+};
 
 use crate::config::{DatabaseConfig, DatabaseUrl, millis};
 use crate::error::{Error, Result};
@@ -112,6 +114,9 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(SQLITE_BUSY_TIMEOUT)
+        // For files that are made from now on: what is removed can be given back in
+        // small steps, without writing the whole file anew.
+        .auto_vacuum(SqliteAutoVacuum::Incremental)
         .pragma("cache_size", format!("-{SQLITE_CACHE_KIB}"))
         // Sorting large exports must not grow the process.
         .pragma("temp_store", "file")

@@ -86,9 +86,13 @@ async fn sqlite_is_made_with_its_folder_and_is_durable() {
     let folder = tempfile::tempdir().expect("folder");
     let database = open(&DatabaseUrl::sqlite(folder.path().join("a/b/sample.db"))).await;
     assert_eq!(text(&database.writer, "PRAGMA journal_mode").await, "wal");
-    for (pragma, value) in
-        [("synchronous", "2"), ("busy_timeout", "5000"), ("query_only", "0"), ("journal_size_limit", "67108864")]
-    {
+    for (pragma, value) in [
+        ("synchronous", "2"),
+        ("busy_timeout", "5000"),
+        ("query_only", "0"),
+        ("journal_size_limit", "67108864"),
+        ("auto_vacuum", "2"),
+    ] {
         let sql =
             format!("SELECT CAST(({pragma}) AS TEXT) FROM pragma_{pragma}").replace("(busy_timeout)", "(timeout)");
         assert_eq!(text(&database.writer, &sql).await, value, "{pragma}");

@@ -31,31 +31,31 @@ impl MigrationTrait for Requests {
 
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let db = manager.get_connection();
-        let engine = match manager.get_database_backend() {
-            DbBackend::Sqlite => [("{uuid}", "BLOB"), ("{bytes}", "BLOB")],
-            _ => [("{uuid}", "UUID"), ("{bytes}", "BYTEA")],
+        let (types, own) = match manager.get_database_backend() {
+            DbBackend::Sqlite => (SQLITE_TYPES, SQLITE),
+            _ => (POSTGRES_TYPES, POSTGRES),
         };
-        let mut sql = REQUESTS.to_owned();
-        for (name, column_type) in engine {
-            sql = sql.replace(name, column_type);
-        }
+        let sql = types.iter().fold(TABLES.to_owned(), |sql, (name, own)| sql.replace(name, own));
         db.execute_unprepared(&sql).await?;
-        let numbers = match manager.get_database_backend() {
-            DbBackend::Sqlite => COMMIT_NUMBERS_SQLITE,
-            _ => COMMIT_NUMBERS_POSTGRES,
-        };
-        db.execute_unprepared(numbers).await?;
+        for statement in own {
+            db.execute_unprepared(statement).await?;
+        }
         Ok(())
     }
 }
+
+const SQLITE_TYPES: &[(&str, &str)] = &[("{uuid}", "BLOB"), ("{bytes}", "BLOB"), ("{partitioned}", "")];
+const POSTGRES_TYPES: &[(&str, &str)] =
+    &[("{uuid}", "UUID"), ("{bytes}", "BYTEA"), ("{partitioned}", "PARTITION BY RANGE (id)")];
 
 /// Absent text is '', so that groups have no nulls. Tokens of one request fit an
 /// INTEGER, and PostgreSQL sums those without `numeric`. Times are microseconds
 /// since the epoch, money is in nano-dollars, maps are JSON objects or ''.
 ///
 /// The indexes: the key makes writing idempotent; time is how everything is read;
-/// a user's requests are how most drill-downs end; a producer's numbers are unique.
-const REQUESTS: &str = "
+/// a user's requests are how most drill-downs end. Numbers of producers are sets
+/// (`usage_producer_numbers`), which cost a row a group and not an entry a request.
+const TABLES: &str = "
 CREATE TABLE usage_charges (
     id BIGINT PRIMARY KEY NOT NULL,
     book_version TEXT NOT NULL,
@@ -68,6 +68,12 @@ CREATE TABLE usage_producers (
     id BIGINT PRIMARY KEY NOT NULL,
     producer_id TEXT NOT NULL,
     epoch BIGINT NOT NULL
+);
+CREATE TABLE usage_producer_numbers (
+    producer_ref BIGINT NOT NULL,
+    block BIGINT NOT NULL,
+    numbers {bytes} NOT NULL,
+    PRIMARY KEY (producer_ref, block)
 );
 CREATE TABLE usage_dropped (
     producer_ref BIGINT NOT NULL,
@@ -109,21 +115,149 @@ CREATE TABLE usage_requests (
     producer_ref BIGINT,
     producer_sequence BIGINT,
     content_hash {bytes} NOT NULL
-);
+) {partitioned};
 CREATE INDEX usage_requests_time ON usage_requests (occurred_at, id);
 CREATE INDEX usage_requests_user ON usage_requests (user_id, occurred_at, id);
-CREATE UNIQUE INDEX usage_requests_producer ON usage_requests (producer_ref, producer_sequence)
-    WHERE producer_ref IS NOT NULL;
+
+CREATE TABLE usage_deltas (
+    commit_number BIGINT PRIMARY KEY NOT NULL,
+    data {bytes} NOT NULL
+);
+CREATE TABLE usage_values (
+    dimension SMALLINT NOT NULL,
+    id INTEGER NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (dimension, id),
+    UNIQUE (dimension, value)
+);
+CREATE TABLE usage_spans (
+    level SMALLINT NOT NULL,
+    start_us BIGINT NOT NULL,
+    instance INTEGER NOT NULL,
+    version BIGINT NOT NULL,
+    PRIMARY KEY (level, start_us, instance)
+);
+CREATE INDEX usage_spans_version ON usage_spans (version);
+CREATE TABLE usage_segments (
+    level SMALLINT NOT NULL,
+    start_us BIGINT NOT NULL,
+    instance INTEGER NOT NULL,
+    cut SMALLINT NOT NULL,
+    data {bytes} NOT NULL,
+    PRIMARY KEY (level, start_us, instance, cut)
+);
+CREATE TABLE usage_rollup (version BIGINT NOT NULL);
+INSERT INTO usage_rollup (version) VALUES (0);
+CREATE TABLE usage_retention (requests_before BIGINT NOT NULL, rollups_before BIGINT NOT NULL);
+INSERT INTO usage_retention (requests_before, rollups_before) VALUES (-9223372036854775808, -9223372036854775808);
 ";
 
 /// One writer at a time: a row that each transaction counts up.
-const COMMIT_NUMBERS_SQLITE: &str = "
+const SQLITE: &[&str] = &["
 CREATE TABLE usage_commits (last BIGINT NOT NULL);
 INSERT INTO usage_commits (last) VALUES (0);
-";
+"];
 
-/// Many writers, that must not wait for each other.
-const COMMIT_NUMBERS_POSTGRES: &str = "CREATE SEQUENCE usage_commit_number";
+/// Many writers, that must not wait for each other, count by a sequence. Blobs are
+/// compressed already. The rest is about partitions: see `partitions`.
+const POSTGRES: &[&str] = &[
+    "CREATE SEQUENCE usage_commit_number",
+    "ALTER TABLE usage_deltas ALTER COLUMN data SET STORAGE EXTERNAL",
+    "ALTER TABLE usage_segments ALTER COLUMN data SET STORAGE EXTERNAL",
+    "ALTER TABLE usage_producer_numbers ALTER COLUMN numbers SET STORAGE EXTERNAL",
+    "CREATE TABLE usage_requests_default PARTITION OF usage_requests DEFAULT",
+    PARTITION_BOUND,
+    ADD_PARTITION,
+    DROP_PARTITION,
+    REMOVE_REQUESTS,
+    OWN_FUNCTIONS,
+];
+
+/// The least UUIDv7 of a day (UTC).
+const PARTITION_BOUND: &str = "
+CREATE FUNCTION usage_partition_bound(day date) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+    SELECT (lpad(to_hex((day - date '1970-01-01')::bigint * 86400000), 12, '0') || repeat('0', 20))::uuid
+$$";
+
+/// Makes the partition of a day; whether there is one afterwards. There is none of
+/// a day that retention has removed, nor of one whose requests are in the default
+/// partition already: those stay there.
+///
+/// ATTACH lets writers and readers go on where CREATE … PARTITION OF would stop
+/// them; only who uses the default partition is waited for, and not for long.
+const ADD_PARTITION: &str = "
+CREATE FUNCTION usage_add_partition(day date) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET lock_timeout = '1s' AS $$
+DECLARE
+    partition text := 'usage_requests_p' || to_char(day, 'YYYYMMDD');
+BEGIN
+    IF to_regclass(format('%I.%I', current_schema(), partition)) IS NOT NULL THEN
+        RETURN true;
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtext('usage_requests'), hashtext('partitions'));
+    IF to_regclass(format('%I.%I', current_schema(), partition)) IS NOT NULL THEN
+        RETURN true;
+    END IF;
+    IF EXISTS (SELECT 1 FROM usage_retention WHERE requests_before >= ((day - date '1970-01-01') + 2) * 86400000000) THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('CREATE TABLE %I (LIKE usage_requests INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', partition);
+    EXECUTE format('ALTER TABLE usage_requests ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+        partition, usage_partition_bound(day), usage_partition_bound(day + 1));
+    RETURN true;
+EXCEPTION WHEN check_violation THEN
+    RETURN false;
+END $$";
+
+/// Removes the partition of a day; whether there was one. The time in an id is
+/// within 24 hours of its request's, so a day is over for retention when the day
+/// after it is.
+const DROP_PARTITION: &str = "
+CREATE FUNCTION usage_drop_partition(day date) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET lock_timeout = '100ms' AS $$
+DECLARE
+    partition text := 'usage_requests_p' || to_char(day, 'YYYYMMDD');
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM usage_retention
+                   WHERE requests_before >= ((day - date '1970-01-01') + 2) * 86400000000) THEN
+        RAISE EXCEPTION 'requests of % are not all before usage_retention.requests_before', day;
+    END IF;
+    IF to_regclass(format('%I.%I', current_schema(), partition)) IS NULL THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('DROP TABLE %I', partition);
+    RETURN true;
+END $$";
+
+/// Removes some requests of the default partition that retention has let go; how
+/// many. All other partitions go as a whole.
+const REMOVE_REQUESTS: &str = "
+CREATE FUNCTION usage_remove_requests(at_most integer) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    removed bigint;
+BEGIN
+    DELETE FROM usage_requests_default WHERE id IN (
+        SELECT id FROM usage_requests_default
+        WHERE occurred_at < (SELECT requests_before FROM usage_retention)
+        ORDER BY occurred_at, id LIMIT at_most);
+    GET DIAGNOSTICS removed = ROW_COUNT;
+    RETURN removed;
+END $$";
+
+/// Who calls a function that runs with its owner's rights must not choose what its
+/// names mean; and nobody calls one whom the owner has not let.
+const OWN_FUNCTIONS: &str = "
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['usage_partition_bound(date)', 'usage_add_partition(date)',
+                                'usage_drop_partition(date)', 'usage_remove_requests(integer)'] LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = %I, pg_temp', name, current_schema());
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', name);
+    END LOOP;
+END $$";
 
 #[cfg(test)]
 mod tests {
