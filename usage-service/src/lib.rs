@@ -14,6 +14,7 @@
 //! - `pricing`: the price book and the arithmetic of a cost.
 //! - `store`: SQLite or PostgreSQL; nothing else names SQL.
 //! - `fold`: the one exact fold behind every total.
+//! - `rollup`: sums made ahead, and the fold over them.
 //! - `export`: rows as bytes, and how an export resumes.
 //!
 //! [`bind`] opens everything and fails early; [`Server::serve`] runs until it is
@@ -36,6 +37,7 @@ mod ingest;
 pub mod model;
 mod money;
 pub mod pricing;
+mod rollup;
 mod server;
 pub mod store;
 

@@ -296,6 +296,24 @@ impl Dimension {
             Self::Status => "status",
         }
     }
+
+    /// The number of the contract, which is also stored.
+    pub fn number(self) -> i16 {
+        match self {
+            Self::User => 1,
+            Self::Team => 2,
+            Self::Model => 3,
+            Self::Provider => 4,
+            Self::ApiKey => 5,
+            Self::Instance => 6,
+            Self::Status => 7,
+        }
+    }
+
+    /// The dimension of a stored number.
+    pub fn from_number(number: i64) -> Option<Self> {
+        Self::ALL.into_iter().find(|dimension| i64::from(dimension.number()) == number)
+    }
 }
 
 /// What to rank by.
