@@ -144,10 +144,12 @@ CREATE TABLE usage_segments (
     instance INTEGER NOT NULL,
     cut SMALLINT NOT NULL,
     data {bytes} NOT NULL,
-    PRIMARY KEY (level, start_us, instance, cut)
+    PRIMARY KEY (level, cut, start_us, instance)
 );
-CREATE TABLE usage_rollup (version BIGINT NOT NULL);
-INSERT INTO usage_rollup (version) VALUES (0);
+CREATE TABLE usage_rollup (
+    version BIGINT PRIMARY KEY NOT NULL,
+    previous BIGINT NOT NULL UNIQUE
+);
 CREATE TABLE usage_retention (requests_before BIGINT NOT NULL, rollups_before BIGINT NOT NULL);
 INSERT INTO usage_retention (requests_before, rollups_before) VALUES (-9223372036854775808, -9223372036854775808);
 ";
