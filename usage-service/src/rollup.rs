@@ -22,14 +22,16 @@
 //! - [`delta`]: what a transaction adds.
 //! - [`section`], [`column`]: sums by key, packed.
 //! - [`plan`]: which spans answer for which buckets, and what stays raw.
-//! - [`index`], [`distinct`], [`tally`]: the one fold behind every total.
+//! - [`question`], [`index`], [`distinct`], [`tally`]: the one fold behind every
+//!   total.
 
-// mod bytes;
-// mod column;
+mod bytes;
+mod column;
 mod delta;
-// mod distinct;
-// mod index;
+mod distinct;
+mod index;
 mod plan;
+mod question;
 mod section;
 mod tally;
 mod values;
@@ -37,10 +39,12 @@ mod values;
 #[cfg(test)]
 mod tests {}
 
-pub(crate) use delta::{Delta, DeltaRow, encode as encode_delta};
+pub(crate) use delta::{Delta, DeltaRow, encode as encode_delta, measures};
+pub(crate) use index::GroupKey;
 pub(crate) use plan::{Plan, RawPart, plan};
+pub(crate) use question::{IdFilter, Question};
 pub(crate) use section::{Section, TooLarge};
-pub(crate) use tally::{IdFilter, Question, Ranker, Ranking, Tally};
+pub(crate) use tally::{Ranker, Ranking, Tally, totals};
 pub(crate) use values::{Overlay, Values};
 
 use crate::model::Dimension;
@@ -120,14 +124,8 @@ impl Span {
 
 /// What the rows of a segment are told apart by, in their order. The instance is
 /// the segment's own key.
-pub(crate) const KEYS: [Dimension; 6] = [
-    Dimension::User,
-    Dimension::Team,
-    Dimension::ApiKey,
-    Dimension::Provider,
-    Dimension::Model,
-    Dimension::Status,
-];
+pub(crate) const KEYS: [Dimension; 6] =
+    [Dimension::User, Dimension::Team, Dimension::ApiKey, Dimension::Provider, Dimension::Model, Dimension::Status];
 
 /// The places of some keys in [`KEYS`].
 pub(crate) const USER: usize = 0;

@@ -1,44 +1,451 @@
-//! A section of a segment: sums by key in packed columns, and as a blob.
-use super::{Cut, FullRow, Malformed, Values};
+//! A section of a segment: sums by key in packed columns.
+//!
+//! The blob, numbers in little endian:
+//!
+//! ```text
+//! format 1 byte │ CRC-32 of all that follows │ length of the body, 4 bytes │ zstd frame of the body
+//! body: cut 1 byte │ rows 4 bytes │ a column for each key │ 11 columns of sums │ sets
+//! column: width 1 byte (0, 1, 2, 4, 8, 16) │ rows × width bytes
+//! set of users, then of models (single cuts, but not of the key itself):
+//!       members of each row, a column │ ids in the order of the rows, a column
+//! ```
+//!
+//! Rows are sorted by their keys, which occur once; ids of a set rise. So the same
+//! sums are the same bytes, however they came about.
 
-/// A section with more rows or bytes than a blob may have.
+use super::bytes::Reader;
+use super::column::{Column, Rows};
+use super::distinct::Distinct;
+use super::index::Index;
+use super::{Cut, FullRow, KEYS, MEASURES, MODEL, Malformed, Measures, STATUS, USER, Values};
+use crate::model::Status;
+
+/// The format that is written, and the only one so far.
+const FORMAT: u8 = 1;
+/// Format, CRC, length.
+const HEADER: usize = 9;
+/// The largest body that is written or believed: some 25 million rows.
+const MAX_BODY: usize = 1 << 30;
+/// The quickest. Packed columns leave little to gain beyond it.
+const COMPRESSION: i32 = 1;
+
+/// A section that is too large for a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a rollup of {0} bytes is larger than may be stored")]
+#[error("a rollup has {0} bytes, at most {MAX_BODY} can be stored")]
 pub(crate) struct TooLarge(pub(crate) usize);
 
-/// A section: sorted by its keys, which occur once each.
+/// Sums by key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Section {}
+pub(crate) struct Section {
+    cut: Cut,
+    rows: usize,
+    /// All of [`KEYS`], or the cut's one.
+    keys: Vec<Column>,
+    measures: [Column; MEASURES],
+    /// What no sum over rows passes, by measure; none beyond 63 bits.
+    bounds: [Option<i64>; MEASURES],
+    users: Option<Sets>,
+    models: Option<Sets>,
+}
+
+/// A set of ids for each row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Sets {
+    /// Where a row's ids end; they begin where those of the row before end.
+    ends: Vec<u32>,
+    ids: Column,
+}
+
+/// A set's rows as they are built.
+#[derive(Debug, Default)]
+struct SetsBuilder {
+    ends: Vec<u32>,
+    ids: Column,
+}
+
+impl SetsBuilder {
+    fn push(&mut self, ids: &[u32]) {
+        ids.iter().for_each(|id| self.ids.push((*id).into()));
+        // All sets together have no more ids than the full section has rows.
+        self.ends.push(self.ids.len() as u32);
+    }
+
+    fn finish(mut self) -> Sets {
+        self.ids.shrink();
+        Sets { ends: self.ends, ids: self.ids }
+    }
+}
+
+impl Sets {
+    /// Where the ids of a row are.
+    #[inline]
+    fn range(&self, row: usize) -> std::ops::Range<usize> {
+        let start = row.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+        start..self.ends[row] as usize
+    }
+
+    /// Adds the ids of a row to a set.
+    #[inline]
+    pub(super) fn add_to(&self, row: usize, set: &mut Distinct) {
+        self.ids.each_id(&Rows::Range(self.range(row)), |_, id| set.insert(id));
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        let mut members = Column::default();
+        for row in 0..self.ends.len() {
+            members.push(self.range(row).len() as i128);
+        }
+        members.write(out);
+        self.ids.write(out);
+    }
+
+    fn read(reader: &mut Reader<'_>, rows: usize) -> Result<Self, Malformed> {
+        let members = Column::read_ids(reader, rows)?;
+        let mut ends = Vec::with_capacity(rows);
+        let mut end = 0_u32;
+        for row in 0..rows {
+            end = end.checked_add(members.id(row)).ok_or(Malformed("sets have too many members"))?;
+            ends.push(end);
+        }
+        let sets = Self { ends, ids: Column::read_ids(reader, end as usize)? };
+        for row in 0..rows {
+            let mut before = None;
+            for place in sets.range(row) {
+                let id = sets.ids.id(place);
+                if before.is_some_and(|before| before >= id) {
+                    return Err(Malformed("a set's ids don't rise"));
+                }
+                before = Some(id);
+            }
+        }
+        Ok(sets)
+    }
+
+    fn bytes(&self) -> usize {
+        self.ends.len() * size_of::<u32>() + self.ids.bytes()
+    }
+}
+
+/// A full section as it is built, row by row in the order of the keys.
+#[derive(Debug)]
+struct Builder {
+    keys: Vec<Column>,
+    measures: [Column; MEASURES],
+}
+
+impl Builder {
+    fn new(keys: usize) -> Self {
+        Self { keys: vec![Column::default(); keys], measures: Default::default() }
+    }
+
+    fn push(&mut self, keys: &[u32], sums: &[i128; MEASURES]) {
+        for (column, id) in self.keys.iter_mut().zip(keys) {
+            column.push((*id).into());
+        }
+        for (column, sum) in self.measures.iter_mut().zip(sums) {
+            column.push(*sum);
+        }
+    }
+
+    fn finish(mut self, cut: Cut, users: Option<Sets>, models: Option<Sets>) -> Section {
+        self.keys.iter_mut().chain(&mut self.measures).for_each(Column::shrink);
+        Section::new(cut, self.keys, self.measures, users, models)
+    }
+}
+
+fn add(sums: &mut [i128; MEASURES], measures: &Measures) {
+    for (sum, measure) in sums.iter_mut().zip(measures) {
+        *sum += i128::from(*measure);
+    }
+}
 
 impl Section {
-    pub(crate) fn merge(_existing: Option<&Self>, _rows: Vec<FullRow>) -> Self {
-        unimplemented!()
+    fn new(
+        cut: Cut,
+        keys: Vec<Column>,
+        measures: [Column; MEASURES],
+        users: Option<Sets>,
+        models: Option<Sets>,
+    ) -> Self {
+        let bounds = std::array::from_fn(|measure| measures[measure].bound());
+        Self { cut, rows: measures[0].len(), keys, measures, bounds, users, models }
     }
-    pub(crate) fn single(_full: &Self, _cut: Cut) -> Self {
-        unimplemented!()
+
+    /// Adds rows, in any order, to a full section or to nothing. Sums are exact
+    /// whatever they come to: a column is widened as it needs. Rows whose sums all
+    /// come to zero are gone, as if they had never been.
+    ///
+    /// Memory beside the rows is that of the packed result.
+    ///
+    /// # Panics
+    ///
+    /// If the section is not a full one.
+    pub(crate) fn merge(existing: Option<&Self>, mut rows: Vec<FullRow>) -> Self {
+        rows.sort_unstable_by_key(|row| row.keys);
+        let mut builder = Builder::new(KEYS.len());
+        let known = existing.map_or(0, |section| section.rows);
+        let mut at = 0;
+        let mut rows = rows.iter().peekable();
+        loop {
+            let old = existing.filter(|_| at < known).map(|section| section.full_keys(at));
+            let keys = match (old, rows.peek()) {
+                (None, None) => break,
+                (Some(old), Some(row)) => old.min(row.keys),
+                (Some(old), None) => old,
+                (None, Some(row)) => row.keys,
+            };
+            let mut sums = [0; MEASURES];
+            if let (Some(section), true) = (existing, old == Some(keys)) {
+                sums = std::array::from_fn(|measure| section.measures[measure].get(at));
+                at += 1;
+            }
+            while let Some(row) = rows.next_if(|row| row.keys == keys) {
+                add(&mut sums, &row.measures);
+            }
+            if sums != [0; MEASURES] {
+                builder.push(&keys, &sums);
+            }
+        }
+        builder.finish(Cut::Full, None, None)
     }
+
+    /// The section of a single key, made of a full one.
+    ///
+    /// # Panics
+    ///
+    /// If `full` is not a full one.
+    pub(crate) fn single(full: &Self, cut: Cut) -> Self {
+        let Some(place) = cut.key_place() else {
+            return full.clone();
+        };
+        assert_eq!(full.cut, Cut::Full, "singles are made of full sections");
+        let all = Rows::Range(0..full.rows);
+        let mut ids = Distinct::default();
+        full.keys[place].each_id(&all, |_, id| ids.insert(id));
+        let ids = ids.into_ids();
+
+        let mut index = Index::new([ids.last().map_or(1, |last| last.saturating_add(1)), 1, 1]);
+        for (group, id) in ids.iter().enumerate() {
+            index.get_or_insert([*id, 0, 0], group as u32);
+        }
+        let mut groups = vec![0; full.rows];
+        // Every id was just given a group.
+        full.keys[place].each_id(&all, |row, id| groups[row] = index.get([id, 0, 0]).unwrap_or(0) as usize);
+
+        let mut sums = vec![[0; MEASURES]; ids.len()];
+        for (measure, column) in full.measures.iter().enumerate().filter(|(_, column)| !column.is_zero()) {
+            column.each_wide(&all, |row, value| sums[groups[row]][measure] += value);
+        }
+        let mut builder = Builder::new(1);
+        for (id, sums) in ids.iter().zip(&sums) {
+            builder.push(&[*id], sums);
+        }
+        let sets = |of: usize| {
+            (of != place).then(|| {
+                let mut sets = vec![Distinct::default(); ids.len()];
+                full.keys[of].each_id(&all, |row, id| {
+                    if counts(of, id) {
+                        sets[groups[row]].insert(id);
+                    }
+                });
+                let mut builder = SetsBuilder::default();
+                sets.into_iter().for_each(|set| builder.push(&set.into_ids()));
+                builder.finish()
+            })
+        };
+        let (users, models) = (sets(USER), sets(MODEL));
+        builder.finish(cut, users, models)
+    }
+
+    /// The blob.
+    ///
+    /// # Errors
+    ///
+    /// A section of more than a gigabyte.
     pub(crate) fn encode(&self) -> Result<Vec<u8>, TooLarge> {
-        unimplemented!()
+        let mut body = Vec::with_capacity(self.bytes() + 64);
+        body.push(self.cut as u8);
+        body.extend_from_slice(&(self.rows as u32).to_le_bytes());
+        self.keys.iter().chain(&self.measures).for_each(|column| column.write(&mut body));
+        self.users.iter().chain(&self.models).for_each(|sets| sets.write(&mut body));
+        // Under this bound rows and lengths also fit their four bytes: a row has
+        // at least the byte of its status or key, but for one.
+        if body.len() > MAX_BODY {
+            return Err(TooLarge(body.len()));
+        }
+        // Compressing into memory fails only when memory or the level is wrong.
+        let frame = zstd::bulk::compress(&body, COMPRESSION).map_err(|_| TooLarge(body.len()))?;
+        let mut blob = vec![FORMAT, 0, 0, 0, 0];
+        blob.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        blob.extend_from_slice(&frame);
+        let crc = crc32fast::hash(&blob[5..]);
+        blob[1..5].copy_from_slice(&crc.to_le_bytes());
+        Ok(blob)
     }
-    /// Fails also where the blob is of another cut.
-    pub(crate) fn decode(_cut: Cut, _bytes: &[u8]) -> Result<Self, Malformed> {
-        unimplemented!()
+
+    /// The section of a blob that is kept as this cut.
+    ///
+    /// # Errors
+    ///
+    /// Anything that [`Section::encode`] would not have written. Ids may still be
+    /// unknown: see [`Section::knows`].
+    pub(crate) fn decode(cut: Cut, blob: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(blob);
+        if reader.byte()? != FORMAT {
+            return Err(Malformed("no such format of a section"));
+        }
+        if reader.u32()? != crc32fast::hash(reader.rest()) {
+            return Err(Malformed("a section's checksum is wrong"));
+        }
+        let length = reader.u32()? as usize;
+        if length > MAX_BODY {
+            return Err(Malformed("a section is too long"));
+        }
+        let body = zstd::bulk::decompress(reader.rest(), length).map_err(|_| Malformed("a section is not zstd"))?;
+        if body.len() != length {
+            return Err(Malformed("a section has another length than it says"));
+        }
+        let section = Self::decode_body(&body)?;
+        if section.cut != cut {
+            return Err(Malformed("a section is of another cut"));
+        }
+        Ok(section)
     }
+
+    fn decode_body(body: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(body);
+        let cut = Cut::from_number(reader.byte()?.into()).ok_or(Malformed("no such cut"))?;
+        let rows = reader.u32()? as usize;
+        let mut keys = Vec::with_capacity(KEYS.len());
+        for _ in 0..cut.key_place().map_or(KEYS.len(), |_| 1) {
+            keys.push(Column::read_ids(&mut reader, rows)?);
+        }
+        // First of all: after this the rows are really there, but for one.
+        check_order(&keys, rows)?;
+        let mut measures: [Column; MEASURES] = Default::default();
+        for column in &mut measures {
+            *column = Column::read(&mut reader, rows)?;
+        }
+        let mut sets = |of: usize| {
+            let present = cut.key_place().is_some_and(|place| place != of);
+            present.then(|| Sets::read(&mut reader, rows)).transpose()
+        };
+        let (users, models) = (sets(USER)?, sets(MODEL)?);
+        reader.end()?;
+        if let Some(users) = &users
+            && (0..users.ids.len()).any(|place| users.ids.id(place) == 0)
+        {
+            return Err(Malformed("no user is counted as a user"));
+        }
+        let section = Self::new(cut, keys, measures, users, models);
+        if let Some(statuses) = section.key(STATUS)
+            && (0..rows).any(|row| Status::from_number(statuses.id(row).into()).is_none())
+        {
+            return Err(Malformed("no such status"));
+        }
+        Ok(section)
+    }
+
+    /// Which keys it tells apart.
     pub(crate) fn cut(&self) -> Cut {
-        unimplemented!()
+        self.cut
     }
+
+    /// How many rows it has.
     pub(crate) fn rows(&self) -> usize {
-        unimplemented!()
+        self.rows
     }
+
+    /// Memory taken, about.
     pub(crate) fn bytes(&self) -> usize {
-        unimplemented!()
+        let columns = self.keys.iter().chain(&self.measures).map(Column::bytes);
+        let sets = self.users.iter().chain(&self.models).map(Sets::bytes);
+        size_of::<Self>() + columns.chain(sets).sum::<usize>()
     }
-    /// Whether all ids are known texts.
-    pub(crate) fn knows(&self, _values: &Values) -> bool {
-        unimplemented!()
+
+    /// Whether all its ids are of known texts. A section that is newer than the
+    /// values would be answered with empty texts.
+    pub(crate) fn knows(&self, values: &Values) -> bool {
+        let known = |place: usize, column: &Column| {
+            let len = values.len(KEYS[place]);
+            let mut highest = 0;
+            column.each_id(&Rows::Range(0..column.len()), |_, id| highest = highest.max(id));
+            highest <= len
+        };
+        let keys = (0..KEYS.len()).filter_map(|place| Some((place, self.key(place)?)));
+        let users = self.users.iter().map(|sets| (USER, &sets.ids));
+        let models = self.models.iter().map(|sets| (MODEL, &sets.ids));
+        keys.chain(users).chain(models).all(|(place, column)| known(place, column))
     }
-    /// Sums over all rows (for the reconciler).
-    pub(crate) fn sums(&self) -> [i128; super::MEASURES] {
-        unimplemented!()
+
+    /// The sums of all rows.
+    pub(crate) fn sums(&self) -> [i128; MEASURES] {
+        std::array::from_fn(|measure| {
+            let mut sum = 0;
+            self.measures[measure].each_wide(&Rows::Range(0..self.rows), |_, value| sum += value);
+            sum
+        })
     }
+
+    /// The ids of a key; none when this cut doesn't tell it apart.
+    pub(super) fn key(&self, place: usize) -> Option<&Column> {
+        match self.cut.key_place() {
+            None => self.keys.get(place),
+            Some(own) => self.keys.first().filter(|_| own == place),
+        }
+    }
+
+    /// The numbers of a measure, with what no sum of them passes.
+    pub(super) fn measure(&self, measure: usize) -> (&Column, Option<i64>) {
+        (&self.measures[measure], self.bounds[measure])
+    }
+
+    /// The set of users or models of each row, in a single section.
+    pub(super) fn sets(&self, of: usize) -> Option<&Sets> {
+        if of == USER { self.users.as_ref() } else { self.models.as_ref() }
+    }
+
+    /// The rows of a user, in a section that is sorted by users.
+    pub(super) fn rows_of_user(&self, user: u32) -> std::ops::Range<usize> {
+        let Some(users) = self.key(USER) else {
+            return 0..0;
+        };
+        let first_from = |id: u64| {
+            let (mut low, mut high) = (0, self.rows);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                if u64::from(users.id(middle)) < id {
+                    low = middle + 1;
+                } else {
+                    high = middle;
+                }
+            }
+            low
+        };
+        first_from(user.into())..first_from(u64::from(user) + 1)
+    }
+
+    fn full_keys(&self, row: usize) -> [u32; KEYS.len()] {
+        std::array::from_fn(|place| self.keys[place].id(row))
+    }
+}
+
+/// Whether an id counts as distinct: no user is nobody.
+pub(super) fn counts(of: usize, id: u32) -> bool {
+    of != USER || id != 0
+}
+
+/// That rows rise by their keys. Stops at the first that doesn't: of columns
+/// without bytes at the second row.
+fn check_order(keys: &[Column], rows: usize) -> Result<(), Malformed> {
+    for row in 1..rows {
+        let rising = keys.iter().find_map(|column| match (column.id(row - 1), column.id(row)) {
+            (before, id) if before == id => None,
+            (before, id) => Some(before < id),
+        });
+        if rising != Some(true) {
+            return Err(Malformed("the rows of a section don't rise"));
+        }
+    }
+    Ok(())
 }
