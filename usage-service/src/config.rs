@@ -2,6 +2,7 @@
 //! works.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -30,6 +31,8 @@ pub struct Config {
     pub database: DatabaseConfig,
     /// Table `[ingest]`.
     pub ingest: IngestConfig,
+    /// Table `[rollup]`.
+    pub rollup: RollupConfig,
     /// Table `[telemetry]`.
     pub telemetry: TelemetryConfig,
 }
@@ -44,7 +47,36 @@ impl Default for Config {
             server: ServerConfig::default(),
             database: DatabaseConfig::default(),
             ingest: IngestConfig::default(),
+            rollup: RollupConfig::default(),
             telemetry: TelemetryConfig::default(),
         }
     }
 }
+
+/// Table `[rollup]`: sums made ahead.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct RollupConfig {
+    /// Memory for sums that were read, in MiB; more are read again when they are
+    /// needed. Default 128.
+    pub cache_mib: NonZeroU32,
+    /// Time after which what was written goes into rollups at the latest; a great
+    /// deal goes there sooner. Answers are exact whenever that is. Default 60,000.
+    pub seal_interval_ms: NonZeroU64,
+}
+
+impl RollupConfig {
+    /// The bound of the cache.
+    pub fn cache_bytes(&self) -> usize {
+        (self.cache_mib.get() as usize) << 20
+    }
+}
+
+impl Default for RollupConfig {
+    fn default() -> Self {
+        Self { cache_mib: DEFAULT_CACHE_MIB, seal_interval_ms: DEFAULT_SEAL_INTERVAL_MS }
+    }
+}
+
+const DEFAULT_CACHE_MIB: NonZeroU32 = NonZeroU32::new(128).unwrap();
+const DEFAULT_SEAL_INTERVAL_MS: NonZeroU64 = NonZeroU64::new(60_000).unwrap();

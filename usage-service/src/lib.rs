@@ -15,6 +15,7 @@
 //! - `store`: SQLite or PostgreSQL; nothing else names SQL.
 //! - `fold`: the one exact fold behind every total.
 //! - `rollup`: sums made ahead, and the fold over them.
+//! - `sealer`: takes what writers left into the rollups, in the background.
 //! - `export`: rows as bytes, and how an export resumes.
 //!
 //! [`bind`] opens everything and fails early; [`Server::serve`] runs until it is
@@ -38,6 +39,7 @@ pub mod model;
 mod money;
 pub mod pricing;
 mod rollup;
+mod sealer;
 mod server;
 pub mod store;
 

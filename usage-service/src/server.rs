@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::grpc::Shared;
 use crate::ingest;
 use crate::pricing::PriceBook;
+use crate::sealer;
 use crate::store::Store;
 
 /// A server that listens, with its store open and its schema up to date.
@@ -39,7 +40,7 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
     };
     let book = PriceBook::load(config.prices_file.as_deref())
         .map_err(|error| service_core::config::ConfigError::Refused(error.to_string()))?;
-    let store = Store::open(&config.database_url, &config.database).await?;
+    let store = Store::open(&config.database_url, &config.database, config.rollup.cache_bytes()).await?;
     let seal_key = store.seal_key().await?;
     Ok(Server { config, listener, local_addr, metrics_listener, store, book: Arc::new(book), seal_key })
 }
@@ -68,6 +69,13 @@ impl Server {
             &self.config.ingest,
             shutdown.clone(),
         );
+        let stop_sealing = CancellationToken::new();
+        let sealing = tokio::spawn(sealer::run(
+            self.store.clone(),
+            self.config.rollup.clone(),
+            metrics.clone(),
+            stop_sealing.clone(),
+        ));
         let (routes, health) = shared.routes();
         let stop_metrics = CancellationToken::new();
         let metrics_task = self
@@ -76,6 +84,10 @@ impl Server {
         let served = server::serve(self.listener, routes, health, &self.config.server, &metrics, shutdown).await;
         // After the last stream: what it handed over is committed all the same.
         writer.close().await;
+        stop_sealing.cancel();
+        if let Err(error) = sealing.await {
+            tracing::warn!(%error, "the sealer failed");
+        }
         stop_metrics.cancel();
         if let Some(task) = metrics_task
             && let Err(error) = task.await

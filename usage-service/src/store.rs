@@ -19,7 +19,9 @@ mod cells;
 mod entity;
 mod migration;
 mod page;
+mod rollup;
 mod scope;
+mod totals;
 mod watermark;
 mod write;
 
@@ -32,6 +34,8 @@ use service_core::error::{Error, Result};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use page::Order;
+pub use rollup::{Backlog, Checked, Sealed};
+pub use totals::Facet;
 pub use write::Batch;
 
 /// Readers that totals and groups leave to what is answered quickly.
@@ -41,17 +45,21 @@ const QUICK_READERS: u32 = 2;
 #[derive(Debug, Clone)]
 pub struct Store {
     db: Database,
+    /// What is in memory of the segments.
+    rollup: Arc<rollup::Rollup>,
     /// Turns of reads over many rows.
     turns: Arc<Semaphore>,
 }
 
 impl Store {
     /// Connects and brings the schema up to date.
-    pub async fn open(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Self> {
+    ///
+    /// Sections of rollups take at most `cache_bytes` of memory.
+    pub async fn open(url: &DatabaseUrl, config: &DatabaseConfig, cache_bytes: usize) -> anyhow::Result<Self> {
         let db = connect(url, config).await?;
-        db.migrate::<migration::Migrator>().await?;
+        db.migrate::<migration::Migrator>(migration::GRANTS).await?;
         let turns = Arc::new(Semaphore::new(config.readers.get().saturating_sub(QUICK_READERS).max(1) as usize));
-        Ok(Self { db, turns })
+        Ok(Self { db, rollup: Arc::new(rollup::Rollup::new(cache_bytes)), turns })
     }
 
     /// The key under which this deployment's tokens are sealed.
@@ -112,7 +120,7 @@ mod tests {
         let three = std::num::NonZeroU32::new(3).expect("not zero");
         let config = DatabaseConfig { readers: three, ..DatabaseConfig::default() };
         let url = DatabaseUrl::sqlite(folder.path().join("usage.db"));
-        let store = Store::open(&url, &config).await.expect("opens");
+        let store = Store::open(&url, &config, 1 << 20).await.expect("opens");
         let scope = Scope { start_us: 0, end_us: i64::MAX, filter: Filter::default(), watermark: None };
 
         let turn = store.turn().await.expect("the one turn");

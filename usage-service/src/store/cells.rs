@@ -1,8 +1,9 @@
-//! Cells: the sums that the fold adds up. One SQL text for every total there is.
+//! Cells: what raw rows add to an answer. One SQL text for every total there is.
 //!
-//! Requests are grouped by what an answer tells apart: bucket, group keys, user
-//! and model (for distinct counts), and whether they have a price. Money is summed
-//! as whole dollars and nano-dollars apart, so that no sum leaves 64 bits.
+//! Requests are grouped by what an answer tells apart: bucket, the dimensions it
+//! needs, user and model (for distinct counts), and whether they have a price.
+//! Money is summed as whole dollars and nano-dollars apart, so that no sum leaves
+//! 64 bits.
 
 mod slots;
 
@@ -12,87 +13,56 @@ use sea_orm::{DatabaseTransaction, DbBackend, DbErr, QueryResult, Statement, Str
 use service_core::error::{Error, Result};
 
 use super::entity::request;
+use super::totals::Facet;
 use super::{Store, scope};
-use crate::fold::{Cell, Fold, Group, Metrics, Ranked, Totals};
-use crate::model::{Dimension, Metric, Scope, Status, Tokens};
+use crate::model::{Dimension, Metric, Scope, Status};
+use crate::rollup::{FullRow, Measures, Overlay, Ranking, measure, place};
 
 const NANOS: i128 = 1_000_000_000;
 
+/// What distinct counts need, whatever is asked.
+const DISTINCT: [Dimension; 2] = [Dimension::User, Dimension::Model];
+
+/// The sums of the statement, in the order of its columns.
+const SUMS: [usize; 8] = [
+    measure::REQUESTS,
+    measure::FAILED_REQUESTS,
+    measure::INPUT_UNCACHED,
+    measure::INPUT_CACHE_READ,
+    measure::INPUT_CACHE_WRITE,
+    measure::INPUT_CACHE_WRITE_1H,
+    measure::OUTPUT,
+    measure::OUTPUT_REASONING,
+];
+
 /// What to tell apart.
-struct Cut<'a> {
-    scope: &'a Scope,
-    keys: &'a [Dimension],
+pub(super) struct Cut<'a> {
+    pub(super) scope: &'a Scope,
+    pub(super) dimensions: &'a [Dimension],
     /// Edges of buckets; fewer than three are one bucket.
-    edges: &'a [i64],
+    pub(super) edges: &'a [i64],
 }
 
-/// The groups that rank highest, best first.
-struct Ranking {
-    chosen: Vec<Vec<String>>,
-    /// How many there are in all.
-    groups: u64,
+/// Requests that agree in everything an answer tells apart. What it doesn't is 0.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cell {
+    pub(super) bucket: usize,
+    pub(super) instance: u32,
+    pub(super) row: FullRow,
 }
 
 impl Store {
-    /// The totals of a window cut at `edges`, one for each part.
-    pub async fn totals(&self, scope: &Scope, edges: &[i64]) -> Result<Vec<Metrics>> {
-        let _turn = self.turn().await?;
-        let mut fold = Fold::new(edges.len().saturating_sub(1), 0);
-        let cut = Cut { scope, keys: &[], edges };
-        self.add_cells(&self.snapshot().await?, &cut, &mut fold).await?;
-        Ok(fold.totals())
-    }
-
-    /// The groups that rank highest, the others, and the total.
-    pub async fn breakdown(&self, scope: &Scope, keys: &[Dimension], order_by: Metric, limit: usize) -> Result<Ranked> {
-        let _turn = self.turn().await?;
-        let snapshot = self.snapshot().await?;
-        let ranking = self.ranking(&snapshot, scope, keys, order_by, limit).await?;
-        self.ranked(&snapshot, &Cut { scope, keys, edges: &[] }, ranking, order_by).await
-    }
-
-    /// The groups that rank highest over the whole window, and the others, in
-    /// every bucket.
-    ///
-    /// `fits` is asked, with the number of series, before the buckets are filled.
-    /// Without keys there is one series, also where nothing happened.
-    pub async fn series(
-        &self,
-        scope: &Scope,
-        keys: &[Dimension],
-        order_by: Metric,
-        limit: usize,
-        edges: &[i64],
-        fits: impl Fn(usize) -> Result<()> + Send,
-    ) -> Result<Ranked> {
-        let _turn = self.turn().await?;
-        let buckets = edges.len().saturating_sub(1);
-        if keys.is_empty() {
-            let mut fold = Fold::new(buckets, 0);
-            let cut = Cut { scope, keys, edges };
-            self.add_cells(&self.snapshot().await?, &cut, &mut fold).await?;
-            let mut ranked = fold.rank(order_by, 1);
-            if ranked.rows.is_empty() {
-                ranked.rows.push(Group { keys: Vec::new(), buckets: ranked.total.clone() });
-            }
-            return Ok(ranked);
-        }
-        let snapshot = self.snapshot().await?;
-        let ranking = self.ranking(&snapshot, scope, keys, order_by, limit).await?;
-        let chosen = ranking.chosen.len();
-        fits(chosen + usize::from(ranking.groups > chosen as u64))?;
-        self.ranked(&snapshot, &Cut { scope, keys, edges }, ranking, order_by).await
-    }
-
-    /// Which groups rank highest, and how many there are. The database sorts: it
-    /// has files for that, and there may be as many groups as requests.
-    async fn ranking(
+    /// Which groups rank highest among raw rows, and how many there are. The
+    /// database sorts: it has files for that, and there may be as many groups as
+    /// requests.
+    pub(super) async fn rank_cells(
         &self,
         snapshot: &DatabaseTransaction,
         scope: &Scope,
         keys: &[Dimension],
         order_by: Metric,
         limit: usize,
+        overlay: &mut Overlay,
     ) -> Result<Ranking> {
         let mut select = Query::select();
         for dimension in keys {
@@ -115,25 +85,14 @@ impl Store {
         let mut rows = snapshot.stream_raw(self.backend().build(&select)).await?;
         while let Some(row) = rows.try_next().await? {
             let row = Row::new(&row);
-            let values = keys.iter().enumerate().map(|(index, dimension)| Ok(row.key(index, *dimension)?.to_owned()));
-            ranking.chosen.push(values.collect::<Result<_>>()?);
+            let mut group = [0; 3];
+            for (index, dimension) in keys.iter().enumerate() {
+                group[index] = overlay.intern(*dimension, row.key(index, *dimension)?);
+            }
+            ranking.chosen.push(group);
             ranking.groups = row.unsigned(keys.len())?;
         }
         Ok(ranking)
-    }
-
-    /// The chosen groups, and all others as one: memory follows what is answered.
-    async fn ranked(
-        &self,
-        snapshot: &DatabaseTransaction,
-        cut: &Cut<'_>,
-        ranking: Ranking,
-        order_by: Metric,
-    ) -> Result<Ranked> {
-        let buckets = cut.edges.len().saturating_sub(1).max(1);
-        let mut fold = Fold::of_groups(buckets, &ranking.chosen);
-        self.add_cells(snapshot, cut, &mut fold).await?;
-        Ok(Ranked { groups: ranking.groups, ..fold.rank(order_by, ranking.chosen.len()) })
     }
 
     /// A dimension's values in the order of their bytes, whatever the database's
@@ -149,10 +108,8 @@ impl Store {
         }
     }
 
-    /// The values of each dimension with their counts: the most frequent `limit`,
-    /// and how many there are in all.
-    pub async fn facets(&self, scope: &Scope, limit: usize) -> Result<Vec<(Dimension, Vec<(String, u64)>, u64)>> {
-        let _turn = self.turn().await?;
+    /// The values of each dimension with their counts among raw rows.
+    pub(super) async fn facets_of_cells(&self, scope: &Scope, limit: usize) -> Result<Vec<Facet>> {
         let snapshot = self.snapshot().await?;
         let mut facets = Vec::with_capacity(Dimension::ALL.len());
         // One by one: all sets of values that come together may be any number.
@@ -181,29 +138,47 @@ impl Store {
         Ok(facets)
     }
 
-    async fn add_cells(&self, snapshot: &DatabaseTransaction, cut: &Cut<'_>, fold: &mut Fold) -> Result<()> {
-        let statement = self.statement(cut);
+    /// Hands the cells of raw rows to `sink`.
+    pub(super) async fn cells(
+        &self,
+        snapshot: &DatabaseTransaction,
+        cut: &Cut<'_>,
+        overlay: &mut Overlay,
+        mut sink: impl FnMut(Cell) + Send,
+    ) -> Result<()> {
+        let statement = self.cells_statement(cut);
         let slotted = usize::from(cut.edges.len() > 2);
-        let distinct_at = slotted + cut.keys.len();
-        let sums_at = distinct_at + 2;
+        let distinct_at = slotted + cut.dimensions.len();
         let mut rows = snapshot.stream_raw(statement).await?;
         while let Some(row) = rows.try_next().await? {
             let row = Row::new(&row);
-            let mut keys = [""; 3];
-            for (index, dimension) in cut.keys.iter().enumerate() {
-                keys[index] = row.key(slotted + index, *dimension)?;
-            }
-            let (user, model) = (row.text(distinct_at)?, row.text(distinct_at + 1)?);
             let bucket = match slotted {
                 0 => 0,
                 _ => row.unsigned(0)? as usize,
             };
-            fold.add(&Cell { bucket, keys: &keys[..cut.keys.len()], user, model, totals: row.totals(sums_at)? });
+            let mut cell = Cell { bucket, instance: 0, row: FullRow { keys: [0; _], measures: [0; _] } };
+            for (index, dimension) in cut.dimensions.iter().enumerate() {
+                cell.set(*dimension, overlay.intern(*dimension, row.key(slotted + index, *dimension)?));
+            }
+            for (index, dimension) in DISTINCT.into_iter().enumerate() {
+                cell.set(dimension, overlay.intern(dimension, row.text(distinct_at + index)?));
+            }
+            let mut cost_nanos = row.measures(distinct_at + DISTINCT.len(), &mut cell.row.measures)?;
+            // A sum beyond 64 bits goes out in parts: sums of sums are wider.
+            while let Err(_) = i64::try_from(cost_nanos) {
+                let mut part = Cell { row: FullRow { measures: [0; _], ..cell.row }, ..cell };
+                part.row.measures[measure::COST_NANOS] = i64::MAX;
+                cost_nanos -= i128::from(i64::MAX);
+                sink(part);
+            }
+            // It fits: the loop has ended.
+            cell.row.measures[measure::COST_NANOS] = cost_nanos as i64;
+            sink(cell);
         }
         Ok(())
     }
 
-    fn statement(&self, cut: &Cut<'_>) -> Statement {
+    fn cells_statement(&self, cut: &Cut<'_>) -> Statement {
         let mut select = Query::select();
         let mut columns = 0;
         let mut expr = |expr: Expr, select: &mut sea_orm::sea_query::SelectStatement| {
@@ -213,11 +188,9 @@ impl Store {
         if cut.edges.len() > 2 {
             expr(integer(&slots::expression("occurred_at", cut.edges)), &mut select);
         }
-        for dimension in cut.keys {
-            expr(column(*dimension), &mut select);
+        for dimension in cut.dimensions.iter().copied().chain(DISTINCT) {
+            expr(column(dimension), &mut select);
         }
-        expr(column(Dimension::User), &mut select);
-        expr(column(Dimension::Model), &mut select);
         expr(integer("CASE WHEN cost_nanos IS NULL THEN 1 ELSE 0 END"), &mut select);
         let grouped = columns;
         for sum in [
@@ -237,6 +210,15 @@ impl Store {
         select.from(request::Entity).cond_where(scope::condition(cut.scope, self.backend()));
         group_by_first(&mut select, grouped);
         self.backend().build(&select)
+    }
+}
+
+impl Cell {
+    fn set(&mut self, dimension: Dimension, id: u32) {
+        match place(dimension) {
+            Some(place) => self.row.keys[place] = id,
+            None => self.instance = id,
+        }
     }
 }
 
@@ -321,26 +303,27 @@ impl<'a> Row<'a> {
             .ok_or_else(|| Error::internal(anyhow::anyhow!("status {number} is stored")))
     }
 
-    fn totals(&self, from: usize) -> Result<Totals> {
+    /// The sums from this column on, but for the cost, which is given back.
+    fn measures(&self, from: usize, into: &mut Measures) -> Result<i128> {
         let unpriced = self.integer(from)? == 1;
-        let requests = self.unsigned(from + 1)?;
-        let tokens = Tokens {
-            input_uncached: self.integer(from + 3)?,
-            input_cache_read: self.integer(from + 4)?,
-            input_cache_write: self.integer(from + 5)?,
-            input_cache_write_1h: self.integer(from + 6)?,
-            output: self.integer(from + 7)?,
-            output_reasoning: self.integer(from + 8)?,
-        };
-        let (dollars, nanos) = (self.integer(from + 9)?, self.integer(from + 10)?);
-        Ok(Totals {
-            requests,
-            failed_requests: self.unsigned(from + 2)?,
-            tokens,
-            cost_nanos: i128::from(dollars) * NANOS + i128::from(nanos),
-            unpriced_requests: if unpriced { requests } else { 0 },
-            unpriced_tokens: if unpriced { tokens.total() } else { 0 },
-        })
+        for (index, sum) in SUMS.into_iter().enumerate() {
+            into[sum] = self.integer(from + 1 + index)?;
+        }
+        if unpriced {
+            into[measure::UNPRICED_REQUESTS] = into[measure::REQUESTS];
+            // The kinds of input, and the output.
+            into[measure::UNPRICED_TOKENS] = [
+                measure::INPUT_UNCACHED,
+                measure::INPUT_CACHE_READ,
+                measure::INPUT_CACHE_WRITE,
+                measure::OUTPUT,
+            ]
+            .into_iter()
+            .map(|kind| into[kind])
+            .sum();
+        }
+        let at = from + 1 + SUMS.len();
+        Ok(i128::from(self.integer(at)?) * NANOS + i128::from(self.integer(at + 1)?))
     }
 }
 

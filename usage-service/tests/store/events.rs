@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
 use usage_service::model::{AppliedPrice, Charge, Event, Filter, NewRequest, Outcome, Producer, Scope, Status, Tokens};
-use usage_service::store::{Batch, Store};
+use usage_service::store::{Batch, Sealed, Store};
 use uuid::Uuid;
 
 /// 2026-01-05T12:00:00Z.
@@ -86,6 +86,12 @@ pub(crate) async fn write(store: &Store, requests: impl IntoIterator<Item = NewR
 pub(crate) async fn write_new(store: &Store, requests: impl IntoIterator<Item = NewRequest>) {
     let outcomes = write(store, requests).await;
     assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Accepted), "{outcomes:?}");
+}
+
+/// Takes all that was written into the rollups.
+pub(crate) async fn seal_all(store: &Store) {
+    while store.seal().await.unwrap() != Sealed::Nothing {}
+    assert_eq!(store.backlog().await.unwrap().deltas, 0);
 }
 
 pub(crate) fn scope(start_us: i64, end_us: i64) -> Scope {

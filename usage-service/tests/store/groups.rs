@@ -9,7 +9,7 @@ use proptest::test_runner::TestRunner;
 use usage_service::model::{Charge, Dimension, Event, Filter, Metric, NewRequest, Position, Scope, Status, Tokens};
 use usage_service::store::{Order, Store};
 
-use crate::events::{NOON, id, priced, request, sealed, write_new};
+use crate::events::{NOON, id, priced, request, seal_all, sealed, write_new};
 use crate::{Bench, reference};
 
 // `B` is before `a` in bytes, and behind it in most locales.
@@ -32,8 +32,12 @@ fn charge() -> impl Strategy<Value = Charge> {
     prop_oneof![Just(Charge::Unpriced("unknown".into())), (0..5_i64).prop_map(priced), (0..=i64::MAX).prop_map(priced),]
 }
 
+/// Steps between moments, in microseconds: within a quarter of an hour; at its edges; and over hours and days, as the
+/// spans of rollups.
+const STEPS: [i64; 4] = [7_000_001, 900_000_000, 3_333_333_333, 30_000_000_000];
+
 /// Few names and moments, so that ties and shared groups are common.
-fn requests() -> impl Strategy<Value = Vec<NewRequest>> {
+fn requests(step: i64) -> impl Strategy<Value = Vec<NewRequest>> {
     let names = || select(NAMES.to_vec()).prop_map(str::to_owned);
     let named = || select(NAMES[1..].to_vec()).prop_map(str::to_owned);
     let labels = prop::collection::btree_map(named(), names(), 0..3);
@@ -41,12 +45,12 @@ fn requests() -> impl Strategy<Value = Vec<NewRequest>> {
         (-20..20_i64, names(), names(), names(), named()),
         (named(), named(), select(Status::ALL.to_vec()), labels, tokens(), charge()),
     );
-    prop::collection::vec(one, 0..80).prop_map(|rows| {
+    prop::collection::vec(one, 0..80).prop_map(move |rows| {
         rows.into_iter()
             .zip(0..)
             .map(|(((moment, user_id, team_id, api_key_id, provider), rest), n)| {
                 let (model, instance_id, status, labels, tokens, charge) = rest;
-                let occurred_at_us = NOON + moment * 7_000_001;
+                let occurred_at_us = NOON + moment * step;
                 let event = Event {
                     id: id(occurred_at_us, n),
                     occurred_at_us,
@@ -76,7 +80,7 @@ struct Question {
     edges: Vec<i64>,
 }
 
-fn question() -> impl Strategy<Value = Question> {
+fn question(step: i64) -> impl Strategy<Value = Question> {
     let list = || {
         let values = subsequence(NAMES.to_vec(), 0..=3);
         prop_oneof![3 => Just(Vec::new()), 1 => values].prop_map(|list| list.into_iter().map(str::to_owned).collect())
@@ -101,14 +105,16 @@ fn question() -> impl Strategy<Value = Question> {
     let keys = subsequence(Dimension::ALL.to_vec(), 1..=3).prop_shuffle();
     // Edges of any width, among them those at which requests lie.
     let edges = prop::collection::btree_set(
-        prop_oneof![(-20..20_i64).prop_map(|m| m * 7_000_001), -150_000_000..150_000_000_i64],
+        prop_oneof![(-20..20_i64).prop_map(move |m| m * step), -20 * step..20 * step],
         2..12,
     );
-    (filter, keys, select(METRICS.to_vec()), 1..6_usize, edges).prop_map(|(filter, keys, order_by, limit, edges)| {
-        let edges: Vec<i64> = edges.into_iter().map(|edge| NOON + edge).collect();
-        let scope = Scope { start_us: edges[0], end_us: *edges.last().unwrap(), filter, watermark: None };
-        Question { scope, keys, order_by, limit, edges }
-    })
+    (filter, keys, select(METRICS.to_vec()), 1..6_usize, edges).prop_map(
+        move |(filter, keys, order_by, limit, edges)| {
+            let edges: Vec<i64> = edges.into_iter().map(|edge| NOON + edge).collect();
+            let scope = Scope { start_us: edges[0], end_us: *edges.last().unwrap(), filter, watermark: None };
+            Question { scope, keys, order_by, limit, edges }
+        },
+    )
 }
 
 async fn check(store: &Store, all: &[NewRequest], question: &Question) {
@@ -170,8 +176,9 @@ pub(crate) async fn random_questions_equal_the_reference(bench: Bench) {
     // failure names the question, and the seed is fixed.
     let mut runner = TestRunner::deterministic();
     let mut all: Vec<NewRequest> = Vec::new();
-    for round in 0..6_u64 {
-        let more = requests().new_tree(&mut runner).unwrap().current();
+    for round in 0..12_u64 {
+        let step = STEPS[round as usize % STEPS.len()];
+        let more = requests(step).new_tree(&mut runner).unwrap().current();
         // Ids of their own in every round.
         let more: Vec<_> = more
             .into_iter()
@@ -183,8 +190,12 @@ pub(crate) async fn random_questions_equal_the_reference(bench: Bench) {
             .collect();
         write_new(&bench.store, more.clone()).await;
         all.extend(more);
-        for _ in 0..25 {
-            let question = question().new_tree(&mut runner).unwrap().current();
+        // Some of what was written is in rollups, some is not yet, and some of it is late.
+        if round % 3 == 1 {
+            seal_all(&bench.store).await;
+        }
+        for index in 0..16 {
+            let question = question(STEPS[index % STEPS.len()]).new_tree(&mut runner).unwrap().current();
             check(&bench.store, &all, &question).await;
         }
     }
@@ -193,12 +204,15 @@ pub(crate) async fn random_questions_equal_the_reference(bench: Bench) {
 pub(crate) async fn every_set_of_dimensions_equals_the_reference(bench: Bench) {
     let mut runner = TestRunner::deterministic();
     let all = loop {
-        let all = requests().new_tree(&mut runner).unwrap().current();
+        let all = requests(STEPS[2]).new_tree(&mut runner).unwrap().current();
         if all.len() > 60 {
             break all;
         }
     };
-    write_new(&bench.store, all.clone()).await;
+    let (sealed, left) = all.split_at(30);
+    write_new(&bench.store, sealed.to_vec()).await;
+    seal_all(&bench.store).await;
+    write_new(&bench.store, left.to_vec()).await;
     let scope = Scope { start_us: 0, end_us: i64::MAX, filter: Filter::default(), watermark: None };
     let inside = reference::within(&all, &scope);
     let edges = [0, i64::MAX];

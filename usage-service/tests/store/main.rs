@@ -49,7 +49,7 @@ impl Bench {
 }
 
 async fn open(url: &DatabaseUrl) -> Store {
-    Store::open(url, &DatabaseConfig::default()).await.unwrap()
+    Store::open(url, &DatabaseConfig::default(), 16 << 20).await.unwrap()
 }
 
 /// Runs each of these on both engines.

@@ -1,0 +1,214 @@
+//! Checking: a day's segments against its raw rows, in one snapshot, and making them anew where they differ.
+//!
+//! What a segment must hold is what raw rows add up to, less what is still in deltas. Each cut of each span of the
+//! day is compared, key by key, sum by sum and set by set; what is in memory plays no part. Where the rows are gone
+//! (retention), there is nothing to compare with.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use futures::TryStreamExt as _;
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction, StreamTrait as _};
+use service_core::error::{Error, Result};
+
+use super::Place;
+use super::read::level;
+use super::seal::{Made, make};
+use crate::model::{Dimension, Filter, Scope};
+use crate::rollup::{Cut, FullRow, Level, Overlay, Section, Span};
+use crate::store::Store;
+use crate::store::cells::{Cell, Cut as CellCut};
+
+/// What a check found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Segments that were compared.
+    pub segments: usize,
+    /// Those that were not what the raw rows say.
+    pub differing: usize,
+    /// Whether those were made anew.
+    pub repaired: bool,
+}
+
+/// A day's work.
+struct Day {
+    snapshot: DatabaseTransaction,
+    overlay: Overlay,
+    /// What is in deltas, by segment, taken away.
+    less: HashMap<Place, Vec<FullRow>>,
+    checked: Checked,
+    differing: Vec<Made>,
+    day: BTreeMap<u32, Section>,
+}
+
+impl Store {
+    /// The first day (UTC) at or after a moment that has rows or segments, by its first microsecond.
+    pub async fn day_from(&self, from_us: i64) -> Result<Option<i64>> {
+        let sql = "SELECT CAST((SELECT MIN(occurred_at) FROM usage_requests WHERE occurred_at >= $1) AS BIGINT), \
+                   CAST((SELECT MIN(start_us) FROM usage_spans WHERE level = $2 AND start_us >= $3) AS BIGINT)";
+        let parameters = [from_us.into(), Level::Day.number().into(), from_us.into()];
+        let row = self.db.reader.query_one_raw(self.statement(sql, parameters)).await?;
+        let row = row.ok_or_else(|| Error::internal(anyhow::anyhow!("no answer about days")))?;
+        let days = [row.try_get_by_index::<Option<i64>>(0)?, row.try_get_by_index(1)?];
+        Ok(days.into_iter().flatten().min().map(|us| Level::Day.start_of(us)))
+    }
+
+    /// Compares the segments of a day with its raw rows, and makes those that differ anew if told to.
+    pub async fn check_day(&self, day_us: i64, repair: bool) -> Result<Checked> {
+        let lock = match repair {
+            true => match self.seal_lock().await? {
+                Some(lock) => lock,
+                None => return Err(Error::storage_unavailable(anyhow::anyhow!("another replica is sealing"))),
+            },
+            false => None,
+        };
+        let view = self.view(&[]).await?;
+        let (base, _) = self.version(&view.snapshot, 0).await?;
+        let span = Span::at(Level::Day, day_us);
+        let mut overlay = Overlay::new(Arc::clone(&view.values));
+        let mut less: HashMap<Place, Vec<FullRow>> = HashMap::new();
+        for delta in self.deltas(&view.snapshot).await? {
+            for row in delta.resolve(&mut overlay) {
+                if Level::Day.start_of(row.quarter_us) != span.start_us {
+                    continue;
+                }
+                for level in Level::ALL {
+                    let place = Place { level, start_us: level.start_of(row.quarter_us), instance: row.instance };
+                    less.entry(place).or_default().push(negative(&row.row));
+                }
+            }
+        }
+        let mut day = Day {
+            snapshot: view.snapshot,
+            overlay,
+            less,
+            checked: Checked::default(),
+            differing: Vec::new(),
+            day: BTreeMap::new(),
+        };
+        let mut hour = Span::at(Level::Hour, span.start_us);
+        while hour.start_us < span.end_us() {
+            self.check_hour(&mut day, hour).await?;
+            hour = Span::at(Level::Hour, hour.end_us());
+        }
+        let expected = std::mem::take(&mut day.day).into_iter();
+        let expected = expected.map(|(instance, full)| (Place { level: Level::Day, start_us: span.start_us, instance }, full));
+        self.compare(&mut day, Level::Day, &[span.start_us], expected.collect()).await?;
+
+        if repair && !day.differing.is_empty() {
+            self.repair(&mut day, lock, base).await?;
+        }
+        Ok(day.checked)
+    }
+
+    /// The hour and its quarters; adds the hour to the day.
+    async fn check_hour(&self, day: &mut Day, hour: Span) -> Result<()> {
+        let width = Level::Quarter.width_us();
+        let edges: Vec<i64> = (0..5).map(|quarter| hour.start_us + quarter * width).collect();
+        let scope = Scope { start_us: hour.start_us, end_us: hour.end_us(), filter: Filter::default(), watermark: None };
+        let mut rows: BTreeMap<Place, Vec<FullRow>> = BTreeMap::new();
+        let cut = CellCut { scope: &scope, dimensions: &Dimension::ALL, edges: &edges };
+        let sink = |cell: Cell| {
+            let quarter = Place { level: Level::Quarter, start_us: edges[cell.bucket], instance: cell.instance };
+            rows.entry(quarter).or_default().push(cell.row);
+        };
+        self.cells(&day.snapshot, &cut, &mut day.overlay, sink).await?;
+        for (place, less) in &day.less {
+            if place.level == Level::Quarter && Level::Hour.start_of(place.start_us) == hour.start_us {
+                rows.entry(*place).or_default().extend(less);
+            }
+        }
+        let mut hours: BTreeMap<Place, Vec<FullRow>> = BTreeMap::new();
+        for (quarter, rows) in &rows {
+            let place = Place { level: Level::Hour, start_us: hour.start_us, ..*quarter };
+            hours.entry(place).or_default().extend(rows);
+        }
+        let merged = |rows: BTreeMap<Place, Vec<FullRow>>| -> BTreeMap<Place, Section> {
+            rows.into_iter().map(|(place, rows)| (place, Section::merge(None, rows))).collect()
+        };
+        for (place, rows) in &hours {
+            let full = Section::merge(day.day.get(&place.instance), rows.clone());
+            day.day.insert(place.instance, full);
+        }
+        self.compare(day, Level::Quarter, &edges[..4], merged(rows)).await?;
+        self.compare(day, Level::Hour, &[hour.start_us], merged(hours)).await
+    }
+
+    /// Compares what is stored for these spans with what should be.
+    async fn compare(
+        &self,
+        day: &mut Day,
+        level: Level,
+        starts: &[i64],
+        mut expected: BTreeMap<Place, Section>,
+    ) -> Result<()> {
+        let mut stored: HashMap<(Place, Cut), Option<Section>> = HashMap::new();
+        for cut in Cut::ALL {
+            let mut rows = day.snapshot.stream_raw(self.segments(level, cut, starts)).await?;
+            while let Some(row) = rows.try_next().await? {
+                let instance: i32 = row.try_get_by_index(1)?;
+                let place = Place { level, start_us: row.try_get_by_index(0)?, instance: instance.unsigned_abs() };
+                let data: Vec<u8> = row.try_get_by_index(2)?;
+                // What can't be read differs.
+                stored.insert((place, cut), Section::decode(cut, &data).ok());
+            }
+        }
+        for place in self.spans_at(&day.snapshot, level, starts).await? {
+            expected.entry(place).or_insert_with(|| Section::merge(None, Vec::new()));
+        }
+        for (place, _) in stored.keys() {
+            expected.entry(*place).or_insert_with(|| Section::merge(None, Vec::new()));
+        }
+        for (place, full) in expected {
+            if full.rows() == 0 && !stored.contains_key(&(place, Cut::Full)) {
+                continue;
+            }
+            let made = make(place, full)?;
+            let same = |(cut, section, _): &(Cut, Section, Vec<u8>)| {
+                stored.get(&(place, *cut)).is_some_and(|stored| stored.as_ref() == Some(section))
+            };
+            day.checked.segments += 1;
+            if !made.sections.iter().all(same) {
+                day.checked.differing += 1;
+                tracing::error!(?place, "a segment is not what its requests add up to");
+                day.differing.push(made);
+            }
+        }
+        Ok(())
+    }
+
+    /// The segments that are said to be there.
+    async fn spans_at(&self, snapshot: &DatabaseTransaction, of: Level, starts: &[i64]) -> Result<Vec<Place>> {
+        let (Some(first), Some(last)) = (starts.first(), starts.last()) else {
+            return Ok(Vec::new());
+        };
+        let sql = "SELECT level, start_us, instance FROM usage_spans \
+                   WHERE level = $1 AND start_us >= $2 AND start_us <= $3";
+        let statement = self.statement(sql, [of.number().into(), (*first).into(), (*last).into()]);
+        let place = |row: sea_orm::QueryResult| -> Result<Place> {
+            let instance: i32 = row.try_get_by_index(2)?;
+            Ok(Place {
+                level: level(row.try_get_by_index(0)?)?,
+                start_us: row.try_get_by_index(1)?,
+                instance: instance.unsigned_abs(),
+            })
+        };
+        snapshot.query_all_raw(statement).await?.into_iter().map(place).collect()
+    }
+
+    async fn repair(&self, day: &mut Day, mut lock: Option<DatabaseTransaction>, base: i64) -> Result<()> {
+        let Some(into) = self.begin_sealing(None, &mut lock, base).await? else {
+            return Err(Error::storage_unavailable(anyhow::anyhow!("a sealing came between; check again")));
+        };
+        self.write_segments(&into, std::mem::take(&mut day.differing), &mut Vec::new(), usize::MAX).await?;
+        self.write_values(&into, &day.overlay).await?;
+        into.transaction.commit().await?;
+        day.checked.repaired = true;
+        tracing::warn!(segments = day.checked.differing, "segments were made anew from their requests");
+        Ok(())
+    }
+}
+
+fn negative(row: &FullRow) -> FullRow {
+    FullRow { measures: row.measures.map(i64::wrapping_neg), ..*row }
+}

@@ -1,0 +1,370 @@
+//! Sealing: deltas become segments.
+//!
+//! ```text
+//! PostgreSQL   try the lock ── snapshot: deltas, sections ── add up ── version, segments, deltas removed ── commit
+//! SQLite                       snapshot: deltas, sections ── add up ── the same, in one short write ── commit
+//! ```
+//!
+//! Killed anywhere before the commit, nothing happened; after it, all of it did. Two that overlap build on the same
+//! version, which only one of them may name as its predecessor: the other one's work is thrown away. The lock is there
+//! to spare that work.
+//!
+//! Spans are worked on in the order of their places, a few at a time, and written when enough has gathered: memory
+//! doesn't follow the number of spans that a step touches.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sea_orm::sea_query::{Expr, OnConflict, Query};
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbErr, SqlErr, TransactionTrait as _};
+use service_core::clock;
+use service_core::database::Engine;
+use service_core::error::{Error, Result};
+
+use super::cache::Key;
+use super::entity::{segment, span, value};
+use super::read::{any_of, decode_delta, id_value, list};
+use super::{Place, VERSIONS_KEPT_US};
+use crate::model::Dimension;
+use crate::rollup::{Cut, DeltaRow, Level, Overlay, Section};
+use crate::store::Store;
+
+/// Key of the advisory lock: "usagesea" in ASCII.
+const SEAL_LOCK: i64 = 0x7573_6167_6573_6561;
+/// Bytes of deltas in one step; about 30 a request.
+const STEP_BYTES: i64 = 4 << 20;
+/// Deltas that are looked at for one step.
+const STEP_DELTAS: u64 = 8_192;
+/// Segments that are added up together.
+const CHUNK: usize = 64;
+/// Bytes of new sections after which they are written.
+const WRITE_BYTES: usize = 16 << 20;
+/// Rows in one statement.
+const STATEMENT_ROWS: usize = 64;
+/// Segments of one step that are worth keeping in memory: the newest days, which dashboards ask for.
+const KEPT: usize = 16;
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sealed {
+    /// There was nothing to do.
+    Nothing,
+    /// Another replica is at it, or was quicker.
+    Elsewhere,
+    /// So many deltas went into so many segments.
+    Deltas {
+        /// Deltas that were removed.
+        deltas: usize,
+        /// Segments that changed.
+        segments: usize,
+        /// Whether there are more.
+        more: bool,
+    },
+}
+
+/// What waits to be sealed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// How many groups.
+    pub deltas: i64,
+    /// Their size.
+    pub bytes: i64,
+}
+
+/// A segment made anew.
+pub(super) struct Made {
+    place: Place,
+    pub(super) sections: Vec<(Cut, Section, Vec<u8>)>,
+}
+
+/// The transaction that a step writes.
+pub(super) struct Writing {
+    pub(super) transaction: DatabaseTransaction,
+    version: i64,
+}
+
+impl Store {
+    /// How much waits.
+    pub async fn backlog(&self) -> Result<Backlog> {
+        let sql = "SELECT CAST(COUNT(*) AS BIGINT), CAST(COALESCE(SUM(LENGTH(data)), 0) AS BIGINT) FROM usage_deltas";
+        let row = self.db.reader.query_one_raw(self.statement(sql, [])).await?;
+        let row = row.ok_or_else(|| Error::internal(anyhow::anyhow!("no count of deltas")))?;
+        Ok(Backlog { deltas: row.try_get_by_index(0)?, bytes: row.try_get_by_index(1)? })
+    }
+
+    /// One step: the oldest deltas into segments.
+    pub async fn seal(&self) -> Result<Sealed> {
+        let Some(mut lock) = self.seal_lock().await? else {
+            return Ok(Sealed::Elsewhere);
+        };
+        let view = self.view(&[]).await?;
+        let (base, _) = self.version(&view.snapshot, 0).await?;
+        let (numbers, more) = self.oldest_deltas(&view.snapshot).await?;
+        if numbers.is_empty() {
+            return Ok(Sealed::Nothing);
+        }
+        let mut overlay = Overlay::new(Arc::clone(&view.values));
+        let rows = self.delta_rows(&view.snapshot, &numbers, &mut overlay).await?;
+        let spans = by_place(&rows);
+        let rows = Arc::new(rows);
+
+        let mut writing = None;
+        let mut pending: Vec<Made> = Vec::new();
+        let mut keep = Vec::new();
+        let segments = spans.len();
+        let spans: Vec<(Place, Vec<u32>)> = spans.into_iter().collect();
+        for chunk in spans.chunks(CHUNK) {
+            let places: Vec<Place> = chunk.iter().map(|(place, _)| *place).collect();
+            let Some(existing) = self.full_sections(&view.snapshot, base, &places).await? else {
+                return Ok(Sealed::Elsewhere);
+            };
+            let chunk = chunk.to_vec();
+            let rows = Arc::clone(&rows);
+            let made = tokio::task::spawn_blocking(move || {
+                let segment = |(place, rows_of): &(Place, Vec<u32>)| {
+                    let new = rows_of.iter().map(|index| rows[*index as usize].row).collect();
+                    make(*place, Section::merge(existing.get(place).map(Arc::as_ref), new))
+                };
+                chunk.iter().map(segment).collect::<Result<Vec<_>>>()
+            })
+            .await
+            .map_err(Error::internal)??;
+            pending.extend(made);
+            if bytes(&pending) >= WRITE_BYTES {
+                let Some(into) = self.begin_sealing(writing.take(), &mut lock, base).await? else {
+                    return Ok(Sealed::Elsewhere);
+                };
+                self.write_segments(&into, std::mem::take(&mut pending), &mut keep, segments).await?;
+                writing = Some(into);
+            }
+        }
+        let Some(into) = self.begin_sealing(writing, &mut lock, base).await? else {
+            return Ok(Sealed::Elsewhere);
+        };
+        self.write_segments(&into, pending, &mut keep, segments).await?;
+        self.write_values(&into, &overlay).await?;
+        self.remove_deltas(&into, &numbers).await?;
+        let version = into.version;
+        into.transaction.commit().await?;
+
+        let mut cache = self.rollup.cache();
+        for (place, cut, section) in keep {
+            cache.insert(Key { place, cut, version }, section);
+        }
+        Ok(Sealed::Deltas { deltas: numbers.len(), segments, more })
+    }
+
+    /// On PostgreSQL a transaction that holds the lock; none when another one does. On SQLite there is one process.
+    pub(super) async fn seal_lock(&self) -> Result<Option<Option<DatabaseTransaction>>> {
+        if self.db.engine == Engine::Sqlite {
+            return Ok(Some(None));
+        }
+        let transaction = self.db.writer.begin().await?;
+        let row = transaction
+            .query_one_raw(self.statement("SELECT pg_try_advisory_xact_lock($1)", [SEAL_LOCK.into()]))
+            .await?
+            .ok_or_else(|| Error::internal(anyhow::anyhow!("no answer about the lock")))?;
+        Ok(if row.try_get_by_index(0)? { Some(Some(transaction)) } else { None })
+    }
+
+    /// The commit numbers of a step, and whether there are more deltas than these.
+    async fn oldest_deltas(&self, snapshot: &DatabaseTransaction) -> Result<(Vec<i64>, bool)> {
+        let sql = format!(
+            "SELECT commit_number, CAST(LENGTH(data) AS BIGINT) FROM usage_deltas ORDER BY commit_number LIMIT {STEP_DELTAS}"
+        );
+        let rows = snapshot.query_all_raw(self.statement(&sql, [])).await?;
+        let mut numbers = Vec::new();
+        let mut bytes = 0;
+        for row in &rows {
+            bytes += row.try_get_by_index::<i64>(1)?;
+            if bytes > STEP_BYTES && !numbers.is_empty() {
+                break;
+            }
+            numbers.push(row.try_get_by_index(0)?);
+        }
+        let more = numbers.len() < rows.len() || rows.len() as u64 == STEP_DELTAS;
+        Ok((numbers, more))
+    }
+
+    async fn delta_rows(
+        &self,
+        snapshot: &DatabaseTransaction,
+        numbers: &[i64],
+        overlay: &mut Overlay,
+    ) -> Result<Vec<DeltaRow>> {
+        let mut rows = Vec::new();
+        for numbers in numbers.chunks(CHUNK) {
+            let any = any_of(self.backend(), 1);
+            let sql = format!("SELECT commit_number, data FROM usage_deltas WHERE commit_number {any}");
+            for row in snapshot.query_all_raw(self.statement(&sql, [list(numbers)])).await? {
+                let data: Vec<u8> = row.try_get_by_index(1)?;
+                rows.extend(decode_delta(row.try_get_by_index(0)?, &data)?.resolve(overlay));
+            }
+        }
+        Ok(rows)
+    }
+
+    /// What there is at these places already; none when another sealing came between.
+    async fn full_sections(
+        &self,
+        snapshot: &DatabaseTransaction,
+        base: i64,
+        places: &[Place],
+    ) -> Result<Option<BTreeMap<Place, Arc<Section>>>> {
+        let Some(pieces) = self.rollup.pieces_at(base, places) else {
+            return Ok(None);
+        };
+        let sections = self.sections(snapshot, &pieces, Cut::Full).await?;
+        Ok(Some(sections.into_iter().map(|(piece, section)| (piece.place, section)).collect()))
+    }
+
+    /// The transaction that is open, or a new one whose first statement is the link to the version before: none when
+    /// another sealing has named it already.
+    pub(super) async fn begin_sealing(
+        &self,
+        writing: Option<Writing>,
+        lock: &mut Option<DatabaseTransaction>,
+        base: i64,
+    ) -> Result<Option<Writing>> {
+        if writing.is_some() {
+            return Ok(writing);
+        }
+        let transaction = match lock.take() {
+            Some(transaction) => transaction,
+            // A deferred transaction that writes first takes the write lock first.
+            None => self.db.writer.begin().await?,
+        };
+        let version = clock::now_us().max(base + 1);
+        let link = self.statement(
+            "INSERT INTO usage_rollup (version, previous) VALUES ($1, $2)",
+            [version.into(), base.into()],
+        );
+        match transaction.execute_raw(link).await {
+            Ok(_) => {}
+            Err(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        let old = version - VERSIONS_KEPT_US;
+        let forget = self.statement("DELETE FROM usage_rollup WHERE version < $1 AND version <> $2", [old.into(), base.into()]);
+        transaction.execute_raw(forget).await?;
+        Ok(Some(Writing { transaction, version }))
+    }
+
+    pub(super) async fn write_segments(
+        &self,
+        into: &Writing,
+        made: Vec<Made>,
+        keep: &mut Vec<(Place, Cut, Arc<Section>)>,
+        segments: usize,
+    ) -> Result<()> {
+        for made in made.chunks(STATEMENT_ROWS) {
+            let mut insert = Query::insert();
+            insert.into_table(span::Entity).columns([
+                span::Column::Level,
+                span::Column::StartUs,
+                span::Column::Instance,
+                span::Column::Version,
+            ]);
+            for Made { place, .. } in made {
+                insert.values_panic([
+                    place.level.number().into(),
+                    place.start_us.into(),
+                    Expr::value(id_value(place.instance)),
+                    into.version.into(),
+                ]);
+            }
+            let key = [span::Column::Level, span::Column::StartUs, span::Column::Instance];
+            insert.on_conflict(OnConflict::columns(key).update_column(span::Column::Version).to_owned());
+            into.transaction.execute_raw(self.backend().build(&insert)).await?;
+        }
+        let sections: Vec<(Place, Cut, Section, Vec<u8>)> = made
+            .into_iter()
+            .flat_map(|made| made.sections.into_iter().map(move |(cut, section, data)| (made.place, cut, section, data)))
+            .collect();
+        let mut sections = sections.into_iter().peekable();
+        while sections.peek().is_some() {
+            let mut insert = Query::insert();
+            insert.into_table(segment::Entity).columns([
+                segment::Column::Level,
+                segment::Column::Cut,
+                segment::Column::StartUs,
+                segment::Column::Instance,
+                segment::Column::Data,
+            ]);
+            for (place, cut, section, data) in sections.by_ref().take(STATEMENT_ROWS) {
+                insert.values_panic([
+                    place.level.number().into(),
+                    cut.number().into(),
+                    place.start_us.into(),
+                    Expr::value(id_value(place.instance)),
+                    data.into(),
+                ]);
+                if segments <= KEPT {
+                    keep.push((place, cut, Arc::new(section)));
+                }
+            }
+            let key =
+                [segment::Column::Level, segment::Column::Cut, segment::Column::StartUs, segment::Column::Instance];
+            insert.on_conflict(OnConflict::columns(key).update_column(segment::Column::Data).to_owned());
+            into.transaction.execute_raw(self.backend().build(&insert)).await?;
+        }
+        Ok(())
+    }
+
+    /// Texts that came with these deltas for the first time.
+    pub(super) async fn write_values(&self, into: &Writing, overlay: &Overlay) -> Result<()> {
+        let added: Vec<(Dimension, u32, &str)> = overlay.added().collect();
+        for added in added.chunks(STATEMENT_ROWS) {
+            let mut insert = Query::insert();
+            insert.into_table(value::Entity).columns([
+                value::Column::Dimension,
+                value::Column::Id,
+                value::Column::Value,
+            ]);
+            for (dimension, id, text) in added {
+                insert.values_panic([dimension.number().into(), Expr::value(id_value(*id)), (*text).into()]);
+            }
+            into.transaction.execute_raw(self.backend().build(&insert)).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove_deltas(&self, into: &Writing, numbers: &[i64]) -> Result<()> {
+        let any = any_of(self.backend(), 1);
+        let sql = format!("DELETE FROM usage_deltas WHERE commit_number {any}");
+        let removed = into.transaction.execute_raw(self.statement(&sql, [list(numbers)])).await?;
+        if removed.rows_affected() != numbers.len() as u64 {
+            return Err(DbErr::Custom(format!("{} deltas, and {} removed", numbers.len(), removed.rows_affected())).into());
+        }
+        Ok(())
+    }
+}
+
+/// The rows of each segment, by their index: a row is in one of each level.
+fn by_place(rows: &[DeltaRow]) -> BTreeMap<Place, Vec<u32>> {
+    let mut places: BTreeMap<Place, Vec<u32>> = BTreeMap::new();
+    for (index, row) in (0..).zip(rows) {
+        for level in Level::ALL {
+            let place = Place { level, start_us: level.start_of(row.quarter_us), instance: row.instance };
+            places.entry(place).or_default().push(index);
+        }
+    }
+    places
+}
+
+/// All sections of a segment: the others are functions of the full one.
+pub(super) fn make(place: Place, full: Section) -> Result<Made> {
+    let mut sections = Vec::with_capacity(Cut::ALL.len());
+    for cut in Cut::SINGLES {
+        let section = Section::single(&full, cut);
+        let data = section.encode().map_err(Error::internal)?;
+        sections.push((cut, section, data));
+    }
+    let data = full.encode().map_err(Error::internal)?;
+    sections.push((Cut::Full, full, data));
+    Ok(Made { place, sections })
+}
+
+fn bytes(made: &[Made]) -> usize {
+    made.iter().flat_map(|made| &made.sections).map(|(_, section, data)| section.bytes() + data.len()).sum()
+}

@@ -1,0 +1,225 @@
+//! Totals, groups and series: from rollups where they can, from raw rows where
+//! they must, and the same answer from both.
+//!
+//! Raw rows alone answer what rollups don't tell apart: labels, exports frozen at
+//! a commit, buckets and windows finer than a quarter of an hour. Everything else
+//! is segments, deltas, and raw rows at the ends of the window, in one snapshot.
+
+use std::sync::Arc;
+
+use service_core::clock;
+use service_core::error::{Error, Result};
+
+use super::Store;
+use super::cells::{Cell, Cut};
+use crate::fold::{Group, Metrics, Ranked};
+use crate::model::{Dimension, Metric, Scope};
+use crate::rollup::{IdFilter, Level, Overlay, Plan, Question, Ranker, Ranking, Tally, Values, plan};
+
+/// No request is earlier: 2000-01-01.
+const EARLIEST_US: i64 = 946_684_800_000_000;
+/// None is later than the clock by more than minutes; a year is for a clock that was put back.
+const LEAD_US: i64 = 366 * 86_400_000_000;
+
+/// A dimension, its most frequent values with their counts, and how many values there are in all.
+pub type Facet = (Dimension, Vec<(String, u64)>, u64);
+
+/// What is asked of a window.
+#[derive(Clone, Copy)]
+struct Ask<'a> {
+    scope: &'a Scope,
+    keys: &'a [Dimension],
+    order_by: Metric,
+    limit: usize,
+    edges: &'a [i64],
+}
+
+impl Ask<'_> {
+    /// How rollups answer it, if they do.
+    fn plan(&self) -> Option<Plan> {
+        if !self.scope.filter.labels.is_empty() || self.scope.watermark.is_some() {
+            return None;
+        }
+        // "Everything until the year 9999" has no more days than there can be requests.
+        let latest = Level::Day.start_of(clock::now_us()) + LEAD_US;
+        let edges: Vec<i64> = self.edges.iter().map(|edge| (*edge).min(latest).max(EARLIEST_US)).collect();
+        let plan = plan(&edges);
+        (!plan.spans.is_empty()).then_some(plan)
+    }
+
+    fn buckets(&self) -> usize {
+        self.edges.len().saturating_sub(1)
+    }
+
+    /// What raw rows are told apart by: groups, and what they are narrowed by once more.
+    fn dimensions(&self, filter: &IdFilter) -> Vec<Dimension> {
+        let asked = |dimension: &Dimension| self.keys.contains(dimension) || filter.list(*dimension).is_some();
+        Dimension::ALL.into_iter().filter(asked).collect()
+    }
+}
+
+impl Store {
+    /// The totals of a window cut at `edges`, one for each part.
+    pub async fn totals(&self, scope: &Scope, edges: &[i64]) -> Result<Vec<Metrics>> {
+        let ask = Ask { scope, keys: &[], order_by: Metric::Requests, limit: 1, edges };
+        Ok(self.answer(&ask, |_| Ok(())).await?.total)
+    }
+
+    /// The groups that rank highest, the others, and the total.
+    pub async fn breakdown(&self, scope: &Scope, keys: &[Dimension], order_by: Metric, limit: usize) -> Result<Ranked> {
+        let edges = [scope.start_us, scope.end_us];
+        self.answer(&Ask { scope, keys, order_by, limit, edges: &edges }, |_| Ok(())).await
+    }
+
+    /// The groups that rank highest over the whole window, and the others, in
+    /// every bucket.
+    ///
+    /// `fits` is asked, with the number of series, before the buckets are filled.
+    /// Without keys there is one series, also where nothing happened.
+    pub async fn series(
+        &self,
+        scope: &Scope,
+        keys: &[Dimension],
+        order_by: Metric,
+        limit: usize,
+        edges: &[i64],
+        fits: impl Fn(usize) -> Result<()> + Send + Sync,
+    ) -> Result<Ranked> {
+        let mut ranked = self.answer(&Ask { scope, keys, order_by, limit, edges }, fits).await?;
+        if keys.is_empty() && ranked.rows.is_empty() {
+            ranked.rows.push(Group { keys: Vec::new(), buckets: ranked.total.clone() });
+        }
+        Ok(ranked)
+    }
+
+    /// The values of each dimension with their counts: the most frequent `limit`,
+    /// and how many there are in all.
+    pub async fn facets(&self, scope: &Scope, limit: usize) -> Result<Vec<Facet>> {
+        let edges = [scope.start_us, scope.end_us];
+        let everything = Ask { scope, keys: &[], order_by: Metric::Requests, limit, edges: &edges };
+        if everything.plan().is_none() {
+            let _turn = self.turn().await?;
+            return self.facets_of_cells(scope, limit).await;
+        }
+        let mut facets = Vec::with_capacity(Dimension::ALL.len());
+        for dimension in Dimension::ALL {
+            let ask = Ask { keys: &[dimension], ..everything };
+            let ranked = self.answer(&ask, |_| Ok(())).await?;
+            let count = |group: Group| {
+                let requests = group.buckets.iter().map(|bucket| bucket.totals.requests).sum();
+                (group.keys.into_iter().next().unwrap_or_default(), requests)
+            };
+            facets.push((dimension, ranked.rows.into_iter().map(count).collect(), ranked.groups));
+        }
+        Ok(facets)
+    }
+
+    async fn answer(&self, ask: &Ask<'_>, fits: impl Fn(usize) -> Result<()> + Send + Sync) -> Result<Ranked> {
+        let _turn = self.turn().await?;
+        let fits = |ranking: &Ranking| {
+            let chosen = ranking.chosen.len();
+            fits(chosen + usize::from(ranking.groups > chosen as u64))
+        };
+        match ask.plan() {
+            Some(plan) => self.answer_from_rollups(ask, &plan, fits).await,
+            None => self.answer_from_raw_rows(ask, fits).await,
+        }
+    }
+
+    /// Segments, deltas and raw ends.
+    async fn answer_from_rollups(
+        &self,
+        ask: &Ask<'_>,
+        plan: &Plan,
+        fits: impl Fn(&Ranking) -> Result<()> + Send + Sync,
+    ) -> Result<Ranked> {
+        let view = self.view(&plan.spans).await?;
+        let mut overlay = Overlay::new(Arc::clone(&view.values));
+        let filter = IdFilter::new(&ask.scope.filter, &mut overlay);
+        let question = Question { keys: ask.keys.to_vec(), filter, buckets: ask.buckets() };
+
+        let mut cells = Vec::new();
+        for delta in self.deltas(&view.snapshot).await? {
+            for row in delta.resolve(&mut overlay) {
+                if let Some(bucket) = plan.bucket_of(row.quarter_us) {
+                    cells.push(Cell { bucket, instance: row.instance, row: row.row });
+                }
+            }
+        }
+        let dimensions = ask.dimensions(&question.filter);
+        for part in &plan.raw {
+            let scope = Scope { start_us: part.start_us, end_us: part.end_us, ..ask.scope.clone() };
+            let cut = Cut { scope: &scope, dimensions: &dimensions, edges: &part.edges };
+            let sink = |cell: Cell| cells.push(Cell { bucket: part.first_bucket + cell.bucket, ..cell });
+            self.cells(&view.snapshot, &cut, &mut overlay, sink).await?;
+        }
+
+        let cut = question.cut();
+        let instances = question.filter.list(Dimension::Instance).map(<[u32]>::to_vec);
+        let wants = |instance: u32| instances.as_ref().is_none_or(|list| list.binary_search(&instance).is_ok());
+        let work = Arc::new((question, overlay, cells));
+        let mut chosen = None;
+        let mut groups = 0;
+        if !ask.keys.is_empty() {
+            let (order_by, limit) = (ask.order_by, ask.limit);
+            let work = Arc::clone(&work);
+            let ranking = self
+                .fold(&view, cut, wants, move |mut chunks| {
+                    let (question, overlay, cells) = &*work;
+                    let mut ranker = Ranker::new(question, order_by, overlay);
+                    while let Some(chunk) = chunks.blocking_recv() {
+                        for (_, instance, section) in &chunk {
+                            ranker.add_section(*instance, section).map_err(Error::internal)?;
+                        }
+                    }
+                    for cell in cells {
+                        ranker.add_row(cell.instance, &cell.row);
+                    }
+                    Ok(ranker.finish(overlay, limit))
+                })
+                .await?;
+            fits(&ranking)?;
+            groups = ranking.groups;
+            chosen = Some(ranking.chosen);
+        }
+        self.fold(&view, cut, wants, move |mut chunks| {
+            let (question, overlay, cells) = &*work;
+            let mut tally = Tally::new(question, chosen.as_deref());
+            while let Some(chunk) = chunks.blocking_recv() {
+                for (bucket, instance, section) in &chunk {
+                    tally.add_section(*bucket, *instance, section).map_err(Error::internal)?;
+                }
+            }
+            for cell in cells {
+                tally.add_row(cell.bucket, cell.instance, &cell.row);
+            }
+            tally.finish(overlay, groups).map_err(Error::internal)
+        })
+        .await
+    }
+
+    /// Memory follows what is answered, and the users and models there are.
+    async fn answer_from_raw_rows(
+        &self,
+        ask: &Ask<'_>,
+        fits: impl Fn(&Ranking) -> Result<()> + Send + Sync,
+    ) -> Result<Ranked> {
+        let snapshot = self.snapshot().await?;
+        let mut overlay = Overlay::new(Arc::new(Values::new()));
+        // The statement narrows.
+        let question = Question { keys: ask.keys.to_vec(), filter: IdFilter::default(), buckets: ask.buckets() };
+        let mut chosen = None;
+        let mut groups = 0;
+        if !ask.keys.is_empty() {
+            let (scope, keys) = (ask.scope, ask.keys);
+            let ranking = self.rank_cells(&snapshot, scope, keys, ask.order_by, ask.limit, &mut overlay).await?;
+            fits(&ranking)?;
+            groups = ranking.groups;
+            chosen = Some(ranking.chosen);
+        }
+        let mut tally = Tally::new(&question, chosen.as_deref());
+        let cut = Cut { scope: ask.scope, dimensions: ask.keys, edges: ask.edges };
+        self.cells(&snapshot, &cut, &mut overlay, |cell| tally.add_row(cell.bucket, cell.instance, &cell.row)).await?;
+        tally.finish(&overlay, groups).map_err(Error::internal)
+    }
+}
