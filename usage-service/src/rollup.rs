@@ -37,7 +37,7 @@ mod tally;
 mod values;
 
 #[cfg(test)]
-mod tests {}
+mod tests;
 
 pub(crate) use delta::{Delta, DeltaRow, encode as encode_delta, measures};
 pub(crate) use index::GroupKey;

@@ -25,6 +25,10 @@ pub(super) enum Column {
     Wide(Vec<i128>),
 }
 
+/// No sum of four thousand million numbers of 64 bits is larger, and so many rows
+/// of such sums still add up in 128 bits.
+const MAX_WIDE: u128 = 1 << 95;
+
 /// Which rows of a section are looked at.
 #[derive(Debug, Clone)]
 pub(super) enum Rows<'a> {
@@ -232,7 +236,13 @@ impl Column {
             2 => Self::Short(bytes.as_chunks().0.iter().map(|value| u16::from_le_bytes(*value)).collect()),
             4 => Self::Word(bytes.as_chunks().0.iter().map(|value| u32::from_le_bytes(*value)).collect()),
             8 => Self::Long(bytes.as_chunks().0.iter().map(|value| i64::from_le_bytes(*value)).collect()),
-            16 => Self::Wide(bytes.as_chunks().0.iter().map(|value| i128::from_le_bytes(*value)).collect()),
+            16 => {
+                let values: Vec<_> = bytes.as_chunks().0.iter().map(|value| i128::from_le_bytes(*value)).collect();
+                if values.iter().any(|value| value.unsigned_abs() > MAX_WIDE) {
+                    return Err(Malformed("a sum is out of range"));
+                }
+                Self::Wide(values)
+            }
             _ => return Err(Malformed("no such width of a column")),
         })
     }

@@ -22,8 +22,8 @@ use crate::model::Status;
 
 /// The format that is written, and the only one so far.
 const FORMAT: u8 = 1;
-/// Format, CRC, length.
-const HEADER: usize = 9;
+/// Where what the CRC covers begins: after the format and itself.
+const CHECKED: usize = 5;
 /// The largest body that is written or believed: some 25 million rows.
 const MAX_BODY: usize = 1 << 30;
 /// The quickest. Packed columns leave little to gain beyond it.
@@ -263,11 +263,7 @@ impl Section {
     ///
     /// A section of more than a gigabyte.
     pub(crate) fn encode(&self) -> Result<Vec<u8>, TooLarge> {
-        let mut body = Vec::with_capacity(self.bytes() + 64);
-        body.push(self.cut as u8);
-        body.extend_from_slice(&(self.rows as u32).to_le_bytes());
-        self.keys.iter().chain(&self.measures).for_each(|column| column.write(&mut body));
-        self.users.iter().chain(&self.models).for_each(|sets| sets.write(&mut body));
+        let body = self.body();
         // Under this bound rows and lengths also fit their four bytes: a row has
         // at least the byte of its status or key, but for one.
         if body.len() > MAX_BODY {
@@ -278,9 +274,18 @@ impl Section {
         let mut blob = vec![FORMAT, 0, 0, 0, 0];
         blob.extend_from_slice(&(body.len() as u32).to_le_bytes());
         blob.extend_from_slice(&frame);
-        let crc = crc32fast::hash(&blob[5..]);
-        blob[1..5].copy_from_slice(&crc.to_le_bytes());
+        let crc = crc32fast::hash(&blob[CHECKED..]);
+        blob[1..CHECKED].copy_from_slice(&crc.to_le_bytes());
         Ok(blob)
+    }
+
+    pub(super) fn body(&self) -> Vec<u8> {
+        let mut body = Vec::with_capacity(self.bytes() + 64);
+        body.push(self.cut as u8);
+        body.extend_from_slice(&(self.rows as u32).to_le_bytes());
+        self.keys.iter().chain(&self.measures).for_each(|column| column.write(&mut body));
+        self.users.iter().chain(&self.models).for_each(|sets| sets.write(&mut body));
+        body
     }
 
     /// The section of a blob that is kept as this cut.
@@ -312,7 +317,7 @@ impl Section {
         Ok(section)
     }
 
-    fn decode_body(body: &[u8]) -> Result<Self, Malformed> {
+    pub(super) fn decode_body(body: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(body);
         let cut = Cut::from_number(reader.byte()?.into()).ok_or(Malformed("no such cut"))?;
         let rows = reader.u32()? as usize;
