@@ -3,8 +3,12 @@
 //! Lists, tails and exports all decide by [`Filter::matches`]. The index behind the store only ever narrows: every
 //! term that a matching entry must have is in [`terms`] of that entry, and what the index finds is checked again.
 
+mod needles;
+
 use crate::event::{Event, Outcome, Stage};
 use crate::words;
+
+pub(crate) use needles::Needles;
 
 /// Values in one list are alternatives, lists narrow each other, an empty list narrows nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -106,8 +110,7 @@ impl Filter {
 
     /// Whether it looks at more than the stage that no stages mean.
     pub fn narrows(&self) -> bool {
-        let stages = matches!(self.stages, Stages::Of(_));
-        stages || !self.instance_ids.is_empty() || !self.terms().is_empty()
+        !self.terms().is_empty()
     }
 
     /// Whether an entry is wanted, but for the question whether an intent still stands open ([`Stages::Settled`]).
@@ -162,6 +165,7 @@ impl Filter {
             texts(Kind::ResourceType, &self.resource_types),
             self.outcomes.values().iter().map(|outcome| term(Kind::Outcome, outcome.name())).collect(),
             texts(Kind::ChangedPath, &self.changed_paths),
+            texts(Kind::Instance, &self.instance_ids),
         ];
         if let Stages::Of(stages) = &self.stages {
             lists.push(stages.values().iter().map(|stage| term(Kind::Stage, stage.name())).collect());
@@ -175,6 +179,8 @@ impl Filter {
 /// The terms of an entry, each once: a pure function, so that an index can be made anew from the entries.
 pub fn terms(event: &Event) -> Vec<u64> {
     let mut terms = vec![
+        term(Kind::Instance, &event.instance_id),
+        term(Kind::ActorId, &event.actor.id),
         term(Kind::Actor, &event.actor.id),
         term(Kind::Actor, &event.actor.display_name),
         term(Kind::Action, &event.action),
@@ -194,27 +200,63 @@ pub fn terms(event: &Event) -> Vec<u64> {
     terms
 }
 
-/// What a term is about; the byte is stored as part of its hash.
-#[derive(Clone, Copy)]
-enum Kind {
-    Actor = b'a' as isize,
-    Action = b'c' as isize,
-    ActionOf = b'o' as isize,
-    Resource = b'r' as isize,
-    ResourceType = b't' as isize,
-    Outcome = b'x' as isize,
-    Stage = b's' as isize,
-    ChangedPath = b'p' as isize,
-    Word = b'w' as isize,
+/// What a term is about: the upper four bits of it. Stored, so the numbers never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// An actor's id or display name: what a filter asks for.
+    Actor = 1,
+    /// An actor's id: what facets count.
+    ActorId = 2,
+    Action = 3,
+    /// All actions of a resource.
+    ActionOf = 4,
+    /// An id or a name.
+    Resource = 5,
+    ResourceType = 6,
+    Outcome = 7,
+    Stage = 8,
+    ChangedPath = 9,
+    Word = 10,
+    Instance = 11,
+    /// Of no text: intents whose outcome is known to be there.
+    Settled = 12,
 }
 
-/// 64 bits that stand for a term: FNV-1a, then mixed so that all bits are good. Stored, so it never changes; two
-/// terms with one hash only make the index narrow less.
-fn term(kind: Kind, text: &str) -> u64 {
+impl Kind {
+    /// Those that tell something of an entry by itself, in the order of their terms.
+    pub(crate) const OF_ENTRIES: [Self; 11] = [
+        Self::Actor,
+        Self::ActorId,
+        Self::Action,
+        Self::ActionOf,
+        Self::Resource,
+        Self::ResourceType,
+        Self::Outcome,
+        Self::Stage,
+        Self::ChangedPath,
+        Self::Word,
+        Self::Instance,
+    ];
+}
+
+/// Bits of a term below its kind.
+pub(crate) const TERM_BITS: u32 = 60;
+
+/// Intents whose outcome is known to be there.
+pub(crate) const SETTLED: u64 = (Kind::Settled as u64) << TERM_BITS;
+
+/// Intents.
+pub(crate) fn intents() -> u64 {
+    term(Kind::Stage, Stage::Intent.name())
+}
+
+/// 64 bits that stand for a term: its kind, and FNV-1a of it, mixed so that all bits are good. Stored, so it never
+/// changes; two terms with one hash only make the index narrow less.
+pub(crate) fn term(kind: Kind, text: &str) -> u64 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     let hash = text.bytes().fold(step(0xcbf2_9ce4_8422_2325, kind as u8), step);
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    hash ^ (hash >> 33)
+    ((kind as u64) << TERM_BITS) | ((hash ^ (hash >> 33)) >> (u64::BITS - TERM_BITS))
 }
 
 /// The part before the dot.

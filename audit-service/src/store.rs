@@ -5,19 +5,25 @@
 //! audit_log_heads          the next sequence of each instance; locked by whoever writes to it: no gaps
 //! audit_producer_numbers   which numbers of a producer's epoch are there, as bitmaps
 //! audit_dropped_ranges     which numbers a producer says it dropped
-//! audit_index, _heads      the inverted index, made behind the writers from the entries alone
+//! audit_index, _runs, _heads  the inverted index, made behind the writers from the entries alone
 //! audit_export_heads       heads at which an export is frozen, where they are too many for its resume token
 //! ```
 //!
 //! Writing is `write`; everything else reads, through the pool of readers, a bounded number of rows at a time.
 
+mod candidates;
 mod entities;
+mod facets;
 mod frozen;
 mod index;
+mod lines;
+mod merge;
 mod postings;
 mod read;
+mod runs;
 mod schema;
 mod search;
+mod settle;
 mod walk;
 mod write;
 
@@ -31,8 +37,9 @@ use service_core::error::{Error, Result};
 use crate::canonical::{self, Counted, Unreadable};
 use crate::event::{Entry, Key};
 
+pub use facets::{Facet, Facets};
 pub use index::{BLOCK_ENTRIES, Indexer};
-pub use read::{Facet, Facets, Page};
+pub use read::Page;
 pub use walk::{LogWalk, TimeWalk};
 pub use write::{EventResult, Written};
 

@@ -1,18 +1,20 @@
-//! Pages, single entries, heads and facets.
-
-use std::cmp::Reverse;
-use std::collections::HashMap;
+//! Pages, single entries and heads.
 
 use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _};
 use service_core::error::Result;
 use uuid::Uuid;
 
+use super::candidates::Query;
 use super::entities::{entry, head};
 use super::search::Search;
 use super::{Heads, Order, Range, Row, Store, TimeWalk, signed, unsigned};
 use crate::event::{Entry, Key};
 use crate::filter::{Filter, Stages};
 
+/// Entries in no run above which a page is first looked for among the nearest entries, and how many of these: what is
+/// frequent needs no scan of all that lies behind.
+const MAX_BEHIND: u64 = 4_096;
+const NEAREST: usize = 2_000;
 /// Instances of one lookup: bounds the statement.
 const LOOKUP: usize = 500;
 
@@ -63,28 +65,6 @@ impl PageBuilder {
     }
 }
 
-/// One value of a facet and how many entries have it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facet {
-    /// The value.
-    pub value: String,
-    /// Entries.
-    pub count: u64,
-}
-
-/// What a range holds; most entries first, ties by value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facets {
-    /// Actor ids.
-    pub actors: Vec<Facet>,
-    /// Actions.
-    pub actions: Vec<Facet>,
-    /// Types of affected resources; an entry counts once a type.
-    pub resource_types: Vec<Facet>,
-    /// Instances.
-    pub instances: Vec<Facet>,
-}
-
 impl Store {
     /// A page of the entries that match, behind `after` or from the range's beginning.
     pub async fn list(
@@ -97,7 +77,22 @@ impl Store {
         bytes: usize,
     ) -> Result<Page> {
         let mut page = PageBuilder::new(limit, bytes);
-        let mut rows = self.matching(filter, range, order, after, Some(limit + 1)).await?;
+        let settled = filter.stages == Stages::Settled;
+        let mut walk = TimeWalk::new(range, order, settled, after, limit + 1);
+        if filter.terms().is_empty() {
+            self.walk(filter, &mut walk, &mut page, usize::MAX).await?;
+            return Ok(page.finish());
+        }
+        let snapshot = self.index_snapshot().await?;
+        let mut after = after;
+        if snapshot.entries_behind() > MAX_BEHIND {
+            match self.walk(filter, &mut walk, &mut page, NEAREST).await? {
+                Walked::Done => return Ok(page.finish()),
+                Walked::Until(key) => after = Some(key),
+            }
+        }
+        let query = Query::new(filter, range, order, after);
+        let mut rows = Search::new(self, query, snapshot, limit + 1).await?;
         while let Some((row, entry)) = rows.next(self).await? {
             if !page.push(row, entry) {
                 break;
@@ -106,27 +101,23 @@ impl Store {
         Ok(page.finish())
     }
 
-    /// Counts what a range holds. Reads every entry that matches, a bounded number at a time.
-    pub async fn facets(&self, filter: &Filter, range: Range, limit: usize) -> Result<Facets> {
-        let mut counts = Counts::default();
-        if filter.narrows() {
-            let mut rows = self.matching(filter, range, Order::OldestFirst, None, None).await?;
-            while let Some((row, _)) = rows.next(self).await? {
-                counts.add(&row)?;
-            }
-        } else {
-            let settled = filter.stages == Stages::Settled;
-            let mut walk = TimeWalk::new(range, Order::OldestFirst, settled, None, usize::MAX);
-            loop {
-                let rows = walk.next(self).await?;
-                if rows.is_empty() {
-                    break;
+    /// Puts what matches on a page, until it is full, or the walk ends, or about so many rows were read.
+    async fn walk(&self, filter: &Filter, walk: &mut TimeWalk, page: &mut PageBuilder, most: usize) -> Result<Walked> {
+        let mut read = 0;
+        loop {
+            let rows = walk.next(self).await?;
+            let Some(last) = rows.last().map(|row| row.key) else { return Ok(Walked::Done) };
+            read += rows.len();
+            for row in rows {
+                let entry = row.entry()?;
+                if filter.matches(&entry.event) && !page.push(row, entry) {
+                    return Ok(Walked::Done);
                 }
-                rows.iter().try_for_each(|row| counts.add(row))?;
+            }
+            if read >= most {
+                return Ok(Walked::Until(last));
             }
         }
-        let [actors, actions, resource_types, instances] = counts.0.map(|counts| ranked(counts, limit));
-        Ok(Facets { actors, actions, resource_types, instances })
     }
 
     /// The entry with an id.
@@ -168,55 +159,14 @@ impl Store {
             .await?;
         models.into_iter().map(|model| Ok((model.instance_id, unsigned(model.next_sequence)?))).collect()
     }
-
-    /// The entries that match, by the index where that helps. `wanted` is how many are; none for all.
-    async fn matching<'a>(
-        &self,
-        filter: &'a Filter,
-        range: Range,
-        order: Order,
-        after: Option<Key>,
-        wanted: Option<usize>,
-    ) -> Result<Matching<'a>> {
-        let settled = filter.stages == Stages::Settled;
-        if let Some(search) = Search::new(self, filter, range, order, after, settled).await? {
-            // Who reads all reads faster in the order of the log than entry by entry.
-            if wanted.is_some() || !search.is_dense(self).await? {
-                return Ok(Matching::Search(Box::new(search)));
-            }
-        }
-        let walk = TimeWalk::new(range, order, settled, after, wanted.unwrap_or(usize::MAX));
-        Ok(Matching::Walk { filter, walk, rows: Vec::new().into_iter() })
-    }
 }
 
-/// The entries that match, in order.
-enum Matching<'a> {
-    /// All entries of the range, each checked.
-    Walk { filter: &'a Filter, walk: TimeWalk, rows: std::vec::IntoIter<Row> },
-    /// What the index finds.
-    Search(Box<Search<'a>>),
-}
-
-impl Matching<'_> {
-    async fn next(&mut self, store: &Store) -> Result<Option<(Row, Entry)>> {
-        let (filter, walk, rows) = match self {
-            Self::Walk { filter, walk, rows } => (filter, walk, rows),
-            Self::Search(search) => return search.next(store).await,
-        };
-        loop {
-            for row in rows.by_ref() {
-                let entry = row.entry()?;
-                if filter.matches(&entry.event) {
-                    return Ok(Some((row, entry)));
-                }
-            }
-            *rows = walk.next(store).await?.into_iter();
-            if rows.len() == 0 {
-                return Ok(None);
-            }
-        }
-    }
+/// How a walk ended.
+enum Walked {
+    /// The page is full, or there is no more.
+    Done,
+    /// There may be more behind this.
+    Until(Key),
 }
 
 impl TryFrom<entry::Model> for Row {
@@ -231,33 +181,4 @@ impl TryFrom<entry::Model> for Row {
             canonical: model.canonical,
         })
     }
-}
-
-/// Of actors, actions, resource types and instances, in this order.
-#[derive(Default)]
-struct Counts([HashMap<String, u64>; 4]);
-
-impl Counts {
-    fn add(&mut self, row: &Row) -> Result<()> {
-        let event = row.counted()?;
-        let mut count = |facet: usize, value: &str| match self.0[facet].get_mut(value) {
-            Some(count) => *count += 1,
-            None => drop(self.0[facet].insert(value.to_owned(), 1)),
-        };
-        count(0, &event.actor.id);
-        count(1, &event.action);
-        let mut types: Vec<&str> = event.resources.iter().map(|resource| &*resource.kind).collect();
-        types.sort_unstable();
-        types.dedup();
-        types.into_iter().for_each(|kind| count(2, kind));
-        count(3, &event.instance_id);
-        Ok(())
-    }
-}
-
-fn ranked(counts: HashMap<String, u64>, limit: usize) -> Vec<Facet> {
-    let mut facets: Vec<Facet> = counts.into_iter().map(|(value, count)| Facet { value, count }).collect();
-    facets.sort_unstable_by(|a, b| (Reverse(a.count), &a.value).cmp(&(Reverse(b.count), &b.value)));
-    facets.truncate(limit);
-    facets
 }

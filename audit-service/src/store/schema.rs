@@ -64,10 +64,20 @@ impl MigrationTrait for ExportHeadsByAge {
 }
 
 /// Names compare by their bytes on both engines, or the same query would answer in two orders.
-const POSTGRES_TYPES: &[(&str, &str)] =
-    &[("{name}", "TEXT COLLATE \"C\" NOT NULL"), ("{bytes}", "BYTEA"), ("{uuid}", "UUID"), ("{int}", "BIGINT")];
-const SQLITE_TYPES: &[(&str, &str)] =
-    &[("{name}", "TEXT NOT NULL"), ("{bytes}", "BLOB"), ("{uuid}", "BLOB"), ("{int}", "INTEGER")];
+const POSTGRES_TYPES: &[(&str, &str)] = &[
+    ("{name}", "TEXT COLLATE \"C\" NOT NULL"),
+    ("{bytes}", "BYTEA"),
+    ("{uuid}", "UUID"),
+    ("{int}", "BIGINT"),
+    ("{by_key}", ""),
+];
+const SQLITE_TYPES: &[(&str, &str)] = &[
+    ("{name}", "TEXT NOT NULL"),
+    ("{bytes}", "BLOB"),
+    ("{uuid}", "BLOB"),
+    ("{int}", "INTEGER"),
+    ("{by_key}", " WITHOUT ROWID"),
+];
 
 /// Three indexes and a partial one on the entries: each further one is paid for with every event. IF NOT EXISTS, for
 /// files whose migration was killed when it was not yet one transaction.
@@ -115,23 +125,22 @@ CREATE TABLE IF NOT EXISTS audit_index_heads (
     indexed_through {int} NOT NULL
 );
 
-CREATE TABLE IF NOT EXISTS audit_index_blocks (
-    instance_id {name},
-    block {int} NOT NULL,
+CREATE TABLE IF NOT EXISTS audit_index_runs (
+    run {int} PRIMARY KEY,
+    state SMALLINT NOT NULL,
+    since {int} NOT NULL,
     entries {int} NOT NULL,
     first_occurred_at {int} NOT NULL,
     last_occurred_at {int} NOT NULL,
-    keys {bytes} NOT NULL,
-    PRIMARY KEY (instance_id, block)
+    unsettled {int} NOT NULL
 );
 
 CREATE TABLE IF NOT EXISTS audit_index (
-    instance_id {name},
-    shard {int} NOT NULL,
-    block {int} NOT NULL,
-    postings {bytes} NOT NULL,
-    PRIMARY KEY (instance_id, shard, block)
-);
+    run {int} NOT NULL,
+    part {int} NOT NULL,
+    bytes {bytes} NOT NULL,
+    PRIMARY KEY (run, part)
+){by_key};
 
 CREATE TABLE IF NOT EXISTS audit_export_heads (
     digest {bytes} PRIMARY KEY,
@@ -160,8 +169,7 @@ const POSTGRES: &[&str] = &[
     "CREATE TRIGGER audit_entries_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_entries
      FOR EACH STATEMENT EXECUTE FUNCTION audit_entries_refuse()",
     "ALTER TABLE audit_entries ENABLE ALWAYS TRIGGER audit_entries_immutable",
-    "ALTER TABLE audit_index ALTER COLUMN postings SET STORAGE EXTERNAL",
-    "ALTER TABLE audit_index_blocks ALTER COLUMN keys SET STORAGE EXTERNAL",
+    "ALTER TABLE audit_index ALTER COLUMN bytes SET STORAGE EXTERNAL",
 ];
 
 #[cfg(test)]

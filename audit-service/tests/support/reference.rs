@@ -1,10 +1,10 @@
 //! A filter by the words of the contract, over events in memory, without our own code for any of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use audit_service::event::{Event, Stage};
 use audit_service::filter::{ActionPattern, Filter, Stages};
-use audit_service::store::{Order, Range};
+use audit_service::store::{Facet, Facets, Order, Range};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -21,6 +21,29 @@ pub fn list(events: &[Event], filter: &Filter, range: Range, order: Order) -> Ve
         wanted.reverse();
     }
     wanted.into_iter().map(|(_, id)| id).collect()
+}
+
+/// What the entries of a list hold.
+pub fn facets(events: &[Event], listed: &[Uuid], limit: usize) -> Facets {
+    let listed: BTreeSet<&Uuid> = listed.iter().collect();
+    let ranked = |values: fn(&Event) -> BTreeSet<&String>| {
+        let mut counts: BTreeMap<&String, u64> = BTreeMap::new();
+        for value in events.iter().filter(|event| listed.contains(&event.id)).flat_map(values) {
+            *counts.entry(value).or_default() += 1;
+        }
+        let mut facets: Vec<Facet> =
+            counts.into_iter().map(|(value, count)| Facet { value: value.clone(), count }).collect();
+        // By value already; the sort is stable.
+        facets.sort_by_key(|facet| std::cmp::Reverse(facet.count));
+        facets.truncate(limit);
+        facets
+    };
+    Facets {
+        actors: ranked(|event| BTreeSet::from([&event.actor.id])),
+        actions: ranked(|event| BTreeSet::from([&event.action])),
+        resource_types: ranked(|event| event.resources.iter().map(|resource| &resource.kind).collect()),
+        instances: ranked(|event| BTreeSet::from([&event.instance_id])),
+    }
 }
 
 fn stage_wanted(event: &Event, filter: &Filter, events: &[Event]) -> bool {

@@ -1,0 +1,71 @@
+//! Pieces of logs as canonical lines, many at once: for the index, and for what it does not hold yet.
+//!
+//! One row brings many entries, for a row costs more than the text in it. Canonical JSON has no line feed in it.
+
+use std::collections::VecDeque;
+
+use sea_orm::Value;
+use service_core::database::Engine;
+use service_core::error::Result;
+
+use super::runs::Behind;
+use super::{Store, signed};
+
+/// Entries that are read at once; each is bounded.
+const ENTRIES: u64 = 256;
+/// Pieces of logs that are read at once.
+const PIECES: usize = 32;
+
+/// A reader of pieces of logs.
+#[derive(Debug)]
+pub(super) struct Lines {
+    rest: VecDeque<Behind>,
+}
+
+impl Lines {
+    /// Reads what lies behind, log by log.
+    pub(super) fn new(logs: &[Behind]) -> Self {
+        Self { rest: logs.iter().cloned().collect() }
+    }
+
+    /// The next lines, with a line feed between them, in no order; none at the end.
+    pub(super) async fn next(&mut self, store: &Store) -> Result<Option<String>> {
+        let mut pieces: Vec<Behind> = Vec::new();
+        let mut room = ENTRIES;
+        while let Some(log) = self.rest.front_mut().filter(|_| room > 0 && pieces.len() < PIECES) {
+            let head = log.head.min(log.through + room);
+            room -= head - log.through;
+            pieces.push(Behind { head, ..log.clone() });
+            log.through = head;
+            if log.through >= log.head {
+                self.rest.pop_front();
+            }
+        }
+        if pieces.is_empty() {
+            return Ok(None);
+        }
+        // Few sizes, so that the statements stay prepared.
+        let size = pieces.len().next_power_of_two();
+        let empty = Behind { instance_id: String::new(), through: 0, head: 0 };
+        pieces.resize(size, empty);
+        let piece = |at: usize| {
+            format!(
+                "SELECT canonical FROM audit_entries WHERE instance_id = ${} AND sequence >= ${} AND sequence < ${}",
+                at * 3 + 1,
+                at * 3 + 2,
+                at * 3 + 3
+            )
+        };
+        let joined = match store.db.engine {
+            Engine::Sqlite => "group_concat(canonical, char(10))",
+            Engine::Postgres => "string_agg(canonical, chr(10))",
+        };
+        let all: Vec<String> = (0..size).map(piece).collect();
+        let sql = format!("SELECT COALESCE({joined}, '') FROM ({}) e", all.join(" UNION ALL "));
+        let values = pieces.iter().flat_map(|piece| {
+            [Value::from(piece.instance_id.as_str()), signed(piece.through).into(), signed(piece.head).into()]
+        });
+        let rows = store.read(sql, values.collect()).await?;
+        rows.first().map(|row| Ok(row.try_get_by_index(0)?)).transpose()
+    }
+}
