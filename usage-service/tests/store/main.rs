@@ -5,6 +5,7 @@ mod events;
 mod groups;
 mod reads;
 mod reference;
+mod rollups;
 mod writes;
 mod zones;
 
@@ -91,5 +92,7 @@ on_both_engines!(
     reads::a_writer_that_hangs_holds_up_watermarks_and_no_writers,
     groups::every_set_of_dimensions_equals_the_reference,
     groups::random_questions_equal_the_reference,
+    rollups::acknowledged_requests_are_counted_once_while_replicas_seal,
+    rollups::a_sealing_that_is_cut_off_anywhere_has_happened_or_not,
     zones::buckets_follow_the_clock_of_the_zone,
 );

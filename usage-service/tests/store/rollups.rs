@@ -1,0 +1,127 @@
+//! Rollups while they are being made: by several replicas, under writers, and cut off anywhere.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use usage_service::model::{Dimension, Metric};
+use usage_service::store::{Sealed, Store};
+
+use crate::events::{NOON, SECOND, always, request, seal_all, write_new};
+use crate::{Bench, reference};
+
+const HOUR: i64 = 3_600 * SECOND;
+
+/// The `n`th request, somewhere in four days.
+fn scattered(n: u64) -> usage_service::model::NewRequest {
+    request(NOON - (n as i64 * 7_919) % 96 * HOUR - n as i64 * SECOND, n)
+}
+
+async fn count(store: &Store) -> u64 {
+    let window = always();
+    store.totals(&window, &[window.start_us, window.end_us]).await.unwrap()[0].totals.requests
+}
+
+async fn assert_consistent(store: &Store) {
+    let mut day = store.day_from(i64::MIN).await.unwrap();
+    let mut compared = 0;
+    while let Some(start) = day {
+        let checked = store.check_day(start, false).await.unwrap();
+        assert_eq!(checked.differing, 0);
+        compared += checked.segments;
+        day = store.day_from(start + 24 * HOUR).await.unwrap();
+    }
+    assert!(compared > 0, "there was nothing to compare");
+}
+
+pub(crate) async fn acknowledged_requests_are_counted_once_while_replicas_seal(bench: Bench) {
+    const WRITERS: u64 = 3;
+    const GROUPS: u64 = 25;
+    const SIZE: u64 = 20;
+    let replicas = [bench.replica().await, bench.replica().await];
+    let acknowledged = AtomicU64::new(0);
+    let submitted = AtomicU64::new(0);
+    let writing = AtomicBool::new(true);
+    let writers = async {
+        let write = |writer: u64| {
+            let (store, acknowledged, submitted) = (&replicas[writer as usize % 2], &acknowledged, &submitted);
+            async move {
+                for group in 0..GROUPS {
+                    let first = (writer * GROUPS + group) * SIZE;
+                    submitted.fetch_add(SIZE, Ordering::SeqCst);
+                    write_new(store, (first..first + SIZE).map(scattered)).await;
+                    acknowledged.fetch_add(SIZE, Ordering::SeqCst);
+                }
+            }
+        };
+        futures::future::join_all((0..WRITERS).map(write)).await;
+        writing.store(false, Ordering::SeqCst);
+    };
+    let seal = |store: &Store| {
+        let (store, writing) = (store.clone(), &writing);
+        async move {
+            let mut sealed = 0;
+            while writing.load(Ordering::SeqCst) {
+                if let Sealed::Deltas { deltas, .. } = store.seal().await.unwrap() {
+                    sealed += deltas;
+                }
+                tokio::task::yield_now().await;
+            }
+            sealed
+        }
+    };
+    let read = |store: &Store| {
+        let (store, writing, acknowledged, submitted) = (store.clone(), &writing, &acknowledged, &submitted);
+        async move {
+            while writing.load(Ordering::SeqCst) {
+                let least = acknowledged.load(Ordering::SeqCst);
+                let found = count(&store).await;
+                let most = submitted.load(Ordering::SeqCst);
+                assert!((least..=most).contains(&found), "{found} requests, and {least} to {most} were written");
+            }
+        }
+    };
+    let ((), a, b, (), ()) =
+        tokio::join!(writers, seal(&replicas[0]), seal(&replicas[1]), read(&replicas[0]), read(&replicas[1]));
+    assert!(a + b > 0, "something was sealed meanwhile");
+
+    let all: Vec<_> = (0..WRITERS * GROUPS * SIZE).map(scattered).collect();
+    for _ in 0..2 {
+        let expected = reference::metrics(&all);
+        for store in &replicas {
+            let ranked = store.breakdown(&always(), &[Dimension::User], Metric::Cost, 3).await.unwrap();
+            assert_eq!(ranked.overall, expected);
+            assert_consistent(store).await;
+        }
+        seal_all(&replicas[0]).await;
+    }
+}
+
+pub(crate) async fn a_sealing_that_is_cut_off_anywhere_has_happened_or_not(bench: Bench) {
+    let store = &bench.store;
+    let mut all = Vec::new();
+    let (mut cut_off, mut whole) = (0, 0);
+    for round in 0.. {
+        let more: Vec<_> = (round * 10..round * 10 + 10).map(scattered).collect();
+        write_new(store, more.clone()).await;
+        all.extend(more);
+        // From "not begun" on, until it is long enough for all of it on this machine.
+        let patience = Duration::from_micros(300 * (round + 1) * (round + 1));
+        match tokio::time::timeout(patience, store.seal()).await {
+            Ok(sealed) => {
+                sealed.unwrap();
+                whole += 1;
+            }
+            Err(_) => cut_off += 1,
+        }
+        assert_eq!(count(store).await, all.len() as u64, "after {patience:?}");
+        if whole == 3 {
+            break;
+        }
+    }
+    assert!(cut_off > 3, "{cut_off} sealings were cut off");
+    assert_consistent(store).await;
+    seal_all(store).await;
+    assert_consistent(store).await;
+    let ranked = store.breakdown(&always(), &[Dimension::User], Metric::Cost, 3).await.unwrap();
+    assert_eq!(ranked.overall, reference::metrics(&all));
+}
