@@ -2,8 +2,8 @@
 
 /// Shorter lists aren't worth sorting.
 const MIN_LIST: usize = 8;
-/// So many words of bits are fine for any set: no more than a list's own header.
-const MIN_WORDS: usize = 8;
+/// So many words of bits are fine for any set that isn't short: a kilobyte.
+const MIN_WORDS: usize = 128;
 
 /// A set of ids: bits for the low ones, a list for those beyond. It starts as a
 /// list, which is sorted now and then; once bits would be no larger than the list
@@ -21,6 +21,8 @@ impl Distinct {
     #[inline]
     pub(super) fn insert(&mut self, id: u32) {
         match self.bits.get_mut(id as usize / 64) {
+            // Most have been seen: reading alone doesn't wait for the write before.
+            Some(word) if *word >> (id % 64) & 1 == 1 => {}
             Some(word) => *word |= 1 << (id % 64),
             None => self.push(id),
         }
@@ -36,13 +38,18 @@ impl Distinct {
 
     /// Adds another set.
     pub(super) fn unite(&mut self, other: &Self) {
-        if other.bits.len() > self.bits.len() {
-            self.grow(other.bits.len());
+        self.unite_bits(&other.bits);
+        other.list.iter().for_each(|id| self.insert(*id));
+    }
+
+    /// Adds the ids whose bits are set.
+    pub(super) fn unite_bits(&mut self, bits: &[u64]) {
+        if bits.len() > self.bits.len() {
+            self.grow(bits.len());
         }
-        for (word, other) in self.bits.iter_mut().zip(&other.bits) {
+        for (word, other) in self.bits.iter_mut().zip(bits) {
             *word |= other;
         }
-        other.list.iter().for_each(|id| self.insert(*id));
     }
 
     pub(super) fn count(mut self) -> u64 {
@@ -55,14 +62,7 @@ impl Distinct {
     pub(super) fn into_ids(mut self) -> Vec<u32> {
         self.compact();
         let mut ids = Vec::new();
-        for (place, word) in self.bits.iter().enumerate() {
-            let mut word = *word;
-            while word != 0 {
-                // Ids have 32 bits, so the bits are no more.
-                ids.push(place as u32 * 64 + word.trailing_zeros());
-                word &= word - 1;
-            }
-        }
+        each_bit(&self.bits, |id| ids.push(id));
         ids.append(&mut self.list);
         ids
     }
@@ -89,6 +89,17 @@ impl Distinct {
                 Some(word) => *word |= 1 << (id % 64),
                 None => self.list.push(id),
             }
+        }
+    }
+}
+
+/// Calls with the ids whose bits are set, rising. Of the first 2³² bits.
+pub(super) fn each_bit(bits: &[u64], mut call: impl FnMut(u32)) {
+    for (place, word) in bits.iter().enumerate() {
+        let mut word = *word;
+        while word != 0 {
+            call(place as u32 * 64 + word.trailing_zeros());
+            word &= word - 1;
         }
     }
 }

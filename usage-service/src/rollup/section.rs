@@ -7,15 +7,17 @@
 //! body: cut 1 byte │ rows 4 bytes │ a column for each key │ 11 columns of sums │ sets
 //! column: width 1 byte (0, 1, 2, 4, 8, 16) │ rows × width bytes
 //! set of users, then of models (single cuts, but not of the key itself):
-//!       members of each row, a column │ ids in the order of the rows, a column
+//!       listed ids of each row, a column │ words of bits of each row, a column │
+//!       ids in the order of the rows, a column │ words, 8 bytes each
 //! ```
 //!
-//! Rows are sorted by their keys, which occur once; ids of a set rise. So the same
+//! Rows are sorted by their keys, which occur once; ids of a set rise, and how many
+//! there are says whether they are listed or bits. So the same
 //! sums are the same bytes, however they came about.
 
 use super::bytes::Reader;
 use super::column::{Column, Rows};
-use super::distinct::Distinct;
+use super::distinct::{Distinct, each_bit};
 use super::index::Index;
 use super::{Cut, FullRow, KEYS, MEASURES, MODEL, Malformed, Measures, STATUS, USER, Values};
 use crate::model::Status;
@@ -48,83 +50,112 @@ pub(crate) struct Section {
     models: Option<Sets>,
 }
 
-/// A set of ids for each row.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A set of ids for each row: of many as bits, so that sets are united a word at a
+/// time, of few as a list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Sets {
     /// Where a row's ids end; they begin where those of the row before end.
     ends: Vec<u32>,
     ids: Column,
+    /// The same for words of bits.
+    bit_ends: Vec<u32>,
+    bits: Vec<u64>,
 }
 
-/// A set's rows as they are built.
-#[derive(Debug, Default)]
-struct SetsBuilder {
-    ends: Vec<u32>,
-    ids: Column,
-}
-
-impl SetsBuilder {
-    fn push(&mut self, ids: &[u32]) {
-        ids.iter().for_each(|id| self.ids.push((*id).into()));
-        // All sets together have no more ids than the full section has rows.
-        self.ends.push(self.ids.len() as u32);
-    }
-
-    fn finish(mut self) -> Sets {
-        self.ids.shrink();
-        Sets { ends: self.ends, ids: self.ids }
-    }
+/// The stretch of a row.
+#[inline]
+fn stretch(ends: &[u32], row: usize) -> std::ops::Range<usize> {
+    let start = row.checked_sub(1).map_or(0, |before| ends[before] as usize);
+    start..ends[row] as usize
 }
 
 impl Sets {
-    /// Where the ids of a row are.
-    #[inline]
-    fn range(&self, row: usize) -> std::ops::Range<usize> {
-        let start = row.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
-        start..self.ends[row] as usize
+    /// Adds the set of the next row: ids that rise.
+    fn push(&mut self, ids: &[u32]) {
+        let words = ids.last().map_or(0, |last| *last as usize / 64 + 1);
+        // A word takes 8 bytes, an id 2 or 4.
+        if words > 0 && words * 2 <= ids.len() {
+            let start = self.bits.len();
+            self.bits.resize(start + words, 0);
+            ids.iter().for_each(|id| self.bits[start + *id as usize / 64] |= 1 << (id % 64));
+        } else {
+            ids.iter().for_each(|id| self.ids.push((*id).into()));
+        }
+        // All sets together have no more ids than the full section has rows.
+        self.ends.push(self.ids.len() as u32);
+        self.bit_ends.push(self.bits.len() as u32);
+    }
+
+    fn finish(mut self) -> Self {
+        self.ids.shrink();
+        self.bits.shrink_to_fit();
+        self
     }
 
     /// Adds the ids of a row to a set.
     #[inline]
     pub(super) fn add_to(&self, row: usize, set: &mut Distinct) {
-        self.ids.each_id(&Rows::Range(self.range(row)), |_, id| set.insert(id));
+        self.ids.each_id(&Rows::Range(stretch(&self.ends, row)), |_, id| set.insert(id));
+        set.unite_bits(&self.bits[stretch(&self.bit_ends, row)]);
+    }
+
+    /// Calls with every id of every row.
+    fn each_id(&self, mut call: impl FnMut(u32)) {
+        self.ids.each_id(&Rows::Range(0..self.ids.len()), |_, id| call(id));
+        for row in 0..self.bit_ends.len() {
+            each_bit(&self.bits[stretch(&self.bit_ends, row)], &mut call);
+        }
     }
 
     fn write(&self, out: &mut Vec<u8>) {
-        let mut members = Column::default();
-        for row in 0..self.ends.len() {
-            members.push(self.range(row).len() as i128);
+        for ends in [&self.ends, &self.bit_ends] {
+            let mut lengths = Column::default();
+            (0..ends.len()).for_each(|row| lengths.push(stretch(ends, row).len() as i128));
+            lengths.write(out);
         }
-        members.write(out);
         self.ids.write(out);
+        self.bits.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
     }
 
     fn read(reader: &mut Reader<'_>, rows: usize) -> Result<Self, Malformed> {
-        let members = Column::read_ids(reader, rows)?;
-        let mut ends = Vec::with_capacity(rows);
-        let mut end = 0_u32;
-        for row in 0..rows {
-            end = end.checked_add(members.id(row)).ok_or(Malformed("sets have too many members"))?;
-            ends.push(end);
-        }
-        let sets = Self { ends, ids: Column::read_ids(reader, end as usize)? };
+        let mut ends = || {
+            let lengths = Column::read_ids(reader, rows)?;
+            let mut ends = Vec::with_capacity(rows);
+            let mut end = 0_u32;
+            for row in 0..rows {
+                end = end.checked_add(lengths.id(row)).ok_or(Malformed("sets have too many members"))?;
+                ends.push(end);
+            }
+            Ok((ends, end as usize))
+        };
+        let ((ends, ids), (bit_ends, words)) = (ends()?, ends()?);
+        let ids = Column::read_ids(reader, ids)?;
+        let bits = reader.take(words.checked_mul(8).ok_or(Malformed("sets have too many members"))?)?;
+        let bits = bits.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        let sets = Self { ends, ids, bit_ends, bits };
         for row in 0..rows {
             let mut before = None;
-            for place in sets.range(row) {
+            for place in stretch(&sets.ends, row) {
                 let id = sets.ids.id(place);
                 if before.is_some_and(|before| before >= id) {
                     return Err(Malformed("a set's ids don't rise"));
                 }
                 before = Some(id);
             }
+            if stretch(&sets.bit_ends, row).len() > MAX_WORDS {
+                return Err(Malformed("ids have at most 32 bits"));
+            }
         }
         Ok(sets)
     }
 
     fn bytes(&self) -> usize {
-        self.ends.len() * size_of::<u32>() + self.ids.bytes()
+        (self.ends.len() + self.bit_ends.len()) * size_of::<u32>() + self.ids.bytes() + self.bits.len() * 8
     }
 }
+
+/// Words of bits for all ids of 32 bits.
+const MAX_WORDS: usize = 1 << 26;
 
 /// A full section as it is built, row by row in the order of the keys.
 #[derive(Debug)]
@@ -248,9 +279,9 @@ impl Section {
                         sets[groups[row]].insert(id);
                     }
                 });
-                let mut builder = SetsBuilder::default();
-                sets.into_iter().for_each(|set| builder.push(&set.into_ids()));
-                builder.finish()
+                let mut result = Sets::default();
+                sets.into_iter().for_each(|set| result.push(&set.into_ids()));
+                result.finish()
             })
         };
         let (users, models) = (sets(USER), sets(MODEL));
@@ -337,9 +368,9 @@ impl Section {
         };
         let (users, models) = (sets(USER)?, sets(MODEL)?);
         reader.end()?;
-        if let Some(users) = &users
-            && (0..users.ids.len()).any(|place| users.ids.id(place) == 0)
-        {
+        let mut nobody = false;
+        users.iter().for_each(|users: &Sets| users.each_id(|id| nobody |= id == 0));
+        if nobody {
             return Err(Malformed("no user is counted as a user"));
         }
         let section = Self::new(cut, keys, measures, users, models);
@@ -371,16 +402,17 @@ impl Section {
     /// Whether all its ids are of known texts. A section that is newer than the
     /// values would be answered with empty texts.
     pub(crate) fn knows(&self, values: &Values) -> bool {
-        let known = |place: usize, column: &Column| {
-            let len = values.len(KEYS[place]);
-            let mut highest = 0;
-            column.each_id(&Rows::Range(0..column.len()), |_, id| highest = highest.max(id));
-            highest <= len
-        };
-        let keys = (0..KEYS.len()).filter_map(|place| Some((place, self.key(place)?)));
-        let users = self.users.iter().map(|sets| (USER, &sets.ids));
-        let models = self.models.iter().map(|sets| (MODEL, &sets.ids));
-        keys.chain(users).chain(models).all(|(place, column)| known(place, column))
+        let mut known = true;
+        for (place, key) in KEYS.into_iter().enumerate() {
+            let len = values.len(key);
+            if let Some(column) = self.key(place) {
+                column.each_id(&Rows::Range(0..self.rows), |_, id| known &= id <= len);
+            }
+            if let Some(sets) = [USER, MODEL].contains(&place).then(|| self.sets(place)).flatten() {
+                sets.each_id(|id| known &= id <= len);
+            }
+        }
+        known
     }
 
     /// The sums of all rows.
