@@ -6,7 +6,9 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use service_core::config::{DatabaseConfig, DatabaseUrl, IngestConfig, ServerConfig, TelemetryConfig, optional_listen};
+use service_core::config::{
+    ConfigError, DatabaseConfig, DatabaseUrl, IngestConfig, ServerConfig, TelemetryConfig, optional_listen,
+};
 
 /// Prefix of the environment variables: `USAGE_LISTEN`, `USAGE_TELEMETRY__LOG`.
 pub const ENV_PREFIX: &str = "USAGE";
@@ -33,6 +35,8 @@ pub struct Config {
     pub ingest: IngestConfig,
     /// Table `[rollup]`.
     pub rollup: RollupConfig,
+    /// Table `[retention]`.
+    pub retention: RetentionConfig,
     /// Table `[telemetry]`.
     pub telemetry: TelemetryConfig,
 }
@@ -48,6 +52,7 @@ impl Default for Config {
             database: DatabaseConfig::default(),
             ingest: IngestConfig::default(),
             rollup: RollupConfig::default(),
+            retention: RetentionConfig::default(),
             telemetry: TelemetryConfig::default(),
         }
     }
@@ -63,6 +68,9 @@ pub struct RollupConfig {
     /// Time after which what was written goes into rollups at the latest; a great
     /// deal goes there sooner. Answers are exact whenever that is. Default 60,000.
     pub seal_interval_ms: NonZeroU64,
+    /// Time between two days whose sums are compared with their requests, day after
+    /// day, for ever. Default 300,000.
+    pub check_interval_ms: NonZeroU64,
 }
 
 impl RollupConfig {
@@ -74,9 +82,61 @@ impl RollupConfig {
 
 impl Default for RollupConfig {
     fn default() -> Self {
-        Self { cache_mib: DEFAULT_CACHE_MIB, seal_interval_ms: DEFAULT_SEAL_INTERVAL_MS }
+        Self {
+            cache_mib: DEFAULT_CACHE_MIB,
+            seal_interval_ms: DEFAULT_SEAL_INTERVAL_MS,
+            check_interval_ms: DEFAULT_CHECK_INTERVAL_MS,
+        }
+    }
+}
+
+/// Table `[retention]`: how long what is kept. By default nothing is removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct RetentionConfig {
+    /// Days (UTC) that single requests are kept, beside today; what they add up to
+    /// stays. Default none: for ever.
+    pub requests_days: Option<NonZeroU32>,
+    /// Days that sums are kept: at least `requests_days`, and not without them.
+    /// Default none: for ever.
+    pub rollups_days: Option<NonZeroU32>,
+}
+
+impl RetentionConfig {
+    /// Refuses what doesn't go together: sums are what is left of requests.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let allowed = match (self.requests_days, self.rollups_days) {
+            (_, None) => return Ok(()),
+            (Some(requests), Some(rollups)) if requests <= rollups => return Ok(()),
+            (Some(requests), Some(_)) => format!("allowed is retention.requests_days and above: {requests}"),
+            (None, Some(_)) => "allowed is that with retention.requests_days only".to_owned(),
+        };
+        // There is one: the first arm has returned.
+        let given = self.rollups_days.map_or(0, NonZeroU32::get);
+        Err(ConfigError::Refused(format!("retention.rollups_days is {given}, {allowed}")))
     }
 }
 
 const DEFAULT_CACHE_MIB: NonZeroU32 = NonZeroU32::new(128).unwrap();
 const DEFAULT_SEAL_INTERVAL_MS: NonZeroU64 = NonZeroU64::new(60_000).unwrap();
+const DEFAULT_CHECK_INTERVAL_MS: NonZeroU64 = NonZeroU64::new(300_000).unwrap();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_kept_at_least_as_long_as_requests() {
+        let days = |requests, rollups| RetentionConfig {
+            requests_days: NonZeroU32::new(requests),
+            rollups_days: NonZeroU32::new(rollups),
+        };
+        for allowed in [days(0, 0), days(30, 0), days(30, 30), days(30, 400)] {
+            allowed.check().expect("allowed");
+        }
+        for (refused, word) in [(days(30, 29), "and above: 30"), (days(0, 29), "retention.requests_days only")] {
+            let why = refused.check().expect_err("refused").to_string();
+            assert!(why.contains(word) && why.contains("rollups_days is 29"), "{why}");
+        }
+    }
+}

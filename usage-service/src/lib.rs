@@ -16,6 +16,8 @@
 //! - `fold`: the one exact fold behind every total.
 //! - `rollup`: sums made ahead, and the fold over them.
 //! - `sealer`: takes what writers left into the rollups, in the background.
+//! - [`checker`]: compares rollups with their requests, in the background and on demand.
+//! - `retention`: removes what is not to be kept, in the background.
 //! - `export`: rows as bytes, and how an export resumes.
 //!
 //! [`bind`] opens everything and fails early; [`Server::serve`] runs until it is
@@ -29,6 +31,7 @@
 //! # }
 //! ```
 
+pub mod checker;
 pub mod config;
 mod convert;
 mod export;
@@ -38,6 +41,7 @@ mod ingest;
 pub mod model;
 mod money;
 pub mod pricing;
+mod retention;
 mod rollup;
 mod sealer;
 mod server;

@@ -137,6 +137,6 @@ impl Gauges {
 /// Names, labels and buckets are constants: that they are accepted, each test that
 /// starts a server shows.
 #[expect(clippy::expect_used, reason = "the arguments are constants, and well-formed")]
-fn made<T>(made: prometheus::Result<T>) -> T {
+pub(crate) fn made<T>(made: prometheus::Result<T>) -> T {
     made.expect("metrics are well-formed and registered once")
 }

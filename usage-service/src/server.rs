@@ -10,10 +10,12 @@ use service_core::telemetry::{Metrics, serve_metrics};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::checker;
 use crate::config::Config;
 use crate::grpc::Shared;
 use crate::ingest;
 use crate::pricing::PriceBook;
+use crate::retention;
 use crate::sealer;
 use crate::store::Store;
 
@@ -32,6 +34,7 @@ pub struct Server {
 /// Reads the prices, opens the store, listens. What is refused is a
 /// [`service_core::config::ConfigError`].
 pub async fn bind(config: Config) -> anyhow::Result<Server> {
+    config.retention.check()?;
     let listener = server::bind("listen", config.listen).await?;
     let local_addr = listener.local_addr().context("the address of the listener")?;
     let metrics_listener = match config.metrics_listen {
@@ -69,13 +72,16 @@ impl Server {
             &self.config.ingest,
             shutdown.clone(),
         );
-        let stop_sealing = CancellationToken::new();
-        let sealing = tokio::spawn(sealer::run(
-            self.store.clone(),
-            self.config.rollup.clone(),
-            metrics.clone(),
-            stop_sealing.clone(),
-        ));
+        let stop = CancellationToken::new();
+        let (store, config) = (&self.store, &self.config);
+        let background = [
+            ("sealer", tokio::spawn(sealer::run(store.clone(), config.rollup.clone(), metrics.clone(), stop.clone()))),
+            ("checker", tokio::spawn(checker::run(store.clone(), config.rollup.clone(), metrics.clone(), stop.clone()))),
+            (
+                "retention",
+                tokio::spawn(retention::run(store.clone(), config.retention.clone(), metrics.clone(), stop.clone())),
+            ),
+        ];
         let (routes, health) = shared.routes();
         let stop_metrics = CancellationToken::new();
         let metrics_task = self
@@ -84,9 +90,11 @@ impl Server {
         let served = server::serve(self.listener, routes, health, &self.config.server, &metrics, shutdown).await;
         // After the last stream: what it handed over is committed all the same.
         writer.close().await;
-        stop_sealing.cancel();
-        if let Err(error) = sealing.await {
-            tracing::warn!(%error, "the sealer failed");
+        stop.cancel();
+        for (task, ended) in background {
+            if let Err(error) = ended.await {
+                tracing::warn!(task, %error, "a task in the background failed");
+            }
         }
         stop_metrics.cancel();
         if let Some(task) = metrics_task

@@ -19,6 +19,7 @@ mod cells;
 mod entity;
 mod migration;
 mod page;
+mod retention;
 mod rollup;
 mod scope;
 mod totals;
@@ -34,6 +35,7 @@ use service_core::error::{Error, Result};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use page::Order;
+pub use retention::{Kept, Swept, Window};
 pub use rollup::{Backlog, Checked, Sealed};
 pub use totals::Facet;
 pub use write::Batch;

@@ -1,10 +1,10 @@
 //! Checking: a day's segments against its raw rows, in one snapshot, and making them anew where they differ.
 //!
 //! What a segment must hold is what raw rows add up to, less what is still in deltas. Each cut of each span of the
-//! day is compared, key by key, sum by sum and set by set; what is in memory plays no part. Where the rows are gone
-//! (retention), there is nothing to compare with.
+//! day is compared, key by key, sum by sum and set by set, and whether an answer would find it: its texts, and that it
+//! is listed. What is in memory plays no part. Where the rows are gone (retention), there is nothing to compare with.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use futures::TryStreamExt as _;
@@ -12,10 +12,10 @@ use sea_orm::{ConnectionTrait as _, DatabaseTransaction, StreamTrait as _};
 use service_core::error::{Error, Result};
 
 use super::Place;
-use super::read::level;
+use super::read::{dimensions_with_ids, level};
 use super::seal::{Made, make};
 use crate::model::{Dimension, Filter, Scope};
-use crate::rollup::{Cut, FullRow, Level, Overlay, Section, Span};
+use crate::rollup::{Cut, FullRow, Level, Overlay, Section, Span, Values};
 use crate::store::Store;
 use crate::store::cells::{Cell, Cut as CellCut};
 
@@ -33,6 +33,8 @@ pub struct Checked {
 /// A day's work.
 struct Day {
     snapshot: DatabaseTransaction,
+    /// The texts that the database knows.
+    values: Arc<Values>,
     overlay: Overlay,
     /// What is in deltas, by segment, taken away.
     less: HashMap<Place, Vec<FullRow>>,
@@ -43,17 +45,27 @@ struct Day {
 
 impl Store {
     /// The first day (UTC) at or after a moment that has rows or segments, by its first microsecond.
+    ///
+    /// Days whose rows retention has removed are none.
     pub async fn day_from(&self, from_us: i64) -> Result<Option<i64>> {
-        let sql = "SELECT CAST((SELECT MIN(occurred_at) FROM usage_requests WHERE occurred_at >= $1) AS BIGINT), \
-                   CAST((SELECT MIN(start_us) FROM usage_spans WHERE level = $2 AND start_us >= $3) AS BIGINT)";
-        let parameters = [from_us.into(), Level::Day.number().into(), from_us.into()];
-        let row = self.db.reader.query_one_raw(self.statement(sql, parameters)).await?;
-        let row = row.ok_or_else(|| Error::internal(anyhow::anyhow!("no answer about days")))?;
-        let days = [row.try_get_by_index::<Option<i64>>(0)?, row.try_get_by_index(1)?];
-        Ok(days.into_iter().flatten().min().map(|us| Level::Day.start_of(us)))
+        let from_us = self.kept().await?.requests_from_us.max(from_us);
+        let requests = "SELECT CAST(MIN(occurred_at) AS BIGINT) FROM usage_requests WHERE occurred_at >= $1";
+        let mut statements = vec![self.statement(requests, [from_us.into()])];
+        for level in Level::ALL {
+            let spans = "SELECT CAST(MIN(start_us) AS BIGINT) FROM usage_spans WHERE level = $1 AND start_us >= $2";
+            statements.push(self.statement(spans, [level.number().into(), from_us.into()]));
+        }
+        let mut earliest = None;
+        for statement in statements {
+            let row = self.db.reader.query_one_raw(statement).await?;
+            let found: Option<i64> = row.map_or(Ok(None), |row| row.try_get_by_index(0))?;
+            earliest = [earliest, found].into_iter().flatten().min();
+        }
+        Ok(earliest.map(|us| Level::Day.start_of(us)))
     }
 
-    /// Compares the segments of a day with its raw rows, and makes those that differ anew if told to.
+    /// Compares the segments of a day with its raw rows, and makes those that differ anew if told to: nobody else
+    /// seals meanwhile. A day whose rows retention has removed has nothing to compare.
     pub async fn check_day(&self, day_us: i64, repair: bool) -> Result<Checked> {
         let lock = match repair {
             true => match self.seal_lock().await? {
@@ -62,12 +74,13 @@ impl Store {
             },
             false => None,
         };
-        let view = self.view(&[]).await?;
-        let (base, _) = self.version(&view.snapshot, 0).await?;
+        let snapshot = self.snapshot().await?;
+        let (base, _) = self.version(&snapshot, 0).await?;
         let span = Span::at(Level::Day, day_us);
-        let mut overlay = Overlay::new(Arc::clone(&view.values));
+        let values = Arc::new(self.stored_values(&snapshot).await?);
+        let mut overlay = Overlay::new(Arc::clone(&values));
         let mut less: HashMap<Place, Vec<FullRow>> = HashMap::new();
-        for delta in self.deltas(&view.snapshot).await? {
+        for delta in self.deltas(&snapshot).await? {
             for row in delta.resolve(&mut overlay) {
                 if Level::Day.start_of(row.quarter_us) != span.start_us {
                     continue;
@@ -79,7 +92,8 @@ impl Store {
             }
         }
         let mut day = Day {
-            snapshot: view.snapshot,
+            snapshot,
+            values,
             overlay,
             less,
             checked: Checked::default(),
@@ -95,10 +109,36 @@ impl Store {
         let expected = expected.map(|(instance, full)| (Place { level: Level::Day, start_us: span.start_us, instance }, full));
         self.compare(&mut day, Level::Day, &[span.start_us], expected.collect()).await?;
 
-        if repair && !day.differing.is_empty() {
-            self.repair(&mut day, lock, base).await?;
+        let Day { snapshot, overlay, differing, mut checked, .. } = day;
+        snapshot.rollback().await?;
+        // On PostgreSQL rows are gone from older snapshots too, once they are removed: what was read is then no
+        // measure. Whoever removes rows has moved the horizon before.
+        if span.start_us < self.kept().await?.requests_from_us {
+            return Ok(Checked::default());
         }
-        Ok(day.checked)
+        for Made { place, .. } in &differing {
+            tracing::error!(?place, "a segment is not what its requests add up to");
+        }
+        if repair && !differing.is_empty() {
+            self.repair(differing, &overlay, lock, base).await?;
+            checked.repaired = true;
+        }
+        Ok(checked)
+    }
+
+    /// The texts of ids as they are stored, with gaps where some are not.
+    async fn stored_values(&self, snapshot: &DatabaseTransaction) -> Result<Values> {
+        let mut values = Values::new();
+        for dimension in dimensions_with_ids() {
+            let sql = "SELECT id, value FROM usage_values WHERE dimension = $1 ORDER BY id";
+            let mut rows = snapshot.stream_raw(self.statement(sql, [dimension.number().into()])).await?;
+            while let Some(row) = rows.try_next().await? {
+                let id: i32 = row.try_get_by_index(0)?;
+                let text: String = row.try_get_by_index(1)?;
+                values.insert(dimension, id.unsigned_abs(), &text).map_err(Error::internal)?;
+            }
+        }
+        Ok(values)
     }
 
     /// The hour and its quarters; adds the hour to the day.
@@ -153,24 +193,23 @@ impl Store {
                 stored.insert((place, cut), Section::decode(cut, &data).ok());
             }
         }
-        for place in self.spans_at(&day.snapshot, level, starts).await? {
-            expected.entry(place).or_insert_with(|| Section::merge(None, Vec::new()));
-        }
-        for (place, _) in stored.keys() {
+        let listed: BTreeSet<Place> = self.spans_at(&day.snapshot, level, starts).await?.into_iter().collect();
+        for place in listed.iter().chain(stored.keys().map(|(place, _)| place)) {
             expected.entry(*place).or_insert_with(|| Section::merge(None, Vec::new()));
         }
         for (place, full) in expected {
-            if full.rows() == 0 && !stored.contains_key(&(place, Cut::Full)) {
+            let there = listed.contains(&place) || Cut::ALL.iter().any(|cut| stored.contains_key(&(place, *cut)));
+            if full.rows() == 0 && !there {
                 continue;
             }
             let made = make(place, full)?;
-            let same = |(cut, section, _): &(Cut, Section, Vec<u8>)| {
-                stored.get(&(place, *cut)).is_some_and(|stored| stored.as_ref() == Some(section))
+            let same = |(cut, section, _): &(Cut, Section, Vec<u8>)| match stored.get(&(place, *cut)) {
+                Some(Some(stored)) => stored == section && stored.knows(&day.values),
+                _ => false,
             };
             day.checked.segments += 1;
-            if !made.sections.iter().all(same) {
+            if !listed.contains(&place) || !made.sections.iter().all(same) {
                 day.checked.differing += 1;
-                tracing::error!(?place, "a segment is not what its requests add up to");
                 day.differing.push(made);
             }
         }
@@ -196,15 +235,24 @@ impl Store {
         snapshot.query_all_raw(statement).await?.into_iter().map(place).collect()
     }
 
-    async fn repair(&self, day: &mut Day, mut lock: Option<DatabaseTransaction>, base: i64) -> Result<()> {
+    async fn repair(
+        &self,
+        differing: Vec<Made>,
+        overlay: &Overlay,
+        mut lock: Option<DatabaseTransaction>,
+        base: i64,
+    ) -> Result<()> {
         let Some(into) = self.begin_sealing(None, &mut lock, base).await? else {
             return Err(Error::storage_unavailable(anyhow::anyhow!("a sealing came between; check again")));
         };
-        self.write_segments(&into, std::mem::take(&mut day.differing), &mut Vec::new(), usize::MAX).await?;
-        self.write_values(&into, &day.overlay).await?;
+        let segments = differing.len();
+        self.write_segments(&into, differing, &mut Vec::new(), usize::MAX).await?;
+        self.write_values(&into, overlay).await?;
+        // Nobody remembers a version: every process reads anew what there is, texts too.
+        let forget = self.statement("DELETE FROM usage_rollup WHERE version <> $1", [into.version.into()]);
+        into.transaction.execute_raw(forget).await?;
         into.transaction.commit().await?;
-        day.checked.repaired = true;
-        tracing::warn!(segments = day.checked.differing, "segments were made anew from their requests");
+        tracing::warn!(segments, "segments were made anew from their requests");
         Ok(())
     }
 }

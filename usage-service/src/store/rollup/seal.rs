@@ -73,14 +73,14 @@ pub struct Backlog {
 
 /// A segment made anew.
 pub(super) struct Made {
-    place: Place,
+    pub(super) place: Place,
     pub(super) sections: Vec<(Cut, Section, Vec<u8>)>,
 }
 
 /// The transaction that a step writes.
 pub(super) struct Writing {
     pub(super) transaction: DatabaseTransaction,
-    version: i64,
+    pub(super) version: i64,
 }
 
 impl Store {

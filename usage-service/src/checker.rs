@@ -1,0 +1,144 @@
+//! Compares rollups with their requests, in the background: a day at a time, all
+//! days in turn, for ever. Segments that differ are named in the log and made anew.
+//!
+//! They never should: the segments of a day and its requests change in the same
+//! transactions. What is found here is a defect, or damage to the database.
+
+use std::time::Duration;
+
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use service_core::error::Result;
+use service_core::telemetry::Metrics;
+use service_core::time_range::rfc3339;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::RollupConfig;
+use crate::sealer::made;
+use crate::store::{Checked, Store};
+
+const DAY_US: i64 = 86_400_000_000;
+
+/// Checks until `shutdown`.
+pub(crate) async fn run(store: Store, config: RollupConfig, metrics: Metrics, shutdown: CancellationToken) {
+    let interval = Duration::from_millis(config.check_interval_ms.get());
+    let checker = Checker { store, interval, counters: Counters::new(metrics.registry()) };
+    // A repair that is dropped has done nothing, or all of it.
+    let _ = shutdown.run_until_cancelled(checker.run()).await;
+}
+
+struct Checker {
+    store: Store,
+    interval: Duration,
+    counters: Counters,
+}
+
+impl Checker {
+    async fn run(&self) {
+        let mut from_us = i64::MIN;
+        loop {
+            sleep(self.interval).await;
+            match self.look(from_us).await {
+                Ok(Some(day_us)) => from_us = day_us.saturating_add(DAY_US),
+                // Round again.
+                Ok(None) => from_us = i64::MIN,
+                Err(error) => {
+                    self.counters.days.with_label_values(&["failed"]).inc();
+                    tracing::warn!(%error, "rollups could not be compared with their requests");
+                }
+            }
+        }
+    }
+
+    /// The first day at or after a moment.
+    async fn look(&self, from_us: i64) -> Result<Option<i64>> {
+        let Some(day_us) = self.store.day_from(from_us).await? else {
+            return Ok(None);
+        };
+        let checked = check(&self.store, day_us, true).await?;
+        self.counters.segments.inc_by(checked.segments as u64);
+        let outcome = if checked.repaired { "repaired" } else { "equal" };
+        self.counters.days.with_label_values(&[outcome]).inc();
+        tracing::debug!(day = rfc3339(day_us), segments = checked.segments, outcome, "rollups were compared");
+        Ok(Some(day_us))
+    }
+}
+
+/// Compares a day, and only then, if there is something to make anew, keeps others
+/// from sealing while it is compared once more and repaired.
+pub(crate) async fn check(store: &Store, day_us: i64, repair: bool) -> Result<Checked> {
+    let checked = store.check_day(day_us, false).await?;
+    if checked.differing == 0 {
+        return Ok(checked);
+    }
+    tracing::error!(
+        day = rfc3339(day_us),
+        segments = checked.segments,
+        differing = checked.differing,
+        "rollups are not what their requests add up to"
+    );
+    if repair { store.check_day(day_us, true).await } else { Ok(checked) }
+}
+
+/// What a check of all days found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Days with requests or rollups.
+    pub days: usize,
+    /// Segments that were compared.
+    pub segments: usize,
+    /// Those that were not what the requests add up to.
+    pub differing: usize,
+    /// Whether all of those were made anew.
+    pub repaired: bool,
+}
+
+/// Checks all days once, in their order; hands each that differs to `differs`.
+pub async fn check_all(store: &Store, repair: bool, mut differs: impl FnMut(i64, &Checked)) -> Result<Summary> {
+    let mut summary = Summary { repaired: repair, ..Summary::default() };
+    let mut day = store.day_from(i64::MIN).await?;
+    while let Some(day_us) = day {
+        let checked = check(store, day_us, repair).await?;
+        summary.days += 1;
+        summary.segments += checked.segments;
+        summary.differing += checked.differing;
+        if checked.differing > 0 {
+            summary.repaired &= checked.repaired;
+            differs(day_us, &checked);
+        }
+        day = store.day_from(day_us.saturating_add(DAY_US)).await?;
+    }
+    Ok(summary)
+}
+
+/// | name | labels | what |
+/// | --- | --- | --- |
+/// | `activity_rollup_check_days_total` | outcome: equal, repaired, failed | days that were compared |
+/// | `activity_rollup_check_segments_total` | | segments that were compared |
+struct Counters {
+    days: IntCounterVec,
+    segments: IntCounter,
+}
+
+impl Counters {
+    fn new(registry: &Registry) -> Self {
+        let opts = |name: &str, help: &str| Opts::new(name, help).const_label("service", "usage");
+        let counters = Self {
+            days: made(IntCounterVec::new(
+                opts("activity_rollup_check_days_total", "days whose rollups were compared with their requests"),
+                &["outcome"],
+            )),
+            segments: made(IntCounter::with_opts(opts(
+                "activity_rollup_check_segments_total",
+                "segments that were compared with their requests",
+            ))),
+        };
+        // There from the start, so that an alert on them can be told from silence.
+        for outcome in ["equal", "repaired", "failed"] {
+            counters.days.with_label_values(&[outcome]);
+        }
+        made(registry.register(Box::new(counters.days.clone())));
+        made(registry.register(Box::new(counters.segments.clone())));
+        counters
+    }
+}
