@@ -1,0 +1,179 @@
+//! Durable ingest through SDK, stream and commit, with sealing going on, beside what the engine alone does with the
+//! same rows; then acknowledgements at half that load.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+use testkit::rss_bytes;
+
+use crate::machine::{Measured, median, mib, ms, peak_bytes};
+use crate::place::{Engine, Places, bytes};
+use crate::raw::{self, Way};
+use crate::traffic::Traffic;
+use crate::{Kind, load, place};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// How many events a service takes in, each round.
+    #[arg(long, default_value_t = 1_000_000)]
+    events: u64,
+    /// How many of their rows the engine takes in alone, each round.
+    #[arg(long, default_value_t = 200_000)]
+    raw: u64,
+    /// Rounds; ratios are the median's.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// How long events come at half the load.
+    #[arg(long, default_value_t = 15)]
+    paced_seconds: u64,
+    /// Only this engine.
+    #[arg(long)]
+    engine: Option<Engine>,
+    /// Only this service.
+    #[arg(long)]
+    service: Option<Kind>,
+    /// Put the data here.
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// Put PostgreSQL's data on this server: `postgres://USER@HOST:PORT`.
+    #[arg(long)]
+    postgres: Option<String>,
+}
+
+/// What one round found.
+struct Round {
+    rate: f64,
+    ways: Vec<Way>,
+}
+
+pub(crate) async fn run(arguments: Arguments) {
+    let mut places = Places::new(arguments.folder.as_deref(), arguments.postgres.as_deref());
+    println!("{}", place::versions(&mut places, &Engine::ALL).await);
+    for kind in [Kind::Usage, Kind::Audit] {
+        for engine in Engine::ALL {
+            let wanted =
+                arguments.service.is_none_or(|only| only == kind) && arguments.engine.is_none_or(|only| only == engine);
+            if !wanted {
+                continue;
+            }
+            println!("\n{} on {}", kind.name(), engine.name());
+            let mut rounds = Vec::new();
+            for number in 1..=arguments.rounds {
+                rounds.push(round(&mut places, kind, engine, number, &arguments).await);
+            }
+            let ratios = rounds.iter().map(|round| round.rate / raw::best(&round.ways).per_second()).collect();
+            println!(
+                "  median of {} rounds: {:.0} events/s, {:.2} of the quickest way that deduplicates",
+                rounds.len(),
+                median(rounds.iter().map(|round| round.rate).collect()),
+                median(ratios)
+            );
+        }
+    }
+}
+
+async fn round(places: &mut Places, kind: Kind, engine: Engine, number: usize, arguments: &Arguments) -> Round {
+    let (filled, empty) = ("ingest_filled", "ingest_empty");
+    for name in [filled, empty] {
+        places.remove(engine, name).await;
+    }
+    let url = places.url(engine, filled).await;
+    let mut service = Measured::start(kind.name(), &url, &[]).await;
+    let traffic = Arc::new(Traffic::new(load::start_us(), arguments.events));
+
+    let begun = Instant::now();
+    match kind {
+        Kind::Usage => load::usage(&service.service.url(), &traffic).await,
+        Kind::Audit => load::audit(&service.service.url(), arguments.events).await,
+    }
+    let rate = arguments.events as f64 / begun.elapsed().as_secs_f64();
+    let count = |name: &'static str| service.metric(name, "");
+    let groups = count("activity_group_commit_events_count").await.unwrap();
+    let group = (count("activity_group_commit_events_sum").await.unwrap() / groups).round().max(1.0) as usize;
+    println!("  round {number}: {rate:.0} events/s, each acknowledged after its commit, in groups of {group}");
+    let cache = count("activity_rollup_cache_bytes").await.unwrap_or(0.0) as u64;
+    let sealings = service.metric("activity_rollup_steps_total", "outcome=\"sealed\"").await;
+    println!(
+        "    memory of the service: {} MiB, {} MiB at its peak, {} MiB of it sections in its cache{}; {} bytes a row on disk",
+        mib(rss_bytes(service.pid())),
+        mib(peak_bytes(service.pid())),
+        mib(cache),
+        sealings.map_or_else(String::new, |steps| format!("; {steps} sealings meanwhile")),
+        bytes(&url).await / arguments.events,
+    );
+
+    let ways = alone(places, kind, engine, &url, empty, arguments.raw, group).await;
+    for way in &ways {
+        println!(
+            "    the engine alone, {}: {:.0} rows/s; ingest is {:.2} of it",
+            way.name,
+            way.per_second(),
+            rate / way.per_second()
+        );
+    }
+    if number == arguments.rounds {
+        paced(&service, kind, rate / 2.0, arguments.paced_seconds).await;
+    }
+    service.stop().await;
+    for name in [filled, empty] {
+        places.remove(engine, name).await;
+    }
+    Round { rate, ways }
+}
+
+/// What the engine does without us, in databases that the service has made.
+async fn alone(
+    places: &mut Places,
+    kind: Kind,
+    engine: Engine,
+    filled: &str,
+    empty: &str,
+    most: u64,
+    group: usize,
+) -> Vec<Way> {
+    let url = places.url(engine, empty).await;
+    Measured::start(kind.name(), &url, &[]).await.stop().await;
+    match engine {
+        Engine::Sqlite => {
+            raw::sqlite::ways(places, filled, empty, kind.table(), most, group, kind == Kind::Audit).await
+        }
+        Engine::Postgres => {
+            if kind == Kind::Usage {
+                let partitions = "SELECT COUNT(usage_add_partition(day::date)) \
+                                  FROM generate_series(now() - interval '32 days', now(), interval '1 day') AS day";
+                place::number(&url, partitions).await;
+            }
+            raw::postgres::ways(places, filled, empty, kind.table(), most, group).await
+        }
+    }
+}
+
+async fn paced(service: &Measured, kind: Kind, per_second: f64, seconds: u64) {
+    let events = (per_second * seconds as f64) as u64;
+    let times = match kind {
+        Kind::Usage => {
+            let traffic = Arc::new(Traffic::new(load::start_us(), events));
+            let record = Traffic::new(load::start_us(), 50_000);
+            let times = load::usage_acknowledgements(service.service.channel(), traffic, per_second).await;
+            let calls = load::record_times(&service.service.url(), &record).await;
+            println!(
+                "  SDK's record, one thread: median {:?}, p99 {:?}, p99.9 {:?}",
+                calls.median(),
+                calls.p99(),
+                calls.at(999)
+            );
+            times
+        }
+        Kind::Audit => load::audit_acknowledgements(&service.service.url(), events, per_second).await,
+    };
+    println!(
+        "  acknowledgement at {per_second:.0} events/s for {seconds} s: median {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms, \
+         at most {:.0} ms",
+        ms(times.median()),
+        ms(times.p99()),
+        ms(times.at(999)),
+        ms(times.max())
+    );
+}
