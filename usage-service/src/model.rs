@@ -202,6 +202,11 @@ pub enum Outcome {
     IdConflict,
     /// The producer's number is known with another id.
     ProducerConflict,
+    /// It lies in what retention has removed.
+    BeforeRetention {
+        /// From when requests are kept.
+        kept_from_us: i64,
+    },
 }
 
 /// A request as it is kept.

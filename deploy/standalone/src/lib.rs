@@ -8,10 +8,12 @@
 //! ```
 //!
 //! - [`serve`]: configuration and life of both services.
+//! - [`check`]: compares rollups with their requests, on demand.
 //! - [`sample`]: a platform made from a seed, fitted to a real trace.
 //! - [`replay`]: real files instead.
 //! - [`demo`]: streams either to the services, asks them, and prints what they say.
 
+pub mod check;
 pub mod demo;
 pub mod replay;
 pub mod sample;

@@ -1,5 +1,6 @@
 //! Both services in one process: `standalone serve` keeps its data in a folder,
-//! `standalone demo` shows what the product does.
+//! `standalone demo` shows what the product does, `standalone check` compares rollups
+//! with their requests.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use service_core::config::EXIT_CONFIG;
 use service_core::{server, telemetry};
 use standalone::demo::{self, Demo};
-use standalone::sample;
+use standalone::{check, sample};
 use standalone::serve::{self, Settings};
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +61,22 @@ enum Command {
     /// rules in full: documentation of the modules replay::requests, replay::actions.
     #[command(verbatim_doc_comment)]
     Demo(DemoArgs),
+    /// Compare all rollups of the usage service with their requests.
+    ///
+    /// The service does so in the background, a day at a time. Prints a line for each
+    /// day that differs and a summary; the exit status is 0 when all is equal, or was
+    /// made anew with --repair, and 1 when not. On SQLite the service must be stopped.
+    Check(CheckArgs),
+}
+
+#[derive(Args)]
+struct CheckArgs {
+    /// Where the databases are kept; USAGE_DATABASE_URL comes before it.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Make anew what differs.
+    #[arg(long)]
+    repair: bool,
 }
 
 #[derive(Args)]
@@ -133,12 +150,13 @@ async fn main() -> ExitCode {
         }
     };
     let outcome = match cli.command {
-        Some(Command::Demo(args)) => run_demo(args).await,
-        Some(Command::Serve(args)) => run_serve(args).await,
-        None => run_serve(cli.serve).await,
+        Some(Command::Demo(args)) => run_demo(args).await.map(|()| ExitCode::SUCCESS),
+        Some(Command::Serve(args)) => run_serve(args).await.map(|()| ExitCode::SUCCESS),
+        Some(Command::Check(args)) => run_check(args).await,
+        None => run_serve(cli.serve).await.map(|()| ExitCode::SUCCESS),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("standalone: {error:#}");
             standalone::exit_code(&error).into()
@@ -176,6 +194,16 @@ async fn run_serve(args: ServeArgs) -> Result<()> {
     let (audit, usage) = pair.addresses()?;
     println!("ready audit={audit} usage={usage}");
     pair.serve(stop).await
+}
+
+async fn run_check(args: CheckArgs) -> Result<ExitCode> {
+    let Some(data_dir) = args.data_dir else {
+        return Err(standalone::refused("--data-dir DIR is required"));
+    };
+    let configs = serve::configs(&Settings { data_dir, ..Settings::default() }, environment())?;
+    let _telemetry = telemetry::init(&configs.usage.telemetry, "standalone-check")?;
+    let well = check::run(&configs.usage, args.repair).await?;
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn run_demo(args: DemoArgs) -> Result<()> {

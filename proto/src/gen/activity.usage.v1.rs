@@ -1408,12 +1408,17 @@ pub struct GetSummaryResponse {
     /// ISO 4217.
     #[prost(string, tag = "3")]
     pub currency_code: ::prost::alloc::string::String,
-    /// The interval that the range was resolved to.
+    /// The interval that the range was resolved to, and answered for.
     #[prost(message, optional, tag = "4")]
     pub interval: ::core::option::Option<super::super::common::v1::Interval>,
     /// The interval before; set when it was asked for.
     #[prost(message, optional, tag = "5")]
     pub previous_interval: ::core::option::Option<super::super::common::v1::Interval>,
+    /// How finely the oldest part of the range, or of the one before where that was
+    /// asked for, is kept: 900 where that is sums over quarters of an hour, absent (0)
+    /// where it is single requests.
+    #[prost(int32, tag = "6")]
+    pub resolution_seconds: i32,
 }
 /// A query for totals by group.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1453,9 +1458,13 @@ pub struct ListBreakdownResponse {
     /// ISO 4217.
     #[prost(string, tag = "5")]
     pub currency_code: ::prost::alloc::string::String,
-    /// The interval that the range was resolved to.
+    /// The interval that the range was resolved to, and answered for.
     #[prost(message, optional, tag = "6")]
     pub interval: ::core::option::Option<super::super::common::v1::Interval>,
+    /// How finely the oldest part of the range is kept: 900 where that is sums over
+    /// quarters of an hour, absent (0) where it is single requests.
+    #[prost(int32, tag = "7")]
+    pub resolution_seconds: i32,
 }
 /// One group.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1501,9 +1510,13 @@ pub struct GetTimeSeriesResponse {
     /// ISO 4217.
     #[prost(string, tag = "3")]
     pub currency_code: ::prost::alloc::string::String,
-    /// The interval that the range was resolved to.
+    /// The interval that the range was resolved to, and answered for.
     #[prost(message, optional, tag = "4")]
     pub interval: ::core::option::Option<super::super::common::v1::Interval>,
+    /// How finely the oldest part of the range is kept: 900 where that is sums over
+    /// quarters of an hour, absent (0) where it is single requests.
+    #[prost(int32, tag = "5")]
+    pub resolution_seconds: i32,
 }
 /// One group over time.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1555,7 +1568,7 @@ pub struct ListRequestsResponse {
     /// ISO 4217.
     #[prost(string, tag = "3")]
     pub currency_code: ::prost::alloc::string::String,
-    /// The interval that the range was resolved to.
+    /// The interval that the range was resolved to, and answered for.
     #[prost(message, optional, tag = "4")]
     pub interval: ::core::option::Option<super::super::common::v1::Interval>,
 }
@@ -1578,9 +1591,13 @@ pub struct ListFacetsResponse {
     /// One for each dimension.
     #[prost(message, repeated, tag = "1")]
     pub facets: ::prost::alloc::vec::Vec<Facet>,
-    /// The interval that the range was resolved to.
+    /// The interval that the range was resolved to, and answered for.
     #[prost(message, optional, tag = "2")]
     pub interval: ::core::option::Option<super::super::common::v1::Interval>,
+    /// How finely the oldest part of the range is kept: 900 where that is sums over
+    /// quarters of an hour, absent (0) where it is single requests.
+    #[prost(int32, tag = "3")]
+    pub resolution_seconds: i32,
 }
 /// The values of one dimension.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1683,9 +1700,13 @@ pub struct ExportEnd {
     /// ISO 4217.
     #[prost(string, tag = "4")]
     pub currency_code: ::prost::alloc::string::String,
-    /// The interval that the range was resolved to.
+    /// The interval that the range was resolved to, and answered for.
     #[prost(message, optional, tag = "5")]
     pub interval: ::core::option::Option<super::super::common::v1::Interval>,
+    /// How finely the oldest part of the range is kept: 900 where that is sums over
+    /// quarters of an hour, absent (0) where it is single requests.
+    #[prost(int32, tag = "6")]
+    pub resolution_seconds: i32,
 }
 /// What to group by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -1908,6 +1929,15 @@ pub mod usage_query_service_client {
     /// Answers for traffic, tokens and cost. What was acknowledged is in every answer
     /// at once. All sums are exact; unique counts are exact; money is a decimal string
     /// with `currency_code` beside it once an answer.
+    ///
+    /// Where retention is configured, single requests are kept for some time, and what
+    /// they add up to for longer. A range that begins before requests are kept is
+    /// answered from sums over quarters of an hour, as exactly: an end of the range
+    /// that lies there and within a quarter is moved outward to the whole of it.
+    /// `interval` says what was answered for, `resolution_seconds` that it was so. What
+    /// sums don't tell apart is refused there with `OUT_OF_RANGE`: labels,
+    /// `BUCKET_MINUTE`, lists and exports of requests. So is a range that begins before
+    /// the sums that are kept. The message says from when data are there.
     #[derive(Debug, Clone)]
     pub struct UsageQueryServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -2235,6 +2265,15 @@ pub mod usage_query_service_server {
     /// Answers for traffic, tokens and cost. What was acknowledged is in every answer
     /// at once. All sums are exact; unique counts are exact; money is a decimal string
     /// with `currency_code` beside it once an answer.
+    ///
+    /// Where retention is configured, single requests are kept for some time, and what
+    /// they add up to for longer. A range that begins before requests are kept is
+    /// answered from sums over quarters of an hour, as exactly: an end of the range
+    /// that lies there and within a quarter is moved outward to the whole of it.
+    /// `interval` says what was answered for, `resolution_seconds` that it was so. What
+    /// sums don't tell apart is refused there with `OUT_OF_RANGE`: labels,
+    /// `BUCKET_MINUTE`, lists and exports of requests. So is a range that begins before
+    /// the sums that are kept. The message says from when data are there.
     #[derive(Debug)]
     pub struct UsageQueryServiceServer<T> {
         inner: Arc<T>,

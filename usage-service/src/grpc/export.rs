@@ -10,12 +10,12 @@ use prost::Message as _;
 use proto::export_usage_response::Part;
 use service_core::error::{Error, Result};
 use service_core::page;
-use service_core::time_range::WhenMissing;
+use service_core::time_range::{Resolved, WhenMissing};
 use sha2::{Digest as _, Sha256};
 use tonic::Status;
 
 use super::Shared;
-use super::query::{SeriesQuery, breakdown_limit, resolve, scope, series_limit};
+use super::query::{Answered, SeriesQuery, breakdown_limit, resolve, series_limit};
 use crate::convert;
 use crate::export::{self, Format, Lines, Progress, Shape};
 use crate::fold::Metrics;
@@ -44,7 +44,6 @@ impl Shared {
             ));
         }
         let order_by = convert::metric(request.order_by)?;
-        let interval = convert::interval(range.start_us, range.end_us);
         match shape {
             Shape::Requests => {
                 let token = std::mem::take(&mut request.resume_token);
@@ -69,9 +68,10 @@ impl Shared {
             Shape::Breakdown => {
                 let keys = convert::dimensions(&request.group_by, true)?;
                 let limit = breakdown_limit(request.limit)?;
-                let ranked = self.store.breakdown(&scope(&range, filter), &keys, order_by, limit).await?;
-                let lines = export::breakdown(format, &keys, &ranked)?;
-                Ok(Box::pin(small(lines, ranked.overall, interval)))
+                let answered = self.breakdown(range, &filter, &keys, order_by, limit).await?;
+                let lines = export::breakdown(format, &keys, &answered.answer)?;
+                let total = answered.answer.overall;
+                Ok(Box::pin(small(lines, total, answered.range, answered.resolution_seconds)))
             }
             Shape::TimeSeries => {
                 let query = SeriesQuery {
@@ -82,9 +82,9 @@ impl Shared {
                     filter,
                     range,
                 };
-                let (ranked, edges) = self.series(&query).await?;
+                let Answered { range, resolution_seconds, answer: (ranked, edges) } = self.series(&query).await?;
                 let lines = export::time_series(format, &query.keys, &ranked, &edges)?;
-                Ok(Box::pin(small(lines, ranked.overall, interval)))
+                Ok(Box::pin(small(lines, ranked.overall, range, resolution_seconds)))
             }
         }
     }
@@ -162,6 +162,8 @@ impl Requests {
             total: Some(convert::metrics(&total)),
             currency_code: convert::currency(),
             interval: Some(convert::interval(self.scope.start_us, self.scope.end_us)),
+            // Single requests went out.
+            resolution_seconds: 0,
         })))
     }
 }
@@ -170,7 +172,8 @@ impl Requests {
 fn small(
     lines: Lines,
     total: Metrics,
-    interval: activity_proto::common::v1::Interval,
+    range: Resolved,
+    resolution_seconds: i32,
 ) -> impl Stream<Item = Result<proto::ExportUsageResponse, Status>> + Send {
     async_stream::try_stream! {
         let rows = (lines.lines.len() - lines.header) as u64;
@@ -196,7 +199,8 @@ fn small(
             sha256: hash.finalize().to_vec(),
             total: Some(convert::metrics(&total)),
             currency_code: convert::currency(),
-            interval: Some(interval),
+            interval: Some(range.to_interval()),
+            resolution_seconds,
         }));
     }
 }

@@ -8,6 +8,7 @@ use proto::usage_ingest_service_server::UsageIngestService;
 use service_core::clock;
 use service_core::error::{Error, Reason, Result, Violation};
 use service_core::ingest_stream;
+use service_core::time_range::rfc3339;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Shared;
@@ -77,6 +78,7 @@ fn rejection(index: Option<u32>, violation: Violation) -> proto::RejectedEvent {
 
 impl Settled {
     fn count(&mut self, index: u32, outcome: Outcome) {
+        let kept_from;
         let (reason, field, message) = match outcome {
             Outcome::Accepted => {
                 self.accepted += 1;
@@ -96,6 +98,13 @@ impl Settled {
                 "producer.sequence",
                 "producer.sequence is known in this epoch with another id; a new event needs a number of its own",
             ),
+            Outcome::BeforeRetention { kept_from_us } => {
+                kept_from = format!(
+                    "occurred_at lies in what retention has removed, allowed is {} and later",
+                    rfc3339(kept_from_us)
+                );
+                (ErrorReason::BeforeRetention, "occurred_at", kept_from.as_str())
+            }
         };
         self.rejected.push(rejection(Some(index), Violation::new(reason, field, message)));
     }

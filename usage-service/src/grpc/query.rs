@@ -15,7 +15,7 @@ use super::{Shared, export};
 use crate::convert;
 use crate::fold::Ranked;
 use crate::model::{Dimension, Filter, Metric, Position, Scope};
-use crate::store::Order;
+use crate::store::{Kept, Order, Window};
 
 /// Points in one answer.
 const MAX_POINTS: usize = 10_000;
@@ -54,12 +54,64 @@ pub(super) fn series_limit(given: i32) -> Result<usize> {
     convert::limit(given, 10, 100)
 }
 
+/// An answer, and what it is of.
+pub(super) struct Answered<T> {
+    pub(super) range: Resolved,
+    pub(super) resolution_seconds: i32,
+    pub(super) answer: T,
+}
+
 impl Shared {
+    /// Asks about a range as far, and as finely, as it is kept.
+    pub(super) async fn within<T, F>(
+        &self,
+        range: Resolved,
+        needs_requests: bool,
+        ask: impl Fn(Resolved, Kept) -> F,
+    ) -> Result<Answered<T>>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut again = true;
+        loop {
+            let kept = self.store.kept().await?;
+            let Window { start_us, end_us, resolution_seconds } =
+                kept.fit(range.start_us, range.end_us, needs_requests)?;
+            let range = Resolved { start_us, end_us, ..range };
+            match ask(range, kept).await {
+                Ok(answer) => return Ok(Answered { range, resolution_seconds, answer }),
+                // The horizon moved after it was looked at; it does so once a day.
+                Err(Error::OutOfRange(_)) if again => again = false,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The groups of a range.
+    pub(super) async fn breakdown(
+        &self,
+        range: Resolved,
+        filter: &Filter,
+        keys: &[Dimension],
+        order_by: Metric,
+        limit: usize,
+    ) -> Result<Answered<Ranked>> {
+        let ask = |range, _| async move {
+            self.store.breakdown(&scope(&range, filter.clone()), keys, order_by, limit).await
+        };
+        self.within(range, !filter.labels.is_empty(), ask).await
+    }
+
     /// The series, and the edges of their buckets.
-    pub(super) async fn series(&self, query: &SeriesQuery) -> Result<(Ranked, Vec<i64>)> {
-        let edges = time_range::bucket_edges(&query.range, query.bucket, MAX_POINTS)?;
+    pub(super) async fn series(&self, query: &SeriesQuery) -> Result<Answered<(Ranked, Vec<i64>)>> {
+        let needs_requests = query.bucket == Bucket::Minute || !query.filter.labels.is_empty();
+        self.within(query.range, needs_requests, |range, _| self.series_of(query, range)).await
+    }
+
+    async fn series_of(&self, query: &SeriesQuery, range: Resolved) -> Result<(Ranked, Vec<i64>)> {
+        let edges = time_range::bucket_edges(&range, query.bucket, MAX_POINTS)?;
         let buckets = edges.len() - 1;
-        let scope = scope(&query.range, query.filter.clone());
+        let scope = scope(&range, query.filter.clone());
         let fits = |series: usize| match series.saturating_mul(buckets) <= MAX_POINTS {
             true => Ok(()),
             false => Err(too_many_points(query, series, buckets)),
@@ -97,25 +149,38 @@ impl UsageQueryService for Query {
         let request = request.into_inner();
         let range = resolve(request.time_range.as_ref(), WhenMissing::Last24Hours)?;
         let filter = convert::filter(request.filter.as_ref())?;
+        let needs_requests = !filter.labels.is_empty();
+        let ask = |range, kept: Kept| {
+            let filter = filter.clone();
+            async move {
+                let before = match request.compare_to_previous {
+                    true => {
+                        let before = Resolved::previous(&range);
+                        Some((before, kept.fit(before.start_us, before.end_us, needs_requests)?))
+                    }
+                    false => None,
+                };
+                // Both of one snapshot.
+                let first_us = before.map(|(_, window)| window.start_us);
+                let edges: Vec<i64> = first_us.into_iter().chain([range.start_us, range.end_us]).collect();
+                let whole = Scope { start_us: edges[0], ..scope(&range, filter) };
+                Ok((self.0.store.totals(&whole, &edges).await?, before))
+            }
+        };
+        let Answered { range, resolution_seconds, answer: (totals, before) } =
+            self.0.within(range, needs_requests, ask).await?;
         let mut response = proto::GetSummaryResponse {
+            summary: totals.last().map(convert::metrics),
             currency_code: convert::currency(),
             interval: Some(range.to_interval()),
+            resolution_seconds,
             ..Default::default()
         };
-        if !request.compare_to_previous {
-            let edges = [range.start_us, range.end_us];
-            let totals = self.0.store.totals(&scope(&range, filter), &edges).await?;
-            response.summary = totals.first().map(convert::metrics);
-            return Ok(Response::new(response));
+        if let Some((previous, window)) = before {
+            response.previous = totals.first().map(convert::metrics);
+            response.previous_interval = Some(Resolved { start_us: window.start_us, ..previous }.to_interval());
+            response.resolution_seconds = resolution_seconds.max(window.resolution_seconds);
         }
-        // Both in one statement, and so of one snapshot.
-        let previous = range.previous();
-        let both = Scope { start_us: previous.start_us, ..scope(&range, filter) };
-        let edges = [previous.start_us, range.start_us, range.end_us];
-        let totals = self.0.store.totals(&both, &edges).await?;
-        response.previous = totals.first().map(convert::metrics);
-        response.summary = totals.get(1).map(convert::metrics);
-        response.previous_interval = Some(previous.to_interval());
         Ok(Response::new(response))
     }
 
@@ -129,7 +194,8 @@ impl UsageQueryService for Query {
         let keys = convert::dimensions(&request.group_by, true)?;
         let order_by = convert::metric(request.order_by)?;
         let limit = breakdown_limit(request.limit)?;
-        let ranked = self.0.store.breakdown(&scope(&range, filter), &keys, order_by, limit).await?;
+        let Answered { range, resolution_seconds, answer: ranked } =
+            self.0.breakdown(range, &filter, &keys, order_by, limit).await?;
         Ok(Response::new(proto::ListBreakdownResponse {
             rows: ranked.rows.iter().map(convert::breakdown_row).collect(),
             other: ranked.other.iter().flatten().next().map(convert::metrics),
@@ -137,6 +203,7 @@ impl UsageQueryService for Query {
             groups: Some(ranked.groups),
             currency_code: convert::currency(),
             interval: Some(range.to_interval()),
+            resolution_seconds,
         }))
     }
 
@@ -153,13 +220,14 @@ impl UsageQueryService for Query {
             order_by: convert::metric(request.order_by)?,
             limit: series_limit(request.limit)?,
         };
-        let (ranked, edges) = self.0.series(&query).await?;
+        let Answered { range, resolution_seconds, answer: (ranked, edges) } = self.0.series(&query).await?;
         let rows = ranked.rows.into_iter();
         Ok(Response::new(proto::GetTimeSeriesResponse {
             series: rows.map(|group| convert::series(group.keys, &edges, &group.buckets)).collect(),
             other: ranked.other.map(|buckets| convert::series(Vec::new(), &edges, &buckets)),
             currency_code: convert::currency(),
-            interval: Some(query.range.to_interval()),
+            interval: Some(range.to_interval()),
+            resolution_seconds,
         }))
     }
 
@@ -220,13 +288,19 @@ impl UsageQueryService for Query {
         let range = resolve(request.time_range.as_ref(), WhenMissing::Last24Hours)?;
         let filter = convert::filter(request.filter.as_ref())?;
         let limit = convert::limit(request.limit, 100, 1_000)?;
-        let facets = self.0.store.facets(&scope(&range, filter), limit).await?;
+        let needs_requests = !filter.labels.is_empty();
+        let ask = |range, _| {
+            let filter = filter.clone();
+            async move { self.0.store.facets(&scope(&range, filter), limit).await }
+        };
+        let Answered { range, resolution_seconds, answer: facets } = self.0.within(range, needs_requests, ask).await?;
         Ok(Response::new(proto::ListFacetsResponse {
             facets: facets
                 .into_iter()
                 .map(|(dimension, values, distinct)| convert::facet(dimension, values, distinct))
                 .collect(),
             interval: Some(range.to_interval()),
+            resolution_seconds,
         }))
     }
 

@@ -109,8 +109,12 @@ impl Store {
     }
 
     /// The values of each dimension with their counts among raw rows.
-    pub(super) async fn facets_of_cells(&self, scope: &Scope, limit: usize) -> Result<Vec<Facet>> {
-        let snapshot = self.snapshot().await?;
+    pub(super) async fn facets_of_cells(
+        &self,
+        snapshot: &DatabaseTransaction,
+        scope: &Scope,
+        limit: usize,
+    ) -> Result<Vec<Facet>> {
         let mut facets = Vec::with_capacity(Dimension::ALL.len());
         // One by one: all sets of values that come together may be any number.
         for dimension in Dimension::ALL {

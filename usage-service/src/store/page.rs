@@ -51,12 +51,16 @@ impl Store {
             Order::OldestFirst => query.order_by_asc(Column::OccurredAt).order_by_asc(Column::Id),
             Order::NewestFirst => query.order_by_desc(Column::OccurredAt).order_by_desc(Column::Id),
         };
-        query
-            .all(&self.db.reader)
-            .await?
-            .into_iter()
-            .map(|(row, charge, producer)| stored(row, charge, producer))
-            .collect()
+        let found = query.all(&self.db.reader).await?;
+        // Rows first: what the horizon lets through after them was there all the time.
+        let from_us = match (order, after) {
+            (Order::OldestFirst, Some(after)) => Ord::max(scope.start_us, after.occurred_at_us),
+            _ => scope.start_us,
+        };
+        if from_us < scope.end_us {
+            self.kept().await?.requests(from_us)?;
+        }
+        found.into_iter().map(|(row, charge, producer)| stored(row, charge, producer)).collect()
     }
 }
 

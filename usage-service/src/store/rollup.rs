@@ -59,6 +59,8 @@ struct Known {
     version: i64,
     /// Each with the version that wrote it.
     spans: BTreeMap<Place, i64>,
+    /// Before it there are none any more.
+    pruned_to_us: i64,
     values: Arc<Values>,
 }
 

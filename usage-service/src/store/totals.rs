@@ -10,8 +10,8 @@ use std::sync::Arc;
 use service_core::clock;
 use service_core::error::{Error, Result};
 
-use super::Store;
 use super::cells::{Cell, Cut};
+use super::{Kept, Store};
 use crate::fold::{Group, Metrics, Ranked};
 use crate::model::{Dimension, Metric, Scope};
 use crate::rollup::{IdFilter, Level, Overlay, Plan, Question, Ranker, Ranking, Tally, Values, plan};
@@ -45,6 +45,23 @@ impl Ask<'_> {
         let edges: Vec<i64> = self.edges.iter().map(|edge| (*edge).min(latest).max(EARLIEST_US)).collect();
         let plan = plan(&edges);
         (!plan.spans.is_empty()).then_some(plan)
+    }
+
+    /// The earliest time that single requests are read from; none where none are read.
+    fn requests_from(&self, plan: Option<&Plan>) -> Option<i64> {
+        let start_us = match plan {
+            Some(plan) => plan.raw.first()?.start_us,
+            None => self.scope.start_us.max(EARLIEST_US),
+        };
+        (start_us < self.scope.end_us).then_some(start_us)
+    }
+
+    /// Refuses what reaches back behind retention.
+    fn within(&self, kept: Kept, plan: Option<&Plan>) -> Result<()> {
+        if self.scope.start_us < self.scope.end_us {
+            kept.rollups(self.scope.start_us.max(EARLIEST_US))?;
+        }
+        self.requests_from(plan).map_or(Ok(()), |start_us| kept.requests(start_us))
     }
 
     fn buckets(&self) -> usize {
@@ -99,7 +116,14 @@ impl Store {
         let everything = Ask { scope, keys: &[], order_by: Metric::Requests, limit, edges: &edges };
         if everything.plan().is_none() {
             let _turn = self.turn().await?;
-            return self.facets_of_cells(scope, limit).await;
+            let snapshot = self.snapshot().await?;
+            everything.within(self.kept_in(&snapshot).await?, None)?;
+            let facets = self.facets_of_cells(&snapshot, scope, limit).await?;
+            drop(snapshot);
+            return match everything.requests_from(None) {
+                Some(start_us) => self.still_kept(start_us).await.map(|()| facets),
+                None => Ok(facets),
+            };
         }
         let mut facets = Vec::with_capacity(Dimension::ALL.len());
         for dimension in Dimension::ALL {
@@ -120,9 +144,14 @@ impl Store {
             let chosen = ranking.chosen.len();
             fits(chosen + usize::from(ranking.groups > chosen as u64))
         };
-        match ask.plan() {
-            Some(plan) => self.answer_from_rollups(ask, &plan, fits).await,
-            None => self.answer_from_raw_rows(ask, fits).await,
+        let plan = ask.plan();
+        let answer = match &plan {
+            Some(plan) => self.answer_from_rollups(ask, plan, fits).await?,
+            None => self.answer_from_raw_rows(ask, fits).await?,
+        };
+        match ask.requests_from(plan.as_ref()) {
+            Some(start_us) => self.still_kept(start_us).await.map(|()| answer),
+            None => Ok(answer),
         }
     }
 
@@ -134,6 +163,7 @@ impl Store {
         fits: impl Fn(&Ranking) -> Result<()> + Send + Sync,
     ) -> Result<Ranked> {
         let view = self.view(&plan.spans).await?;
+        ask.within(view.kept, Some(plan))?;
         let mut overlay = Overlay::new(Arc::clone(&view.values));
         let filter = IdFilter::new(&ask.scope.filter, &mut overlay);
         let question = Question { keys: ask.keys.to_vec(), filter, buckets: ask.buckets() };
@@ -205,6 +235,7 @@ impl Store {
         fits: impl Fn(&Ranking) -> Result<()> + Send + Sync,
     ) -> Result<Ranked> {
         let snapshot = self.snapshot().await?;
+        ask.within(self.kept_in(&snapshot).await?, None)?;
         let mut overlay = Overlay::new(Arc::new(Values::new()));
         // The statement narrows.
         let question = Question { keys: ask.keys.to_vec(), filter: IdFilter::default(), buckets: ask.buckets() };

@@ -75,7 +75,7 @@ impl Store {
             false => None,
         };
         let snapshot = self.snapshot().await?;
-        let (base, _) = self.version(&snapshot, 0).await?;
+        let base = self.version(&snapshot, 0).await?.version;
         let span = Span::at(Level::Day, day_us);
         let values = Arc::new(self.stored_values(&snapshot).await?);
         let mut overlay = Overlay::new(Arc::clone(&values));

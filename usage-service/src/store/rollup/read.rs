@@ -16,7 +16,7 @@ use super::cache::Key;
 use super::{Known, Place, Rollup};
 use crate::model::Dimension;
 use crate::rollup::{Cut, Delta, KEYS, Level, Section, Span, Values};
-use crate::store::Store;
+use crate::store::{Kept, Store};
 
 /// How often a view is taken anew because the process knew of a later one.
 const TRIES: usize = 8;
@@ -36,6 +36,8 @@ pub(crate) struct View {
     pub(crate) snapshot: DatabaseTransaction,
     /// The texts of ids as of the snapshot, or later: ids never change.
     pub(crate) values: Arc<Values>,
+    /// What retention has left.
+    pub(crate) kept: Kept,
     /// The segments that the plan asks for.
     pieces: Vec<Piece>,
 }
@@ -51,6 +53,15 @@ pub(super) struct Piece {
 /// Sections with the bucket and the instance they count for.
 pub(crate) type Chunk = Vec<(usize, u32, Arc<Section>)>;
 
+/// What a snapshot is of.
+pub(super) struct Version {
+    /// The newest.
+    pub(super) version: i64,
+    /// Whether the one asked about is of the same history.
+    remembered: bool,
+    kept: Kept,
+}
+
 /// What was sealed since a version.
 struct Changes {
     spans: Vec<(Place, i64)>,
@@ -63,7 +74,7 @@ impl Store {
         for attempt in 0..TRIES {
             let snapshot = self.snapshot().await?;
             let known = self.rollup.known().version;
-            let (version, remembered) = self.version(&snapshot, known).await?;
+            let Version { version, remembered, kept } = self.version(&snapshot, known).await?;
             if !remembered {
                 // Another answer has seen a later snapshot than this one: take a new one. If that is not it, the
                 // database has gone back behind what was known of it.
@@ -78,25 +89,31 @@ impl Store {
                 let changes = self.changes(&snapshot, known, &lengths).await?;
                 self.rollup.known().apply(known, version, changes)?;
             }
-            let known = self.rollup.known();
+            let mut known = self.rollup.known();
             if known.version == version {
+                known.prune(kept.rollups_from_us);
                 let pieces = known.pieces(spans);
                 let values = Arc::clone(&known.values);
                 drop(known);
-                return Ok(View { snapshot, values, pieces });
+                return Ok(View { snapshot, values, kept, pieces });
             }
         }
         Err(Error::storage_unavailable(anyhow::anyhow!("rollups changed {TRIES} times while they were looked at")))
     }
 
     /// The newest version, and whether `known` is of the same history.
-    pub(super) async fn version(&self, snapshot: &DatabaseTransaction, known: i64) -> Result<(i64, bool)> {
+    pub(super) async fn version(&self, snapshot: &DatabaseTransaction, known: i64) -> Result<Version> {
         let sql = "SELECT CAST((SELECT COALESCE(MAX(version), 0) FROM usage_rollup) AS BIGINT), \
-                   CAST((SELECT COUNT(*) FROM usage_rollup WHERE version = $1) AS BIGINT)";
+                   CAST((SELECT COUNT(*) FROM usage_rollup WHERE version = $1) AS BIGINT), \
+                   requests_before, rollups_before FROM usage_retention";
         let row = snapshot.query_one_raw(self.statement(sql, [known.into()])).await?;
         let row = row.ok_or_else(|| Error::internal(anyhow::anyhow!("no version of the rollups")))?;
         let remembered: i64 = row.try_get_by_index(1)?;
-        Ok((row.try_get_by_index(0)?, known == 0 || remembered == 1))
+        Ok(Version {
+            version: row.try_get_by_index(0)?,
+            remembered: known == 0 || remembered == 1,
+            kept: Kept { requests_from_us: row.try_get_by_index(2)?, rollups_from_us: row.try_get_by_index(3)? },
+        })
     }
 
     async fn changes(
@@ -257,6 +274,14 @@ impl Known {
         self.spans.extend(changes.spans);
         self.version = to;
         Ok(())
+    }
+
+    /// Forgets what retention has removed. Nobody asks for it, before or after the rows are gone.
+    fn prune(&mut self, rollups_from_us: i64) {
+        if rollups_from_us > self.pruned_to_us {
+            self.spans.retain(|place, _| place.start_us >= rollups_from_us);
+            self.pruned_to_us = rollups_from_us;
+        }
     }
 
     /// The segments of these spans, of every instance.

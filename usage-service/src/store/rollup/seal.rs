@@ -98,14 +98,16 @@ impl Store {
             return Ok(Sealed::Elsewhere);
         };
         let view = self.view(&[]).await?;
-        let (base, _) = self.version(&view.snapshot, 0).await?;
+        let base = self.version(&view.snapshot, 0).await?.version;
         let (numbers, more) = self.oldest_deltas(&view.snapshot).await?;
         if numbers.is_empty() {
             return Ok(Sealed::Nothing);
         }
         let mut overlay = Overlay::new(Arc::clone(&view.values));
         let rows = self.delta_rows(&view.snapshot, &numbers, &mut overlay).await?;
-        let spans = by_place(&rows);
+        let mut spans = by_place(&rows);
+        // What retention has removed is never made anew.
+        spans.retain(|place, _| place.start_us >= view.kept.rollups_from_us);
         let rows = Arc::new(rows);
 
         let mut writing = None;

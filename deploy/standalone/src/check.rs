@@ -1,0 +1,52 @@
+//! `standalone check`: compares the rollups of the usage service with their requests,
+//! all days once.
+
+use std::io::Write as _;
+
+use anyhow::{Context as _, Result};
+use service_core::time_range::rfc3339;
+use usage_service::checker::{Summary, check_all};
+use usage_service::store::Store;
+
+use crate::refused;
+
+/// Prints a line for each day that differs and one for all of them; whether all is well now.
+///
+/// # Errors
+///
+/// A database that is not there, cannot be opened, or is in use by a service (SQLite).
+pub async fn run(config: &usage_service::Config, repair: bool) -> Result<bool> {
+    let url = &config.database_url;
+    if let Some(path) = url.sqlite_path()
+        && !path.try_exists().unwrap_or(false)
+    {
+        return Err(refused(format!("there is no database {}, allowed is one that is there", path.display())));
+    }
+    let advice = match url.sqlite_path() {
+        Some(_) => "cannot check; a service that uses the file must be stopped before",
+        None => "cannot check",
+    };
+    let store = Store::open(url, &config.database, config.rollup.cache_bytes()).await.context(advice)?;
+    let checked = check_all(&store, repair, |day_us, checked| {
+        let day = rfc3339(day_us);
+        let day = day.split('T').next().unwrap_or(&day);
+        let outcome = if checked.repaired { "differed and were made anew" } else { "differ" };
+        say(&format!("{day}: {} of {} segments {outcome}\n", checked.differing, checked.segments));
+    })
+    .await;
+    store.close().await;
+    let Summary { days, segments, differing, repaired } = checked?;
+    let outcome = match differing {
+        0 => "all are what their requests add up to".to_owned(),
+        _ if repaired => format!("{differing} differed and were made anew"),
+        _ => format!("{differing} differ; --repair makes them anew"),
+    };
+    say(&format!("{days} days, {segments} segments: {outcome}\n"));
+    Ok(differing == 0 || repaired)
+}
+
+/// If standard output is closed there is nobody to tell; the exit status says it too.
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
