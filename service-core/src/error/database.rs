@@ -73,7 +73,7 @@ fn classify(error: &SqlxError) -> Fault {
                 // sqlx gives the extended code as decimal digits.
                 sqlite(code.and_then(|code| code.parse().ok()).unwrap_or(0))
             } else if inner.try_downcast_ref::<PgDatabaseError>().is_some() {
-                postgres(&code.unwrap_or_default())
+                postgres(&code.unwrap_or_default(), inner.message())
             } else {
                 Fault::Defect
             }
@@ -105,8 +105,13 @@ fn sqlite(extended: i32) -> Fault {
     }
 }
 
-fn postgres(state: &str) -> Fault {
+/// What Citus says, as an internal error, when a worker went away in the middle of
+/// something; once it knows, it says so properly (08006).
+const WORKER_LOST: &str = "failure on connection marked as essential";
+
+fn postgres(state: &str, message: &str) -> Fault {
     match state {
+        "XX000" if message.starts_with(WORKER_LOST) => Fault::Unavailable,
         // serialization_failure, deadlock_detected, lock_not_available
         "40001" | "40P01" | "55P03" => Fault::Contention,
         // query_canceled is what statement_timeout raises
@@ -171,8 +176,11 @@ mod tests {
             ("", Fault::Defect),
         ];
         for (state, fault) in table {
-            assert_eq!(postgres(state), fault, "{state}");
+            assert_eq!(postgres(state, ""), fault, "{state}");
         }
+        let lost = "failure on connection marked as essential: worker-1:5432";
+        assert_eq!(postgres("XX000", lost), Fault::Unavailable);
+        assert_eq!(postgres("XX000", "cache lookup failed for relation 7"), Fault::Defect);
     }
 
     #[test]
