@@ -6,7 +6,7 @@
 //! | `events` | well-formed events to write, and ids for them |
 //! | `tools` | `grpcurl` and `python3` as a user would run them, and where the real traces are |
 //! | `../tests/` | one file a behaviour |
-//! | `bin/bench` | `cargo run --release -p e2e --bin bench`: figures beside their limits |
+//! | `../benches/` | `cargo bench -p e2e -- queries`: figures beside their limits |
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test support: a panic is a failed test")]
 
 pub mod events;

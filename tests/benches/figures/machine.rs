@@ -69,8 +69,10 @@ impl Measured {
     pub(crate) async fn start(name: &'static str, url: &str, settings: &[(&str, &str)]) -> Self {
         let metrics = format!("127.0.0.1:{}", testkit::free_port());
         let settings: Vec<_> = settings.iter().copied().chain([("METRICS_LISTEN", metrics.as_str())]).collect();
-        let service = Service::start(name, url, &settings).await;
-        Self { service, metrics }
+        let measured = Self { service: Service::start(name, url, &settings).await, metrics };
+        // It has begun to serve, and to heed signals, when this is answered.
+        measured.metric("activity_healthy", "").await;
+        measured
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -130,7 +130,11 @@ async fn sqlite(url: &str) -> SqliteConnection {
 /// What the database takes on disk.
 pub(crate) async fn bytes(url: &str) -> u64 {
     match url.starts_with("sqlite") {
-        true => fs::metadata(file_of(url)).unwrap().len(),
+        true => {
+            let file = file_of(url);
+            let log = fs::metadata(file.with_extension("db-wal")).map_or(0, |log| log.len());
+            fs::metadata(file).unwrap().len() + log
+        }
         false => number(url, "SELECT pg_database_size(current_database())").await.unsigned_abs(),
     }
 }
