@@ -129,7 +129,7 @@ impl Export {
         };
         let large = serde_json::to_string(&heads).map_err(Error::internal)?.len() > TOKEN_HEADS_BYTES;
         let kept = if large { Some(store.freeze(&heads).await?) } else { None };
-        Ok(Self::at(store, filter, format, scope, heads, kept, None))
+        Ok(Self::at(store.for_export().await, filter, format, scope, heads, kept, None))
     }
 
     /// Goes on behind the chunk that came with a token's payload. Filter and format are the same as when it was
@@ -149,6 +149,7 @@ impl Export {
                 (heads, Some(<[u8; 32]>::try_from(digest).map_err(|_| refused())?))
             }
         };
+        let store = store.for_export().await;
         let mut export = Self::at(store, filter, format, saved.scope, heads, kept, saved.after);
         export.entries = saved.entries;
         export.sha256 = sha256;

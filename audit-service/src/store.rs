@@ -127,7 +127,7 @@ impl Store {
     /// Opens the database and brings its schema up to date.
     pub async fn open(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Self> {
         let db = database::connect(url, config).await?;
-        db.migrate::<schema::Migrator>().await?;
+        db.migrate::<schema::Migrator>(schema::GRANTS).await?;
         Ok(Self { db, block_entries: BLOCK_ENTRIES })
     }
 
@@ -152,6 +152,13 @@ impl Store {
     /// Whether other processes may write to the same log.
     pub fn is_shared(&self) -> bool {
         self.db.engine == Engine::Postgres
+    }
+
+    /// The same log for an export that has just been frozen, or resumed: read from a replica, if there is one that
+    /// has come so far.
+    #[must_use]
+    pub async fn for_export(&self) -> Self {
+        Self { db: self.db.for_export().await, ..self.clone() }
     }
 
     /// Closes the pools.

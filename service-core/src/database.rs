@@ -7,13 +7,15 @@
 //! | probe | one connection for reading | the same |
 //! | durable | WAL, `synchronous=FULL` | `synchronous_commit` at least on; `fsync` is the server's |
 //! | a statement's time | limited for readers | limited |
-//! | replicas | none: one process holds the file (`PATH.lock`) | any number |
-//! | migration | under the file's lock | under an advisory lock |
+//! | processes | one holds the file (`PATH.lock`) | any number |
+//! | migration | under the file's lock | under an advisory lock, by an account of its own if there is one |
+//! | exports | read like everything else | from a streaming replica, if there is one |
 //!
 //! Begin a transaction on SQLite with `BEGIN IMMEDIATE`: a deferred one that
 //! reads first cannot become a writer once another connection has written.
 
 mod migrate;
+mod replica;
 
 use std::fs::File;
 use std::str::FromStr;
@@ -29,8 +31,10 @@ use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
 
-use crate::config::{DatabaseConfig, DatabaseUrl, millis};
+use crate::config::{ConfigError, DatabaseConfig, DatabaseUrl, millis};
 use crate::error::{Error, Result};
+
+pub use migrate::Grant;
 
 /// How long SQLite waits for a lock that another connection holds.
 const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -83,7 +87,10 @@ pub struct Database {
     /// One more connection for reading, that only the probe uses: all readers at
     /// work is load, not an outage.
     probe: DatabaseConnection,
+    replica: Option<replica::Replica>,
     url: DatabaseUrl,
+    /// Who migrates, if it is not the account of `url`.
+    migrator_url: Option<DatabaseUrl>,
     /// Held while any clone lives: one process for each SQLite file.
     _lock: Option<Arc<File>>,
 }
@@ -93,10 +100,21 @@ pub struct Database {
 /// Errors are for the operator, at start: they say what was tried.
 pub async fn connect(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Database> {
     let opened = match url.sqlite_path() {
-        Some(_) => connect_sqlite(url, config).await,
+        Some(_) => match only_on_postgres(config) {
+            Some(key) => {
+                let why = format!("database.{key} is set, which is for PostgreSQL only; database_url is {url}");
+                return Err(ConfigError::Refused(why).into());
+            }
+            None => connect_sqlite(url, config).await,
+        },
         None => connect_postgres(url, config).await,
     };
     opened.with_context(|| format!("cannot open database {url}"))
+}
+
+fn only_on_postgres(config: &DatabaseConfig) -> Option<&'static str> {
+    let set = [("reader_url", &config.reader_url), ("migrator_url", &config.migrator_url)];
+    set.into_iter().find(|(_, url)| url.is_some()).map(|(key, _)| key)
 }
 
 async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Database> {
@@ -153,7 +171,9 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         reader: SqlxSqliteConnector::from_sqlx_sqlite_pool(reader),
         probe: SqlxSqliteConnector::from_sqlx_sqlite_pool(probe),
         engine: Engine::Sqlite,
+        replica: None,
         url: url.clone(),
+        migrator_url: None,
         _lock: Some(Arc::new(lock)),
     })
 }
@@ -193,28 +213,34 @@ async fn lock_file(path: &std::path::Path) -> anyhow::Result<File> {
 }
 
 async fn connect_postgres(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Database> {
-    let options = postgres_options(url, config.statement_timeout_ms.get())?;
-    let pool = |connections: u32| {
-        PgPoolOptions::new()
-            .max_connections(connections)
-            .acquire_timeout(millis(config.acquire_timeout_ms))
-            .after_connect(|connection, _| {
-                Box::pin(async { sqlx::query(POSTGRES_DURABLE).execute(connection).await.map(|_| ()) })
-            })
-            .connect_with(options.clone())
-    };
-    let writer = pool(config.writers.get()).await?;
+    for (key, other) in [("reader_url", &config.reader_url), ("migrator_url", &config.migrator_url)] {
+        if other.as_ref().is_some_and(|other| other.sqlite_path().is_some()) {
+            let why = format!("database.{key} is a SQLite file, allowed is postgres://USER@HOST/DATABASE");
+            return Err(ConfigError::Refused(why).into());
+        }
+    }
+    let writing = postgres_options(url, config.write_timeout_ms.get())?;
+    let reading = postgres_options(url, config.statement_timeout_ms.get())?;
+    let writer = postgres_pool(config.writers.get(), config).connect_with(writing).await?;
     warn_without_fsync(&writer).await?;
-    let reader = pool(config.readers.get()).await?;
-    let probe = pool(1).await?;
+    let reader = postgres_pool(config.readers.get(), config).connect_with(reading.clone()).await?;
+    let probe = postgres_pool(1, config).connect_with(reading).await?;
     Ok(Database {
         writer: SqlxPostgresConnector::from_sqlx_postgres_pool(writer),
         reader: SqlxPostgresConnector::from_sqlx_postgres_pool(reader),
         probe: SqlxPostgresConnector::from_sqlx_postgres_pool(probe),
         engine: Engine::Postgres,
+        replica: config.reader_url.as_ref().map(|url| replica::Replica::new(url, config)).transpose()?,
         url: url.clone(),
+        migrator_url: config.migrator_url.clone(),
         _lock: None,
     })
+}
+
+fn postgres_pool(connections: u32, config: &DatabaseConfig) -> PgPoolOptions {
+    PgPoolOptions::new().max_connections(connections).acquire_timeout(millis(config.acquire_timeout_ms)).after_connect(
+        |connection, _| Box::pin(async { sqlx::query(POSTGRES_DURABLE).execute(connection).await.map(|_| ()) }),
+    )
 }
 
 /// Says loudly that a server without `fsync` loses data; no session can set it.
@@ -230,8 +256,8 @@ async fn warn_without_fsync(pool: &PgPool) -> anyhow::Result<()> {
 /// whose process stands still must not hold its locks. 0 is no limit.
 fn postgres_options(url: &DatabaseUrl, timeout_ms: u64) -> anyhow::Result<PgConnectOptions> {
     // The parse error may hold parts of the URL, and so of the password.
-    let options = PgConnectOptions::from_str(url.expose())
-        .map_err(|_| anyhow!("database_url cannot be parsed as a PostgreSQL URL"))?;
+    let options =
+        PgConnectOptions::from_str(url.expose()).map_err(|_| anyhow!("{url} cannot be parsed as a PostgreSQL URL"))?;
     Ok(options
         .application_name("activity")
         .options(["statement_timeout", "idle_in_transaction_session_timeout"].map(|limit| (limit, timeout_ms)))
@@ -289,7 +315,8 @@ impl Database {
     /// Closes the pools: waits for what is in use, checkpoints SQLite's log.
     pub async fn close(self) {
         // An error here has nobody left to act on it; committed is committed.
-        for connection in [self.probe, self.reader, self.writer] {
+        let replica = self.replica.map(replica::Replica::into_connection);
+        for connection in [Some(self.probe), replica, Some(self.reader), Some(self.writer)].into_iter().flatten() {
             if let Err(error) = connection.close().await {
                 tracing::warn!(%error, "closing the database");
             }

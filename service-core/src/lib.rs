@@ -22,6 +22,7 @@
 //! - [`ingest_stream`]: the loop of a bidirectional ingest stream.
 //! - [`server`]: from accept to drain, with health and reflection.
 //! - [`csv`]: a cell that no spreadsheet runs.
+//! - [`numbers`]: which numbers a producer has given.
 //! - [`clock`]: microseconds since the epoch.
 
 pub mod clock;
@@ -31,6 +32,7 @@ pub mod database;
 pub mod error;
 pub mod group_commit;
 pub mod ingest_stream;
+pub mod numbers;
 pub mod page;
 pub mod server;
 pub mod telemetry;

@@ -63,6 +63,8 @@ impl Server {
     /// to the writer, and closes the store.
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let metrics = Metrics::new("usage");
+        let stop_partitions = CancellationToken::new();
+        let partitions = tokio::spawn(self.store.clone().keep_partitions_ahead(stop_partitions.clone()));
         let writer = ingest::start(self.store.clone(), &self.config.ingest, &metrics);
         let shared = Shared::new(
             self.store.clone(),
@@ -95,6 +97,10 @@ impl Server {
             if let Err(error) = ended.await {
                 tracing::warn!(task, %error, "a task in the background failed");
             }
+        }
+        stop_partitions.cancel();
+        if let Err(error) = partitions.await {
+            tracing::error!(%error, "the task that makes partitions failed");
         }
         stop_metrics.cancel();
         if let Some(task) = metrics_task

@@ -5,11 +5,13 @@
 //! usage_requests     a row a request        key id; (occurred_at, id); (user_id, occurred_at, id)
 //! usage_charges      what rows refer to: the price that made a cost, or why there is none
 //! usage_producers    what rows refer to: one SDK instance and epoch
+//! usage_producer_numbers   which numbers of a producer are there, as bitmaps
 //! usage_dropped      numbers that producers say they have dropped
 //! ```
 //!
-//! - **Written once.** Rows are only inserted. `id` is unique, so is (producer,
-//!   sequence); what an insert skips is looked up and told apart (`write`).
+//! - **Written once.** Rows are only inserted. `id` is unique; what an insert skips
+//!   is looked up and told apart. A producer's number belongs to one row (`write`).
+//! - **A partition a day** on PostgreSQL, by the time in the ids (`partitions`).
 //! - **One snapshot an answer.** Every answer is one statement, or one read
 //!   transaction (`cells`, `page`).
 //! - **Commit numbers.** Every transaction marks its rows with a number, such that
@@ -19,6 +21,7 @@ mod cells;
 mod entity;
 mod migration;
 mod page;
+mod partitions;
 mod retention;
 mod rollup;
 mod scope;
@@ -49,6 +52,8 @@ pub struct Store {
     db: Database,
     /// What is in memory of the segments.
     rollup: Arc<rollup::Rollup>,
+    /// Which partitions there are.
+    partitions: Arc<partitions::Partitions>,
     /// Turns of reads over many rows.
     turns: Arc<Semaphore>,
 }
@@ -61,7 +66,8 @@ impl Store {
         let db = connect(url, config).await?;
         db.migrate::<migration::Migrator>(migration::GRANTS).await?;
         let turns = Arc::new(Semaphore::new(config.readers.get().saturating_sub(QUICK_READERS).max(1) as usize));
-        Ok(Self { db, rollup: Arc::new(rollup::Rollup::new(cache_bytes)), turns })
+        let rollup = Arc::new(rollup::Rollup::new(cache_bytes));
+        Ok(Self { db, rollup, partitions: Arc::default(), turns })
     }
 
     /// The key under which this deployment's tokens are sealed.
@@ -77,6 +83,13 @@ impl Store {
     /// The database itself, for its health.
     pub fn database(&self) -> &Database {
         &self.db
+    }
+
+    /// The same store for an export that has just been frozen, or resumed: it reads
+    /// from a replica, if there is one that has come so far.
+    #[must_use]
+    pub async fn for_export(&self) -> Self {
+        Self { db: self.db.for_export().await, ..self.clone() }
     }
 
     /// Closes the pools, after what is in use.

@@ -2,8 +2,21 @@
 
 use sea_orm::{ConnectionTrait as _, DbBackend};
 use sea_orm_migration::{DbErr, MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait};
+use service_core::database::Grant;
 
 pub(super) struct Migrator;
+
+/// What the account that serves may do on PostgreSQL, where another one migrates: entries are only ever added.
+pub(super) const GRANTS: &[Grant] = &[
+    Grant { rights: "SELECT, INSERT", on: "audit_entries" },
+    Grant { rights: "SELECT, INSERT, UPDATE", on: "audit_log_heads" },
+    Grant { rights: "SELECT, INSERT, UPDATE", on: "audit_producer_numbers" },
+    Grant { rights: "SELECT, INSERT", on: "audit_dropped_ranges" },
+    Grant { rights: "SELECT, INSERT, UPDATE", on: "audit_index_heads" },
+    Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "audit_index_blocks" },
+    Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "audit_index" },
+    Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "audit_export_heads" },
+];
 
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {

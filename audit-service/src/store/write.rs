@@ -23,12 +23,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use service_core::clock;
 use service_core::database::Engine;
 use service_core::error::{Error, Reason, Result, Violation};
+use service_core::numbers::Numbers;
 use uuid::Uuid;
 
 use super::{Heads, Store};
 use crate::event::Dropped;
 use crate::ingest::{Batch, Prepared};
-use crate::numbers::{NumberBlock, Numbers};
+use crate::numbers::NumberBlock;
 
 /// What became of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]

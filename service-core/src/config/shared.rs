@@ -56,7 +56,7 @@ impl DatabaseUrl {
         };
         // The value is not repeated: it may hold a password in an odd place.
         ok.then_some(url)
-            .ok_or_else(|| "database_url must be sqlite://PATH or postgres://USER@HOST/DATABASE".to_owned())
+            .ok_or_else(|| "a database's URL must be sqlite://PATH or postgres://USER@HOST/DATABASE".to_owned())
     }
 
     /// A SQLite file.
@@ -121,6 +121,15 @@ pub fn optional_listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opt
     })
 }
 
+/// For `#[serde(deserialize_with)]`: a URL, or empty text for none.
+fn optional_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DatabaseUrl>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    DatabaseUrl::new(text).map(Some).map_err(de::Error::custom)
+}
+
 /// Table `[server]`: limits and time-outs of the gRPC server.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -174,7 +183,8 @@ impl Default for ServerConfig {
     }
 }
 
-/// Table `[database]`: pools and time-outs.
+/// Table `[database]`: pools and time-outs; on PostgreSQL also who migrates, and where
+/// exports read.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct DatabaseConfig {
@@ -184,9 +194,26 @@ pub struct DatabaseConfig {
     pub writers: NonZeroU32,
     /// Time to wait for a free connection. Default 5,000.
     pub acquire_timeout_ms: NonZeroU64,
-    /// Time for one statement, and on PostgreSQL for a transaction to stand idle; on
-    /// SQLite time to read on one connection. Default 30,000.
+    /// Time for one statement that reads, and on PostgreSQL for a transaction to stand
+    /// idle; on SQLite time to read on one connection. Default 30,000.
     pub statement_timeout_ms: NonZeroU64,
+    /// The same for those that write. PostgreSQL only. Default 30,000.
+    pub write_timeout_ms: NonZeroU64,
+    /// The account that makes the schema at start, and lets that of `database_url` use
+    /// it. PostgreSQL only. Default empty: `database_url` is the owner.
+    #[serde(deserialize_with = "optional_url")]
+    pub migrator_url: Option<DatabaseUrl>,
+    /// A streaming replica, from which exports are read once it has caught up with
+    /// where they were frozen. PostgreSQL only. Default empty: the primary.
+    #[serde(deserialize_with = "optional_url")]
+    pub reader_url: Option<DatabaseUrl>,
+    /// Connections to the replica. Default 4.
+    pub exporters: NonZeroU32,
+    /// Time for one statement at the replica: a page of an export. Default 30,000.
+    pub export_timeout_ms: NonZeroU64,
+    /// Time that an export waits for the replica; then the primary serves it. Default
+    /// 3,000.
+    pub replica_wait_ms: NonZeroU64,
 }
 
 impl Default for DatabaseConfig {
@@ -196,6 +223,12 @@ impl Default for DatabaseConfig {
             writers: nonzero_u32(4),
             acquire_timeout_ms: nonzero(5_000),
             statement_timeout_ms: nonzero(30_000),
+            write_timeout_ms: nonzero(30_000),
+            migrator_url: None,
+            reader_url: None,
+            exporters: nonzero_u32(4),
+            export_timeout_ms: nonzero(30_000),
+            replica_wait_ms: nonzero(3_000),
         }
     }
 }

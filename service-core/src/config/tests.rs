@@ -17,6 +17,7 @@ struct Sample {
     token: Secret,
     names: Vec<String>,
     server: ServerConfig,
+    database: DatabaseConfig,
     telemetry: TelemetryConfig,
 }
 
@@ -29,6 +30,7 @@ impl Default for Sample {
             token: Secret::new(""),
             names: Vec::new(),
             server: ServerConfig::default(),
+            database: DatabaseConfig::default(),
             telemetry: TelemetryConfig::default(),
         }
     }
@@ -118,6 +120,15 @@ fn secrets_are_not_printed() {
     let printed = format!("{config:?}");
     assert!(!printed.contains("hunter2"), "{printed}");
     assert!(printed.contains("postgres://me@db:5432/x"), "{printed}");
+
+    let urls =
+        "[database]\nreader_url = 'postgres://me:hunter2@replica/x'\nmigrator_url = 'postgres://you:hunter2@db/x'";
+    let config = load_text(urls, &[]).expect("valid");
+    let printed = format!("{config:?}");
+    assert!(!printed.contains("hunter2"), "{printed}");
+    assert!(printed.contains("postgres://me@replica:5432/x") && printed.contains("postgres://you@db:5432/x"));
+    let config = load_text(urls, &[("SAMPLE_DATABASE__READER_URL", "")]).expect("valid");
+    assert_eq!(config.database.reader_url, None);
 
     let error = load_text("", &[("SAMPLE_DATABASE_URL", "mysql://me:hunter2@db/x")]);
     let error = error.expect_err("scheme").to_string();

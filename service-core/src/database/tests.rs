@@ -104,7 +104,7 @@ async fn sqlite_is_made_with_its_folder_and_is_durable() {
 async fn a_reader_of_sqlite_cannot_write() {
     let folder = tempfile::tempdir().expect("folder");
     let database = open(&DatabaseUrl::sqlite(folder.path().join("sample.db"))).await;
-    database.migrate::<New>().await.expect("migrated");
+    database.migrate::<New>(&[]).await.expect("migrated");
     let refused = database.reader.execute_unprepared("INSERT INTO sample VALUES (1, '')").await;
     assert!(matches!(Error::from(refused.expect_err("refused")), Error::StorageUnavailable(_)));
 }
@@ -113,7 +113,7 @@ async fn a_reader_of_sqlite_cannot_write() {
 async fn a_full_disk_is_unavailable_and_shows_in_the_probe() {
     let folder = tempfile::tempdir().expect("folder");
     let database = open(&DatabaseUrl::sqlite(folder.path().join("sample.db"))).await;
-    database.migrate::<New>().await.expect("migrated");
+    database.migrate::<New>(&[]).await.expect("migrated");
     database.probe_writer().await.expect("room");
     database.writer.execute_unprepared("PRAGMA max_page_count = 1").await.expect("set");
     let big = "INSERT INTO sample VALUES (1, hex(zeroblob(1000000)))";
@@ -129,14 +129,14 @@ async fn the_seal_key_is_made_once() {
     let mut keys = Vec::new();
     for _ in 0..2 {
         let database = open(&url).await;
-        database.migrate::<New>().await.expect("migrated");
+        database.migrate::<New>(&[]).await.expect("migrated");
         keys.push(database.seal_key().await.expect("key"));
         keys.push(database.seal_key().await.expect("key"));
         database.close().await;
     }
     assert!(keys.iter().all(|key| *key == keys[0] && *key != [0; 32]));
     let other = open(&DatabaseUrl::sqlite(folder.path().join("other.db"))).await;
-    other.migrate::<New>().await.expect("migrated");
+    other.migrate::<New>(&[]).await.expect("migrated");
     assert_ne!(other.seal_key().await.expect("key"), keys[0]);
 }
 
@@ -147,9 +147,9 @@ async fn a_newer_schema_is_refused_with_the_reason() {
     urls.extend(postgres().await);
     for url in urls {
         let database = open(&url).await;
-        database.migrate::<New>().await.expect("migrated");
-        database.migrate::<New>().await.expect("migrated already");
-        let error = database.migrate::<Old>().await.expect_err("refused");
+        database.migrate::<New>(&[]).await.expect("migrated");
+        database.migrate::<New>(&[]).await.expect("migrated already");
+        let error = database.migrate::<Old>(&[]).await.expect_err("refused");
         let text = format!("{error:#}");
         assert!(text.contains("a newer version wrote it"), "{text}");
         database.probe_reader().await.expect("alive");
@@ -173,7 +173,7 @@ async fn replicas_that_start_together_migrate_once_and_share_the_key() {
     let Some(url) = postgres().await else { return };
     let keys = join_all((0..4).map(|_| async {
         let database = open(&url).await;
-        database.migrate::<New>().await.expect("migrated");
+        database.migrate::<New>(&[]).await.expect("migrated");
         database.seal_key().await.expect("key")
     }))
     .await;
@@ -218,7 +218,7 @@ async fn readers_that_are_all_at_work_are_no_outage() {
         let database = connect(&url, &DatabaseConfig { readers: 1.try_into().expect("not zero"), ..config })
             .await
             .expect("connected");
-        database.migrate::<New>().await.expect("migrated");
+        database.migrate::<New>(&[]).await.expect("migrated");
         let _held = database.reader.begin().await.expect("the only reader");
         database.reader.begin().await.expect_err("no other");
         database.probe_reader().await.expect("alive");
@@ -229,7 +229,7 @@ async fn readers_that_are_all_at_work_are_no_outage() {
 async fn a_migration_without_a_transaction_is_refused_before_any_runs() {
     let folder = tempfile::tempdir().expect("folder");
     let database = open(&DatabaseUrl::sqlite(folder.path().join("sample.db"))).await;
-    let error = database.migrate::<Careless>().await.expect_err("refused");
+    let error = database.migrate::<Careless>(&[]).await.expect_err("refused");
     assert!(format!("{error:#}").contains("use_transaction"), "{error:#}");
     assert_eq!(
         text(&database.writer, "SELECT CAST(count(*) AS TEXT) FROM sqlite_master WHERE name = 'sample'").await,

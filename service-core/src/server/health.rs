@@ -169,7 +169,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let url = DatabaseUrl::sqlite(folder.path().join("sample.db"));
         let database = crate::database::connect(&url, &DatabaseConfig::default()).await.expect("connected");
-        database.migrate::<Migrations>().await.expect("migrated");
+        database.migrate::<Migrations>(&[]).await.expect("migrated");
 
         let metrics = Metrics::new("test");
         let gate = Arc::new(Semaphore::new(0));

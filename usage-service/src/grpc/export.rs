@@ -61,8 +61,8 @@ impl Shared {
                     filter,
                     watermark: Some(progress.watermark),
                 };
-                let export =
-                    Requests { shared: self.clone(), query_hash, scope, format, progress, fresh: token.is_empty() };
+                let shared = Self { store: self.store.for_export().await, ..self.clone() };
+                let export = Requests { shared, query_hash, scope, format, progress, fresh: token.is_empty() };
                 Ok(Box::pin(export.run()))
             }
             Shape::Breakdown => {

@@ -316,15 +316,11 @@ impl<'a> Row<'a> {
         if unpriced {
             into[measure::UNPRICED_REQUESTS] = into[measure::REQUESTS];
             // The kinds of input, and the output.
-            into[measure::UNPRICED_TOKENS] = [
-                measure::INPUT_UNCACHED,
-                measure::INPUT_CACHE_READ,
-                measure::INPUT_CACHE_WRITE,
-                measure::OUTPUT,
-            ]
-            .into_iter()
-            .map(|kind| into[kind])
-            .sum();
+            into[measure::UNPRICED_TOKENS] =
+                [measure::INPUT_UNCACHED, measure::INPUT_CACHE_READ, measure::INPUT_CACHE_WRITE, measure::OUTPUT]
+                    .into_iter()
+                    .map(|kind| into[kind])
+                    .sum();
         }
         let at = from + 1 + SUMS.len();
         Ok(i128::from(self.integer(at)?) * NANOS + i128::from(self.integer(at + 1)?))

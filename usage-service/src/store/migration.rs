@@ -2,8 +2,30 @@
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DbBackend;
+use service_core::database::Grant;
 
 pub(super) struct Migrator;
+
+/// What the account that serves may do on PostgreSQL, where another one migrates:
+/// requests are only ever added. Partitions come and go by the owner's functions.
+pub(super) const GRANTS: &[Grant] = &[
+    Grant { rights: "SELECT, INSERT", on: "usage_requests" },
+    Grant { rights: "SELECT, INSERT", on: "usage_charges" },
+    Grant { rights: "SELECT, INSERT", on: "usage_producers" },
+    Grant { rights: "SELECT, INSERT", on: "usage_dropped" },
+    Grant { rights: "SELECT, INSERT, UPDATE", on: "usage_producer_numbers" },
+    Grant { rights: "USAGE, SELECT", on: "SEQUENCE usage_commit_number" },
+    Grant { rights: "SELECT, INSERT, DELETE", on: "usage_deltas" },
+    Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "usage_values" },
+    Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "usage_spans" },
+    Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "usage_segments" },
+    Grant { rights: "SELECT, UPDATE", on: "usage_rollup" },
+    Grant { rights: "SELECT, UPDATE", on: "usage_retention" },
+    Grant { rights: "EXECUTE", on: "FUNCTION usage_partition_bound(date)" },
+    Grant { rights: "EXECUTE", on: "FUNCTION usage_add_partition(date)" },
+    Grant { rights: "EXECUTE", on: "FUNCTION usage_drop_partition(date)" },
+    Grant { rights: "EXECUTE", on: "FUNCTION usage_remove_requests(integer)" },
+];
 
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
@@ -207,8 +229,10 @@ BEGIN
     EXECUTE format('ALTER TABLE usage_requests ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
         partition, usage_partition_bound(day), usage_partition_bound(day + 1));
     RETURN true;
-EXCEPTION WHEN check_violation THEN
-    RETURN false;
+EXCEPTION
+    WHEN check_violation THEN RETURN false;
+    -- Made while we waited: a session learns of another's tables when it locks one.
+    WHEN duplicate_table THEN RETURN true;
 END $$";
 
 /// Removes the partition of a day; whether there was one. The time in an id is

@@ -1,7 +1,9 @@
 //! Single requests, a page at a time, by (`occurred_at`, `id`).
 
 use sea_orm::sea_query::{Expr, ExprTrait as _};
-use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _};
+use sea_orm::{
+    ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, SelectThree, TopologyStar,
+};
 use service_core::error::{Error, Result};
 
 use super::entity::request::Column;
@@ -18,6 +20,9 @@ pub enum Order {
     NewestFirst,
 }
 
+/// Requests, each with its charge and its producer.
+type Page = SelectThree<request::Entity, charge::Entity, producer::Entity, TopologyStar>;
+
 impl Store {
     /// Up to `limit` requests behind a position.
     pub async fn requests(
@@ -27,31 +32,7 @@ impl Store {
         after: Option<Position>,
         limit: usize,
     ) -> Result<Vec<StoredRequest>> {
-        let mut query = request::Entity::find()
-            .find_also_related(charge::Entity)
-            .find_also(request::Entity, producer::Entity)
-            .filter(scope::condition(scope, self.backend()))
-            .limit(limit as u64);
-        if let Some(after) = after {
-            let column = |column: Column| Expr::col((request::Entity, column));
-            let key = Expr::tuple([column(Column::OccurredAt), column(Column::Id)]);
-            let position = Expr::tuple([Expr::value(after.occurred_at_us), Expr::value(after.id)]);
-            query = query.filter(match order {
-                Order::OldestFirst => key.gt(position),
-                Order::NewestFirst => key.lt(position),
-            });
-            // The same again without the tie: what an engine needs to start at the
-            // right place of the index.
-            query = query.filter(match order {
-                Order::OldestFirst => Column::OccurredAt.gte(after.occurred_at_us),
-                Order::NewestFirst => Column::OccurredAt.lte(after.occurred_at_us),
-            });
-        }
-        let query = match order {
-            Order::OldestFirst => query.order_by_asc(Column::OccurredAt).order_by_asc(Column::Id),
-            Order::NewestFirst => query.order_by_desc(Column::OccurredAt).order_by_desc(Column::Id),
-        };
-        let found = query.all(&self.db.reader).await?;
+        let found = self.page(scope, order, after, limit).all(&self.db.reader).await?;
         // Rows first: what the horizon lets through after them was there all the time.
         let from_us = match (order, after) {
             (Order::OldestFirst, Some(after)) => Ord::max(scope.start_us, after.occurred_at_us),
@@ -61,6 +42,36 @@ impl Store {
             self.kept().await?.requests(from_us)?;
         }
         found.into_iter().map(|(row, charge, producer)| stored(row, charge, producer)).collect()
+    }
+
+    pub(super) fn page(&self, scope: &Scope, order: Order, after: Option<Position>, limit: usize) -> Page {
+        let mut window = scope.clone();
+        if let Some(Position { occurred_at_us, .. }) = after {
+            // What the position leaves, ties included: where an engine starts in the
+            // index, and which partitions it needs.
+            match order {
+                Order::OldestFirst => window.start_us = Ord::max(window.start_us, occurred_at_us),
+                Order::NewestFirst => window.end_us = Ord::min(window.end_us, occurred_at_us.saturating_add(1)),
+            }
+        }
+        let mut query = request::Entity::find()
+            .find_also_related(charge::Entity)
+            .find_also(request::Entity, producer::Entity)
+            .filter(scope::condition(&window, self.backend()))
+            .limit(limit as u64);
+        if let Some(after) = after {
+            let column = |column: Column| Expr::col((request::Entity, column));
+            let key = Expr::tuple([column(Column::OccurredAt), column(Column::Id)]);
+            let position = Expr::tuple([Expr::value(after.occurred_at_us), Expr::value(after.id)]);
+            query = query.filter(match order {
+                Order::OldestFirst => key.gt(position),
+                Order::NewestFirst => key.lt(position),
+            });
+        }
+        match order {
+            Order::OldestFirst => query.order_by_asc(Column::OccurredAt).order_by_asc(Column::Id),
+            Order::NewestFirst => query.order_by_desc(Column::OccurredAt).order_by_desc(Column::Id),
+        }
     }
 }
 

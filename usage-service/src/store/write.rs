@@ -1,22 +1,31 @@
 //! Writing: all batches of a group in one transaction.
 //!
-//! Rows go in with `ON CONFLICT DO NOTHING`, many a statement. Mostly all of them
-//! are new, and the count says so. If some were skipped, they are looked up by id:
-//!
 //! ```text
-//! found, this transaction's number    it was inserted just now     Accepted
-//! found, same content hash            it was there                 Duplicate
-//! found, other content hash           its id was taken             IdConflict
-//! not found                           its producer's number was    ProducerConflict
+//! what rows refer to            in the order of their keys
+//! lock the producers' numbers   in order
+//! look up contested events      those whose number is taken, or wanted twice in the group
+//! insert                        ON CONFLICT DO NOTHING, many a statement, in the order of the ids
+//! look up what was skipped      mostly nothing: the count says so
+//! numbers, delta, commit        of what was accepted
 //! ```
 //!
-//! Of events with one id in one group the first is written; the others are looked
-//! up after it, and written in another round if it was not stored. Of new events
-//! with one producer's number in one group, the one with the lowest id is kept.
+//! What becomes of an event:
 //!
-//! Rows are inserted in the order of their ids: close together in the index, and
-//! in one order in all replicas, so that two that write the same events wait for
-//! each other and don't deadlock.
+//! ```text
+//! known, same content hash            it was there                 Duplicate
+//! known, other content hash           its id was taken             IdConflict
+//! new, and its number is not          another event's              ProducerConflict
+//! new                                                              Accepted
+//! ```
+//!
+//! A repeat does not touch the numbers: they are of what is stored. Of events with
+//! one id in one group the first is written; the others are compared with it, and
+//! written in another round if it was not stored. Of new events with one producer's
+//! number in one group, the one with the lowest id is kept.
+//!
+//! All replicas take locks in one order, whatever they write, so that two that write
+//! the same wait for each other and don't deadlock: rows that are referred to, blocks
+//! of numbers, then requests, each by its key.
 //!
 //! What rows refer to is written anew with every group, before the rows. To keep
 //! in memory what is there already would outlive a database that goes back behind
@@ -27,16 +36,18 @@ mod columns;
 mod postgres;
 mod sqlite;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use service_core::clock;
 use service_core::database::Engine;
 use service_core::error::{Error, Result};
+use service_core::numbers::{Numbers, block_of};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::Store;
 use crate::model::{Charge, DroppedRange, NewRequest, Outcome};
+use crate::rollup;
 
 /// Ids in one lookup.
 const LOOKUP: usize = 1_000;
@@ -56,6 +67,9 @@ struct Row<'a> {
     charge_ref: i64,
     producer_ref: Option<i64>,
 }
+
+/// A block of a producer's numbers: the reference of the producer, and which.
+type NumberBlock = (i64, i64);
 
 /// What all rows of a transaction share.
 #[derive(Debug, Clone, Copy)]
@@ -96,9 +110,18 @@ impl Store {
         }
         let mut outcomes = Vec::new();
         if !rows.is_empty() || !references.dropped.is_empty() {
+            self.make_partitions_of(rows.iter().map(|row| row.request.event.id)).await?;
             let (mut transaction, stamp) = self.begin().await?;
             transaction.write_references(&references, stamp).await?;
-            outcomes = transaction.write_rows(&rows, stamp).await?;
+            let blocks = rows.iter().filter_map(|row| row.number().map(|(block, _)| block)).collect();
+            let numbers = transaction.lock_numbers(&blocks).await?;
+            let mut group = Group::new(&rows, numbers);
+            transaction.write_rows(&mut group, stamp).await?;
+            transaction.save_numbers(&group.counted()).await?;
+            if let Some(delta) = group.delta() {
+                transaction.insert_delta(stamp.commit_number, delta).await?;
+            }
+            outcomes = group.outcomes;
             transaction.commit().await?;
         }
         let mut outcomes = outcomes.into_iter();
@@ -154,54 +177,179 @@ impl Transaction {
         Ok(())
     }
 
-    async fn write_rows(&mut self, rows: &[Row<'_>], stamp: Stamp) -> Result<Vec<Outcome>> {
-        let mut outcomes = vec![Outcome::Accepted; rows.len()];
-        let id = |index: usize| rows[index].request.event.id;
-        let mut pending: Vec<usize> = (0..rows.len()).collect();
+    /// The numbers that these blocks hold, locked until the transaction ends.
+    async fn lock_numbers(&mut self, blocks: &BTreeSet<NumberBlock>) -> Result<BTreeMap<NumberBlock, Numbers>> {
+        match self {
+            _ if blocks.is_empty() => Ok(BTreeMap::new()),
+            Self::Sqlite(transaction) => sqlite::lock_numbers(transaction, blocks).await,
+            Self::Postgres(transaction) => postgres::lock_numbers(transaction, blocks).await,
+        }
+    }
+
+    async fn save_numbers(&mut self, blocks: &[(NumberBlock, Vec<u8>)]) -> Result<()> {
+        match self {
+            _ if blocks.is_empty() => Ok(()),
+            Self::Sqlite(transaction) => sqlite::save_numbers(transaction, blocks).await,
+            Self::Postgres(transaction) => postgres::save_numbers(transaction, blocks).await,
+        }
+    }
+
+    async fn insert_delta(&mut self, commit_number: i64, delta: Vec<u8>) -> Result<()> {
+        let sql = "INSERT INTO usage_deltas (commit_number, data) VALUES ($1, $2)";
+        match self {
+            Self::Sqlite(transaction) => {
+                sqlx::query(sql).bind(commit_number).bind(delta).execute(&mut **transaction).await?;
+            }
+            Self::Postgres(transaction) => {
+                sqlx::query(sql).bind(commit_number).bind(delta).execute(&mut **transaction).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_rows(&mut self, group: &mut Group<'_>, stamp: Stamp) -> Result<()> {
+        let mut pending: Vec<usize> = (0..group.rows.len()).collect();
         // Stable: of one id, the first that came stays the first.
-        pending.sort_by_key(|index| id(*index));
+        pending.sort_by_key(|index| group.id(*index));
         while !pending.is_empty() {
             let mut again = Vec::new();
             let mut first: Vec<usize> = Vec::with_capacity(pending.len());
             for index in pending {
                 match first.last() {
-                    Some(last) if id(*last) == id(index) => again.push(index),
+                    Some(last) if group.id(*last) == group.id(index) => again.push(index),
                     _ => first.push(index),
                 }
             }
-            let batch: Vec<&Row<'_>> = first.iter().map(|index| &rows[*index]).collect();
-            let inserted = self.insert(&batch, stamp).await?;
-            if inserted == batch.len() as u64 && again.is_empty() {
-                break;
-            }
             let mut known = HashMap::new();
-            let ids: Vec<Uuid> = first.iter().map(|index| id(*index)).collect();
-            for ids in ids.chunks(LOOKUP) {
-                self.lookup(ids, &mut known).await?;
+            let contested = group.contested(&first);
+            if !contested.is_empty() {
+                self.lookup_all(&group.ids(&contested), &mut known).await?;
+                group.settle_contested(&contested, &known);
+                first.retain(|index| group.outcomes[*index] == Outcome::Accepted);
             }
-            for index in first {
-                outcomes[index] = match known.get(&id(index)) {
-                    Some(row) if row.commit_number == stamp.commit_number => Outcome::Accepted,
-                    Some(row) => repeated(row, &rows[index]),
-                    None if rows[index].producer_ref.is_some() => Outcome::ProducerConflict,
-                    None => {
-                        return Err(Error::internal(anyhow::anyhow!(
-                            "event {} was skipped and is not there",
-                            id(index)
-                        )));
+
+            let batch: Vec<&Row<'_>> = first.iter().map(|index| &group.rows[*index]).collect();
+            let inserted = self.insert(&batch, stamp).await?;
+            if inserted < batch.len() as u64 || !again.is_empty() {
+                self.lookup_all(&group.ids(&first), &mut known).await?;
+                for index in &first {
+                    match known.get(&group.id(*index)) {
+                        Some(row) if row.commit_number == stamp.commit_number => {}
+                        Some(row) => group.outcomes[*index] = repeated(row, &group.rows[*index]),
+                        None => {
+                            let id = group.id(*index);
+                            return Err(Error::internal(anyhow::anyhow!("event {id} was skipped and is not there")));
+                        }
                     }
-                };
+                }
             }
-            again.retain(|index| match known.get(&id(*index)) {
+            group.accept(&first);
+            again.retain(|index| match known.get(&group.id(*index)) {
                 Some(row) => {
-                    outcomes[*index] = repeated(row, &rows[*index]);
+                    group.outcomes[*index] = repeated(row, &group.rows[*index]);
                     false
                 }
                 None => true,
             });
             pending = again;
         }
-        Ok(outcomes)
+        Ok(())
+    }
+
+    async fn lookup_all(&mut self, ids: &[Uuid], known: &mut HashMap<Uuid, Known>) -> Result<()> {
+        for ids in ids.chunks(LOOKUP) {
+            self.lookup(ids, known).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What the group knows while it decides.
+struct Group<'a> {
+    rows: &'a [Row<'a>],
+    /// `Accepted` until it is known better.
+    outcomes: Vec<Outcome>,
+    /// Which rows went in.
+    accepted: Vec<usize>,
+    numbers: BTreeMap<NumberBlock, Numbers>,
+    /// Blocks to which numbers were added.
+    counted: BTreeSet<NumberBlock>,
+}
+
+impl<'a> Group<'a> {
+    fn new(rows: &'a [Row<'a>], numbers: BTreeMap<NumberBlock, Numbers>) -> Self {
+        let outcomes = vec![Outcome::Accepted; rows.len()];
+        Self { rows, outcomes, accepted: Vec::with_capacity(rows.len()), numbers, counted: BTreeSet::new() }
+    }
+
+    fn id(&self, index: usize) -> Uuid {
+        self.rows[index].request.event.id
+    }
+
+    fn ids(&self, indexes: &[usize]) -> Vec<Uuid> {
+        indexes.iter().map(|index| self.id(*index)).collect()
+    }
+
+    /// Those of these rows whose number is taken, or wanted by another of them: new
+    /// or not decides, so they are looked up first.
+    fn contested(&self, indexes: &[usize]) -> Vec<usize> {
+        let mut numbers = self.numbers.clone();
+        let wanted = || indexes.iter().filter_map(|index| Some((*index, self.rows[*index].number()?)));
+        let taken: HashSet<(NumberBlock, u64)> = wanted()
+            .map(|(_, number)| number)
+            .filter(|(block, number)| !numbers.entry(*block).or_default().insert(*number))
+            .collect();
+        if taken.is_empty() {
+            return Vec::new();
+        }
+        wanted().filter(|(_, number)| taken.contains(number)).map(|(index, _)| index).collect()
+    }
+
+    fn settle_contested(&mut self, contested: &[usize], known: &HashMap<Uuid, Known>) {
+        let mut numbers = self.numbers.clone();
+        for index in contested {
+            let row = &self.rows[*index];
+            self.outcomes[*index] = match (known.get(&self.id(*index)), row.number()) {
+                (Some(known), _) => repeated(known, row),
+                (None, Some((block, number))) if !numbers.entry(block).or_default().insert(number) => {
+                    Outcome::ProducerConflict
+                }
+                (None, _) => Outcome::Accepted,
+            };
+        }
+    }
+
+    /// Takes the numbers of those rows that went in.
+    fn accept(&mut self, indexes: &[usize]) {
+        for index in indexes.iter().filter(|index| self.outcomes[**index] == Outcome::Accepted) {
+            self.accepted.push(*index);
+            if let Some((block, number)) = self.rows[*index].number() {
+                self.numbers.entry(block).or_default().insert(number);
+                self.counted.insert(block);
+            }
+        }
+    }
+
+    /// What rollups have to add: the rows that went in, and nothing of the others.
+    fn delta(&self) -> Option<Vec<u8>> {
+        let accepted = self.accepted.iter().map(|index| self.rows[*index].request);
+        let costed = accepted.map(|request| (&request.event, request.charge.cost_nanos()));
+        (!self.accepted.is_empty()).then(|| rollup::encode_delta(costed))
+    }
+
+    /// The blocks to store.
+    fn counted(&self) -> Vec<(NumberBlock, Vec<u8>)> {
+        let counted = self.numbers.iter().filter(|(block, _)| self.counted.contains(*block));
+        counted.map(|(block, numbers)| (*block, numbers.to_bytes())).collect()
+    }
+}
+
+impl Row<'_> {
+    /// The number that its producer gave it, and the block that holds it.
+    fn number(&self) -> Option<(NumberBlock, u64)> {
+        let number = self.request.event.producer.as_ref()?.sequence.cast_unsigned();
+        // Without its lowest 16 bits it fits.
+        Some(((self.producer_ref?, block_of(number).cast_signed()), number))
     }
 }
 

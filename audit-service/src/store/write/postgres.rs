@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sea_orm::DatabaseConnection;
 use service_core::error::{Error, Result};
+use service_core::numbers::Numbers;
 use sqlx::postgres::PgRow;
 use sqlx::{Postgres, Row as _};
 use uuid::Uuid;
 
 use super::{Known, NewRow, hash};
 use crate::event::Dropped;
-use crate::numbers::{NumberBlock, Numbers};
+use crate::numbers::NumberBlock;
 use crate::store::{Heads, signed, unsigned};
 
 /// Rows of one COPY: bounds the message.
@@ -27,28 +28,15 @@ impl Transaction {
         Ok(self.0.commit().await?)
     }
 
-    /// Locks in the order of the names. A head that is not there yet is made, and then locked like the others.
+    /// Makes heads that are not there, locks those that are, one by one in the order of the names: with two passes,
+    /// one could hold a head and wait for another that is being made.
     pub(super) async fn lock_heads(&mut self, instances: &BTreeSet<&str>) -> Result<BTreeMap<String, u64>> {
         let names: Vec<&str> = instances.iter().copied().collect();
-        let heads = self.select_heads(&names).await?;
-        if heads.len() == names.len() {
-            return Ok(heads);
-        }
-        sqlx::query(
-            "INSERT INTO audit_log_heads (instance_id, next_sequence) \
-             SELECT instance, 0 FROM unnest($1::text[]) AS new (instance) ORDER BY instance COLLATE \"C\" \
-             ON CONFLICT (instance_id) DO NOTHING",
-        )
-        .bind(&names)
-        .execute(&mut *self.0)
-        .await?;
-        self.select_heads(&names).await
-    }
-
-    async fn select_heads(&mut self, names: &[&str]) -> Result<BTreeMap<String, u64>> {
         let rows = sqlx::query(
-            "SELECT instance_id, next_sequence FROM audit_log_heads WHERE instance_id = ANY($1) \
-             ORDER BY instance_id FOR UPDATE",
+            "INSERT INTO audit_log_heads AS kept (instance_id, next_sequence) \
+             SELECT instance, 0 FROM unnest($1::text[]) AS new (instance) ORDER BY instance COLLATE \"C\" \
+             ON CONFLICT (instance_id) DO UPDATE SET next_sequence = kept.next_sequence \
+             RETURNING instance_id, next_sequence",
         )
         .bind(names)
         .fetch_all(&mut *self.0)
@@ -72,7 +60,7 @@ impl Transaction {
         rows.iter().map(known).collect()
     }
 
-    /// As with the heads: a row for each block is there and locked, or two replicas would each write their own.
+    /// As with the heads.
     pub(super) async fn lock_numbers(
         &mut self,
         blocks: &BTreeSet<NumberBlock>,
@@ -80,31 +68,14 @@ impl Transaction {
         if blocks.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let numbers = self.select_numbers(blocks).await?;
-        if numbers.len() == blocks.len() {
-            return Ok(numbers);
-        }
-        let (producers, epochs, numbers) = columns(blocks.iter());
-        sqlx::query(
-            "INSERT INTO audit_producer_numbers (producer_id, epoch, block, numbers) \
-             SELECT producer, epoch, block, ''::bytea \
-             FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS new (producer, epoch, block) \
-             ORDER BY producer COLLATE \"C\", epoch, block ON CONFLICT (producer_id, epoch, block) DO NOTHING",
-        )
-        .bind(producers)
-        .bind(epochs)
-        .bind(numbers)
-        .execute(&mut *self.0)
-        .await?;
-        self.select_numbers(blocks).await
-    }
-
-    async fn select_numbers(&mut self, blocks: &BTreeSet<NumberBlock>) -> Result<BTreeMap<NumberBlock, Numbers>> {
         let (producers, epochs, numbers) = columns(blocks.iter());
         let rows = sqlx::query(
-            "SELECT producer_id, epoch, block, numbers FROM audit_producer_numbers \
-             WHERE (producer_id, epoch, block) IN (SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[])) \
-             ORDER BY producer_id, epoch, block FOR UPDATE",
+            "INSERT INTO audit_producer_numbers AS kept (producer_id, epoch, block, numbers) \
+             SELECT producer, epoch, block, ''::bytea \
+             FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS new (producer, epoch, block) \
+             ORDER BY producer COLLATE \"C\", epoch, block \
+             ON CONFLICT (producer_id, epoch, block) DO UPDATE SET numbers = kept.numbers \
+             RETURNING producer_id, epoch, block, numbers",
         )
         .bind(producers)
         .bind(epochs)
@@ -117,12 +88,7 @@ impl Transaction {
                 epoch: row.try_get::<i64, _>(1)?.cast_unsigned(),
                 block: unsigned(row.try_get(2)?)?,
             };
-            let bytes: Vec<u8> = row.try_get(3)?;
-            let numbers = match bytes.is_empty() {
-                true => Numbers::default(),
-                false => Numbers::from_bytes(&bytes).map_err(Error::internal)?,
-            };
-            Ok((block, numbers))
+            Ok((block, Numbers::from_bytes(row.try_get(3)?).map_err(Error::internal)?))
         };
         rows.iter().map(numbers).collect()
     }

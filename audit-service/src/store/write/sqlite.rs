@@ -8,13 +8,14 @@ use std::sync::LazyLock;
 
 use sea_orm::DatabaseConnection;
 use service_core::error::{Error, Result};
+use service_core::numbers::Numbers;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, Sqlite};
 use uuid::Uuid;
 
 use super::{Known, NewRow, hash};
 use crate::event::Dropped;
-use crate::numbers::{NumberBlock, Numbers};
+use crate::numbers::NumberBlock;
 use crate::store::{Heads, signed, unsigned};
 
 const INSERT_COLUMNS: usize = 9;

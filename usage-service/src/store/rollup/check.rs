@@ -106,7 +106,8 @@ impl Store {
             hour = Span::at(Level::Hour, hour.end_us());
         }
         let expected = std::mem::take(&mut day.day).into_iter();
-        let expected = expected.map(|(instance, full)| (Place { level: Level::Day, start_us: span.start_us, instance }, full));
+        let expected =
+            expected.map(|(instance, full)| (Place { level: Level::Day, start_us: span.start_us, instance }, full));
         self.compare(&mut day, Level::Day, &[span.start_us], expected.collect()).await?;
 
         let Day { snapshot, overlay, differing, mut checked, .. } = day;
@@ -145,7 +146,8 @@ impl Store {
     async fn check_hour(&self, day: &mut Day, hour: Span) -> Result<()> {
         let width = Level::Quarter.width_us();
         let edges: Vec<i64> = (0..5).map(|quarter| hour.start_us + quarter * width).collect();
-        let scope = Scope { start_us: hour.start_us, end_us: hour.end_us(), filter: Filter::default(), watermark: None };
+        let scope =
+            Scope { start_us: hour.start_us, end_us: hour.end_us(), filter: Filter::default(), watermark: None };
         let mut rows: BTreeMap<Place, Vec<FullRow>> = BTreeMap::new();
         let cut = CellCut { scope: &scope, dimensions: &Dimension::ALL, edges: &edges };
         let sink = |cell: Cell| {

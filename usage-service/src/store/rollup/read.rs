@@ -161,7 +161,8 @@ impl Store {
         for chunk in pieces.chunks(CHUNK) {
             match self.sections(&view.snapshot, chunk, cut).await {
                 Ok(sections) => {
-                    let chunk = sections.into_iter().map(|(piece, section)| (piece.bucket, piece.place.instance, section));
+                    let chunk =
+                        sections.into_iter().map(|(piece, section)| (piece.bucket, piece.place.instance, section));
                     if send.send(chunk.collect()).await.is_err() {
                         // The worker has failed, and says why.
                         break;
@@ -301,9 +302,8 @@ impl Rollup {
     /// The segments that are there at these places; none when they are known as of another version.
     pub(super) fn pieces_at(&self, version: i64, places: &[Place]) -> Option<Vec<Piece>> {
         let known = self.known();
-        let piece = |place: &Place| {
-            known.spans.get(place).map(|version| Piece { bucket: 0, place: *place, version: *version })
-        };
+        let piece =
+            |place: &Place| known.spans.get(place).map(|version| Piece { bucket: 0, place: *place, version: *version });
         (known.version == version).then(|| places.iter().filter_map(piece).collect())
     }
 }

@@ -237,17 +237,16 @@ impl Store {
             None => self.db.writer.begin().await?,
         };
         let version = clock::now_us().max(base + 1);
-        let link = self.statement(
-            "INSERT INTO usage_rollup (version, previous) VALUES ($1, $2)",
-            [version.into(), base.into()],
-        );
+        let link = self
+            .statement("INSERT INTO usage_rollup (version, previous) VALUES ($1, $2)", [version.into(), base.into()]);
         match transaction.execute_raw(link).await {
             Ok(_) => {}
             Err(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
         let old = version - VERSIONS_KEPT_US;
-        let forget = self.statement("DELETE FROM usage_rollup WHERE version < $1 AND version <> $2", [old.into(), base.into()]);
+        let forget =
+            self.statement("DELETE FROM usage_rollup WHERE version < $1 AND version <> $2", [old.into(), base.into()]);
         transaction.execute_raw(forget).await?;
         Ok(Some(Writing { transaction, version }))
     }
@@ -281,7 +280,9 @@ impl Store {
         }
         let sections: Vec<(Place, Cut, Section, Vec<u8>)> = made
             .into_iter()
-            .flat_map(|made| made.sections.into_iter().map(move |(cut, section, data)| (made.place, cut, section, data)))
+            .flat_map(|made| {
+                made.sections.into_iter().map(move |(cut, section, data)| (made.place, cut, section, data))
+            })
             .collect();
         let mut sections = sections.into_iter().peekable();
         while sections.peek().is_some() {
@@ -336,7 +337,9 @@ impl Store {
         let sql = format!("DELETE FROM usage_deltas WHERE commit_number {any}");
         let removed = into.transaction.execute_raw(self.statement(&sql, [list(numbers)])).await?;
         if removed.rows_affected() != numbers.len() as u64 {
-            return Err(DbErr::Custom(format!("{} deltas, and {} removed", numbers.len(), removed.rows_affected())).into());
+            return Err(
+                DbErr::Custom(format!("{} deltas, and {} removed", numbers.len(), removed.rows_affected())).into()
+            );
         }
         Ok(())
     }

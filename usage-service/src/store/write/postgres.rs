@@ -1,15 +1,16 @@
 //! Writing on PostgreSQL: each column of all rows as one array, one statement a
 //! group.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::OnceLock;
 
 use service_core::error::{Error, Result};
+use service_core::numbers::Numbers;
 use sqlx::{PgPool, Postgres, Row as _, Transaction};
 use uuid::Uuid;
 
 use super::columns::{COLUMNS, POSTGRES_TYPES, count, map};
-use super::{Known, References, Row, Stamp, charge_texts};
+use super::{Known, NumberBlock, References, Row, Stamp, charge_texts};
 use crate::model::{Event, Tokens};
 use crate::store::watermark::COMMIT_LOCK;
 
@@ -136,16 +137,63 @@ pub(super) async fn insert(
     Ok(done.rows_affected())
 }
 
-/// Finds what is known of some ids.
+/// Makes the rows of blocks that are not there, locks those that are, one by one in
+/// their order; so two replicas never wait for each other in a ring.
+pub(super) async fn lock_numbers(
+    transaction: &mut Transaction<'static, Postgres>,
+    blocks: &BTreeSet<NumberBlock>,
+) -> Result<BTreeMap<NumberBlock, Numbers>> {
+    let rows = sqlx::query(
+        "INSERT INTO usage_producer_numbers AS kept (producer_ref, block, numbers) \
+         SELECT new.*, ''::bytea FROM UNNEST($1::int8[], $2::int8[]) AS new (producer_ref, block) \
+         ORDER BY producer_ref, block \
+         ON CONFLICT (producer_ref, block) DO UPDATE SET numbers = kept.numbers \
+         RETURNING producer_ref, block, numbers",
+    )
+    .bind(blocks.iter().map(|(producer, _)| *producer).collect::<Vec<_>>())
+    .bind(blocks.iter().map(|(_, block)| *block).collect::<Vec<_>>())
+    .fetch_all(&mut **transaction)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let numbers = Numbers::from_bytes(row.try_get(2)?).map_err(Error::internal)?;
+            Ok(((row.try_get(0)?, row.try_get(1)?), numbers))
+        })
+        .collect()
+}
+
+/// Stores blocks that are locked.
+pub(super) async fn save_numbers(
+    transaction: &mut Transaction<'static, Postgres>,
+    blocks: &[(NumberBlock, Vec<u8>)],
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE usage_producer_numbers AS kept SET numbers = new.numbers \
+         FROM UNNEST($1::int8[], $2::int8[], $3::bytea[]) AS new (producer_ref, block, numbers) \
+         WHERE kept.producer_ref = new.producer_ref AND kept.block = new.block",
+    )
+    .bind(blocks.iter().map(|((producer, _), _)| *producer).collect::<Vec<_>>())
+    .bind(blocks.iter().map(|((_, block), _)| *block).collect::<Vec<_>>())
+    .bind(blocks.iter().map(|(_, numbers)| numbers.as_slice()).collect::<Vec<_>>())
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
+}
+
+/// Finds what is known of some ids. A join, of which each row looks into its own
+/// partition; a list would look for all of them in all partitions.
 pub(super) async fn lookup(
     transaction: &mut Transaction<'static, Postgres>,
     ids: &[Uuid],
     known: &mut HashMap<Uuid, Known>,
 ) -> Result<()> {
-    let rows = sqlx::query("SELECT id, content_hash, commit_number FROM usage_requests WHERE id = ANY($1)")
-        .bind(ids)
-        .fetch_all(&mut **transaction)
-        .await?;
+    let rows = sqlx::query(
+        "SELECT kept.id, kept.content_hash, kept.commit_number \
+         FROM UNNEST($1::uuid[]) AS wanted (id) JOIN usage_requests AS kept ON kept.id = wanted.id",
+    )
+    .bind(ids)
+    .fetch_all(&mut **transaction)
+    .await?;
     for row in rows {
         let found = Known { content_hash: row.try_get(1)?, commit_number: row.try_get(2)? };
         known.insert(row.try_get(0)?, found);

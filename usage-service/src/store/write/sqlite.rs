@@ -1,17 +1,18 @@
 //! Writing on SQLite: rows as `VALUES`, in a few sizes of statement, so that each
 //! is prepared once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::OnceLock;
 
 use serde_json::json;
 use service_core::error::{Error, Result};
+use service_core::numbers::Numbers;
 use sqlx::sqlite::{SqliteArguments, SqlitePool};
 use sqlx::{Arguments as _, AssertSqlSafe, Row as _, Sqlite, Transaction};
 use uuid::Uuid;
 
 use super::columns::{COLUMNS, count, map};
-use super::{Known, References, Row, Stamp, charge_texts};
+use super::{Known, NumberBlock, References, Row, Stamp, charge_texts};
 
 /// Rows in one statement. The largest stays below the 32,766 parameters that
 /// SQLite allows.
@@ -153,6 +154,43 @@ fn arguments(rows: &[&Row<'_>], stamp: Stamp) -> Result<SqliteArguments> {
 
 fn bind<'q>(arguments: &mut SqliteArguments, value: impl sqlx::Encode<'q, Sqlite> + sqlx::Type<Sqlite>) -> Result<()> {
     arguments.add(value).map_err(|error| Error::from(sqlx::Error::Encode(error)))
+}
+
+/// The numbers of blocks that are there: whoever writes holds the lock on everything.
+pub(super) async fn lock_numbers(
+    transaction: &mut Transaction<'static, Sqlite>,
+    blocks: &BTreeSet<NumberBlock>,
+) -> Result<BTreeMap<NumberBlock, Numbers>> {
+    let mut found = BTreeMap::new();
+    for (producer, block) in blocks {
+        let row = sqlx::query("SELECT numbers FROM usage_producer_numbers WHERE producer_ref = ? AND block = ?")
+            .bind(producer)
+            .bind(block)
+            .fetch_optional(&mut **transaction)
+            .await?;
+        if let Some(row) = row {
+            found.insert((*producer, *block), Numbers::from_bytes(row.try_get(0)?).map_err(Error::internal)?);
+        }
+    }
+    Ok(found)
+}
+
+pub(super) async fn save_numbers(
+    transaction: &mut Transaction<'static, Sqlite>,
+    blocks: &[(NumberBlock, Vec<u8>)],
+) -> Result<()> {
+    for ((producer, block), numbers) in blocks {
+        sqlx::query(
+            "INSERT INTO usage_producer_numbers (producer_ref, block, numbers) VALUES (?, ?, ?) \
+             ON CONFLICT (producer_ref, block) DO UPDATE SET numbers = excluded.numbers",
+        )
+        .bind(producer)
+        .bind(block)
+        .bind(numbers.as_slice())
+        .execute(&mut **transaction)
+        .await?;
+    }
+    Ok(())
 }
 
 /// Finds what is known of some ids.

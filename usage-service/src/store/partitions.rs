@@ -1,0 +1,277 @@
+//! Partitions of `usage_requests` on PostgreSQL: one for each day (UTC) of the time
+//! in the ids, and the default partition for what is very old.
+//!
+//! ```text
+//! ahead        yesterday .. a week from now      at start and hourly, in the background
+//! on demand    any day of the last 400           before the first insert that meets it
+//! never        days before that                  the default partition takes them
+//! ```
+//!
+//! A writer makes what it needs in a transaction of its own, before it begins the one
+//! that inserts. Replicas that race for a day wait for each other in the function that
+//! makes it (`usage_add_partition`, of the schema's owner), and find it made.
+//!
+//! A day that is in memory as made may have been removed since: then its rows go into
+//! the default partition, where they are found all the same.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use service_core::clock;
+use service_core::database::Engine;
+use service_core::error::{Error, Result};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::Store;
+
+/// Days before and after today that are made without being asked for.
+const AHEAD: std::ops::RangeInclusive<i64> = -1..=7;
+/// Days before today that are made on demand. An id's time is at most a day ahead of
+/// its request's, so nothing is asked for beyond what is made ahead.
+const ON_DEMAND: std::ops::RangeInclusive<i64> = -400..=7;
+
+const DAY_US: i64 = 86_400 * clock::MICROS_PER_SECOND;
+/// How far the time of an id may be from that of its request.
+const ID_SKEW_US: i64 = DAY_US;
+
+/// Time between two looks at the days ahead, and after a failure.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(3_600), Duration::from_secs(60));
+/// Tries to make a day, when others use the default partition all the time.
+const TRIES: u32 = 3;
+
+/// The days, since the epoch, of which nothing is left to make.
+#[derive(Debug, Default)]
+pub(super) struct Partitions(Mutex<HashSet<i64>>);
+
+impl Partitions {
+    fn unknown(&self, mut days: Vec<i64>) -> Vec<i64> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        days.retain(|day| !known.contains(day));
+        days
+    }
+
+    fn remember(&self, day: i64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(day);
+    }
+}
+
+impl Store {
+    /// Makes the partitions of the coming days; again whether they are known or not.
+    pub async fn make_partitions_ahead(&self) -> Result<()> {
+        if self.db.engine == Engine::Sqlite {
+            return Ok(());
+        }
+        let today = day_of(clock::now_us());
+        for day in AHEAD {
+            self.make_partition(today + day).await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps partitions made ahead until `stop` is cancelled. A failure is logged, and
+    /// tried again; as long as it lasts, writers make what they need.
+    pub async fn keep_partitions_ahead(self, stop: CancellationToken) {
+        while self.db.engine == Engine::Postgres && !stop.is_cancelled() {
+            let pause = match self.make_partitions_ahead().await {
+                Ok(()) => PAUSES.0,
+                Err(error) => {
+                    tracing::error!(%error, "partitions of the coming days cannot be made");
+                    PAUSES.1
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Makes the partitions that these ids belong to.
+    pub(super) async fn make_partitions_of(&self, ids: impl Iterator<Item = Uuid>) -> Result<()> {
+        if self.db.engine == Engine::Sqlite {
+            return Ok(());
+        }
+        let today = day_of(clock::now_us());
+        let mut days: Vec<i64> = ids.map(|id| day_of(time_of(id))).collect();
+        days.sort_unstable();
+        days.dedup();
+        days.retain(|day| ON_DEMAND.contains(&(day - today)));
+        for day in self.partitions.unknown(days) {
+            self.make_partition(day).await?;
+        }
+        Ok(())
+    }
+
+    async fn make_partition(&self, day: i64) -> Result<()> {
+        let pool = self.db.writer.get_postgres_connection_pool();
+        let mut tries = 1;
+        loop {
+            let made: Result<bool, sqlx::Error> =
+                sqlx::query_scalar("SELECT usage_add_partition(date '1970-01-01' + $1)")
+                    .bind(i32::try_from(day).map_err(Error::internal)?)
+                    .fetch_one(pool)
+                    .await;
+            match made.map_err(Error::from) {
+                Ok(made) => {
+                    if !made {
+                        tracing::debug!(day, "requests of a day stay in the default partition");
+                    }
+                    self.partitions.remember(day);
+                    return Ok(());
+                }
+                // Somebody read from the default partition for too long: it has no turn to wait for, or all who
+                // come after would wait too.
+                Err(Error::Contention(_)) if tries < TRIES => tries += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn day_of(us: i64) -> i64 {
+    us.div_euclid(DAY_US)
+}
+
+/// The time in a UUIDv7: its first 48 bits are milliseconds.
+fn time_of(id: Uuid) -> i64 {
+    // 48 bits of milliseconds fit an i64 of microseconds.
+    (id.as_u128() >> 80) as i64 * 1_000
+}
+
+/// Where the ids of requests in `start_us..end_us` lie: from the first, to before the
+/// second. None is no bound.
+pub(super) fn id_bounds(start_us: i64, end_us: i64) -> (Option<Uuid>, Option<Uuid>) {
+    let least = |millis: i64| {
+        let millis = u64::try_from(millis).ok().filter(|millis| *millis > 0 && *millis < 1 << 48)?;
+        Some(Uuid::from_u128(u128::from(millis) << 80))
+    };
+    let first = start_us.saturating_sub(ID_SKEW_US).div_euclid(1_000);
+    let last = end_us.saturating_sub(1).saturating_add(ID_SKEW_US).div_euclid(1_000);
+    (least(first), least(last + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use service_core::config::{DatabaseConfig, DatabaseUrl};
+
+    use super::*;
+    use crate::model::{Filter, Position, Scope};
+    use crate::store::Order;
+
+    #[test]
+    fn ids_of_a_range_are_within_its_bounds() {
+        let noon = 1_767_614_400_000_000;
+        let (low, high) = id_bounds(noon, noon + 1);
+        let (low, high) = (low.expect("a bound"), high.expect("a bound"));
+        for skew in [-DAY_US, 0, DAY_US] {
+            let id = Uuid::from_u128(((((noon + skew) / 1_000) as u128) << 80) | (u128::MAX >> 48));
+            assert!(low <= id && id < high, "{skew}");
+            assert_eq!(time_of(id), noon + skew);
+        }
+        for skew in [-DAY_US - 1_000, DAY_US + 1_000] {
+            let id = Uuid::from_u128((((noon + skew) / 1_000) as u128) << 80);
+            assert!(!(low <= id && id < high), "{skew}");
+        }
+        assert_eq!(id_bounds(0, i64::MAX), (None, None));
+        assert_eq!(id_bounds(i64::MIN, 0).0, None);
+    }
+
+    async fn postgres() -> Option<(Store, DatabaseUrl)> {
+        if testkit::Postgres::skipped() {
+            return None;
+        }
+        let url = DatabaseUrl::new(testkit::Postgres::shared().await.create_database().await).expect("valid");
+        Some((Store::open(&url, &DatabaseConfig::default(), 1 << 20).await.expect("opens"), url))
+    }
+
+    fn at(us: i64, n: u64) -> Uuid {
+        Uuid::from_u128(((us / 1_000) as u128) << 80 | (7 << 76) | (2 << 62) | u128::from(n))
+    }
+
+    async fn partitions(store: &Store) -> Vec<String> {
+        sqlx::query_scalar(
+            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'usage_requests'::regclass ORDER BY 1",
+        )
+        .fetch_all(store.db.writer.get_postgres_connection_pool())
+        .await
+        .expect("answered")
+    }
+
+    #[tokio::test]
+    async fn partitions_are_made_ahead_and_on_demand_and_by_replicas_at_once() {
+        let Some((store, url)) = postgres().await else { return };
+        store.make_partitions_ahead().await.expect("made");
+        assert_eq!(partitions(&store).await.len(), 1 + 9);
+        store.make_partitions_ahead().await.expect("made again");
+
+        let now = clock::now_us();
+        let other = Store::open(&url, &DatabaseConfig::default(), 1 << 20).await.expect("opens");
+        let days: Vec<Uuid> = (0..30).map(|day| at(now - (20 + day) * DAY_US, 1)).collect();
+        let ids = || days.iter().copied().chain([at(now - 500 * DAY_US, 1), Uuid::nil(), Uuid::max()]);
+        let (one, two) = tokio::join!(store.make_partitions_of(ids()), other.make_partitions_of(ids().rev()));
+        one.expect("made");
+        two.expect("made");
+        assert_eq!(partitions(&store).await.len(), 1 + 9 + 30, "very old and impossible days have none");
+    }
+
+    #[tokio::test]
+    async fn a_day_whose_requests_are_in_the_default_partition_stays_there() {
+        let Some((store, _)) = postgres().await else { return };
+        let id = at(clock::now_us() - 30 * DAY_US, 1);
+        let columns = "recorded_at, commit_number, instance_id, user_id, team_id, api_key_id, provider, \
+             requested_model, model, status, operation, input_uncached, input_cache_read, input_cache_write, \
+             input_cache_write_1h, output, output_reasoning, other_units, service_tier, processing, request_id, \
+             labels, price_conditions, charge_ref, content_hash";
+        let sql = format!(
+            "INSERT INTO usage_requests (id, occurred_at, {columns}) VALUES \
+             ('{id}', 0, 0, 0, '', '', '', '', '', '', '', 1, '', 0, 0, 0, 0, 0, 0, '', '', '', '', '', '', 0, '')"
+        );
+        let pool = store.db.writer.get_postgres_connection_pool();
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(pool).await.expect("inserted");
+        store.make_partitions_of([id].into_iter()).await.expect("goes on");
+        assert_eq!(partitions(&store).await, ["usage_requests_default"]);
+        store.make_partitions_of([at(clock::now_us() - 31 * DAY_US, 1)].into_iter()).await.expect("made");
+        assert_eq!(partitions(&store).await.len(), 2, "its neighbour is made");
+    }
+
+    #[tokio::test]
+    async fn what_is_read_by_time_reads_the_days_that_may_hold_it() {
+        use sea_orm::{ConnectionTrait as _, QueryTrait as _, Statement};
+        let Some((store, _)) = postgres().await else { return };
+        let midnight = day_of(clock::now_us()) * DAY_US;
+        store.make_partitions_of((0..30).map(|day| at(midnight - day * DAY_US, 1))).await.expect("made");
+        let day = |back: i64| midnight - back * DAY_US;
+        let plan = async |scope: &Scope, order, after| {
+            let page = store.page(scope, order, after, 50).build(store.backend());
+            let explained = Statement { sql: format!("EXPLAIN {}", page.sql), ..page };
+            let rows = store.db.reader.query_all_raw(explained).await.expect("explained");
+            let text: Vec<String> = rows.iter().map(|row| row.try_get_by_index(0).expect("text")).collect();
+            let text = text.join("\n");
+            let read: HashSet<&str> =
+                text.match_indices("usage_requests_p2").map(|(at, _)| &text[at..at + 24]).collect();
+            let rest = text.contains("usage_requests_default");
+            (read.len(), rest)
+        };
+        let scope = |start_us, end_us| Scope { start_us, end_us, filter: Filter::default(), watermark: None };
+        // A day's requests, and one to each side.
+        let one = scope(day(10), day(9));
+        assert_eq!(plan(&one, Order::NewestFirst, None).await, (3, false));
+        let noon = scope(day(10) + DAY_US / 2 - 1, day(10) + DAY_US / 2);
+        assert_eq!(plan(&noon, Order::NewestFirst, None).await, (3, false));
+        // A page leaves out what is behind it.
+        let ten = scope(day(20), day(10));
+        assert_eq!(plan(&ten, Order::NewestFirst, None).await, (12, false));
+        let after = Some(Position { occurred_at_us: day(18) + DAY_US / 2, id: Uuid::nil() });
+        assert_eq!(plan(&ten, Order::NewestFirst, after).await, (5, false));
+        assert_eq!(plan(&ten, Order::OldestFirst, after).await, (10, false));
+        // Beyond the days that there are, the default partition.
+        assert_eq!(plan(&scope(day(400), day(399)), Order::NewestFirst, None).await, (0, true));
+    }
+
+    #[test]
+    fn days_begin_at_midnight_on_both_sides_of_the_epoch() {
+        assert_eq!([-1, 0, DAY_US - 1, DAY_US].map(day_of), [-1, 0, 0, 1]);
+    }
+}
