@@ -21,8 +21,7 @@ impl Distinct {
     #[inline]
     pub(super) fn insert(&mut self, id: u32) {
         match self.bits.get_mut(id as usize / 64) {
-            // Most have been seen: reading alone doesn't wait for the write before.
-            Some(word) if *word >> (id % 64) & 1 == 1 => {}
+            // Without asking whether it is there already: wrong guesses cost more.
             Some(word) => *word |= 1 << (id % 64),
             None => self.push(id),
         }

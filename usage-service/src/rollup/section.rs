@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Rows are sorted by their keys, which occur once; ids of a set rise, and how many
-//! there are says whether they are listed or bits. So the same
-//! sums are the same bytes, however they came about.
+//! there are says whether they are listed or bits. So the same sums are the same
+//! bytes, however they came about.
 
 use super::bytes::Reader;
 use super::column::{Column, Rows};

@@ -188,7 +188,7 @@ fn answer(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn the_answer_is_that_of_the_rows(
