@@ -12,6 +12,7 @@
 //! What becomes of an event:
 //!
 //! ```text
+//! before the horizon of retention     known or not                 BeforeRetention
 //! known, same content hash            it was there                 Duplicate
 //! known, other content hash           its id was taken             IdConflict
 //! new, and its number is not          another event's              ProducerConflict
@@ -76,6 +77,8 @@ type NumberBlock = (i64, i64);
 struct Stamp {
     recorded_at_us: i64,
     commit_number: i64,
+    /// What happened before is removed, or is going to be.
+    kept_from_us: i64,
 }
 
 /// What is known of an id.
@@ -115,7 +118,7 @@ impl Store {
             transaction.write_references(&references, stamp).await?;
             let blocks = rows.iter().filter_map(|row| row.number().map(|(block, _)| block)).collect();
             let numbers = transaction.lock_numbers(&blocks).await?;
-            let mut group = Group::new(&rows, numbers);
+            let mut group = Group::new(&rows, numbers, stamp.kept_from_us);
             transaction.write_rows(&mut group, stamp).await?;
             transaction.save_numbers(&group.counted()).await?;
             if let Some(delta) = group.delta() {
@@ -129,19 +132,19 @@ impl Store {
     }
 
     async fn begin(&self) -> Result<(Transaction, Stamp)> {
-        let (transaction, commit_number) = match self.db.engine {
+        let (transaction, commit_number, kept_from_us) = match self.db.engine {
             Engine::Sqlite => {
                 let pool = self.db.writer.get_sqlite_connection_pool();
-                let (transaction, number) = sqlite::begin(pool).await?;
-                (Transaction::Sqlite(transaction), number)
+                let (transaction, number, kept_from_us) = sqlite::begin(pool).await?;
+                (Transaction::Sqlite(transaction), number, kept_from_us)
             }
             Engine::Postgres => {
                 let pool = self.db.writer.get_postgres_connection_pool();
-                let (transaction, number) = postgres::begin(pool).await?;
-                (Transaction::Postgres(transaction), number)
+                let (transaction, number, kept_from_us) = postgres::begin(pool).await?;
+                (Transaction::Postgres(transaction), number, kept_from_us)
             }
         };
-        let stamp = Stamp { recorded_at_us: clock::now_us(), commit_number };
+        let stamp = Stamp { recorded_at_us: clock::now_us(), commit_number, kept_from_us };
         Ok((transaction, stamp))
     }
 }
@@ -208,7 +211,8 @@ impl Transaction {
     }
 
     async fn write_rows(&mut self, group: &mut Group<'_>, stamp: Stamp) -> Result<()> {
-        let mut pending: Vec<usize> = (0..group.rows.len()).collect();
+        let mut pending: Vec<usize> =
+            (0..group.rows.len()).filter(|index| group.outcomes[*index] == Outcome::Accepted).collect();
         // Stable: of one id, the first that came stays the first.
         pending.sort_by_key(|index| group.id(*index));
         while !pending.is_empty() {
@@ -267,7 +271,7 @@ impl Transaction {
 /// What the group knows while it decides.
 struct Group<'a> {
     rows: &'a [Row<'a>],
-    /// `Accepted` until it is known better.
+    /// `Accepted` until it is known better; what retention has removed is not looked at further.
     outcomes: Vec<Outcome>,
     /// Which rows went in.
     accepted: Vec<usize>,
@@ -277,8 +281,12 @@ struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    fn new(rows: &'a [Row<'a>], numbers: BTreeMap<NumberBlock, Numbers>) -> Self {
-        let outcomes = vec![Outcome::Accepted; rows.len()];
+    fn new(rows: &'a [Row<'a>], numbers: BTreeMap<NumberBlock, Numbers>, kept_from_us: i64) -> Self {
+        let outcome = |row: &Row<'_>| match row.request.event.occurred_at_us < kept_from_us {
+            true => Outcome::BeforeRetention { kept_from_us },
+            false => Outcome::Accepted,
+        };
+        let outcomes = rows.iter().map(outcome).collect();
         Self { rows, outcomes, accepted: Vec::with_capacity(rows.len()), numbers, counted: BTreeSet::new() }
     }
 

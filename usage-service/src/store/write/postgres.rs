@@ -14,12 +14,15 @@ use super::{Known, NumberBlock, References, Row, Stamp, charge_texts};
 use crate::model::{Event, Tokens};
 use crate::store::watermark::COMMIT_LOCK;
 
-/// Takes the lock that watermarks respect, and then a commit number.
-pub(super) async fn begin(pool: &PgPool) -> Result<(Transaction<'static, Postgres>, i64)> {
+/// Takes the lock that watermarks respect, and only then a commit number and the
+/// horizon of retention: who moves that waits for those who may have read it before.
+pub(super) async fn begin(pool: &PgPool) -> Result<(Transaction<'static, Postgres>, i64, i64)> {
     let mut transaction = pool.begin().await?;
     sqlx::query("SELECT pg_advisory_xact_lock_shared($1)").bind(COMMIT_LOCK).execute(&mut *transaction).await?;
     let number = sqlx::query_scalar("SELECT nextval('usage_commit_number')").fetch_one(&mut *transaction).await?;
-    Ok((transaction, number))
+    let kept_from_us =
+        sqlx::query_scalar("SELECT requests_before FROM usage_retention").fetch_one(&mut *transaction).await?;
+    Ok((transaction, number, kept_from_us))
 }
 
 /// Rows that are referred to: few, and mostly there. One statement a table,
@@ -78,9 +81,12 @@ fn statement() -> &'static str {
         let columns = COLUMNS.join(", ");
         let arrays: Vec<String> =
             POSTGRES_TYPES.iter().enumerate().map(|(index, array)| format!("${}::{array}[]", index + 3)).collect();
+        // Counted by what comes back: Citus takes what was skipped for inserted.
         format!(
-            "INSERT INTO usage_requests (recorded_at, commit_number, {columns}) \
-             SELECT $1, $2, rows.* FROM UNNEST({}) AS rows ON CONFLICT DO NOTHING",
+            "WITH stored AS (\
+             INSERT INTO usage_requests (recorded_at, commit_number, {columns}) \
+             SELECT $1, $2, rows.* FROM UNNEST({}) AS rows ON CONFLICT DO NOTHING RETURNING 1) \
+             SELECT COUNT(*) FROM stored",
             arrays.join(", ")
         )
     })
@@ -99,7 +105,7 @@ pub(super) async fn insert(
     let maps = |value: &dyn Fn(&Event) -> Result<String, serde_json::Error>| {
         rows.iter().map(|row| value(&row.request.event).map_err(Error::internal)).collect::<Result<Vec<String>>>()
     };
-    let done = sqlx::query(statement())
+    let stored: i64 = sqlx::query_scalar(statement())
         .bind(stamp.recorded_at_us)
         .bind(stamp.commit_number)
         .bind(column(rows, |event| event.id))
@@ -132,9 +138,9 @@ pub(super) async fn insert(
         .bind(rows.iter().map(|row| row.producer_ref).collect::<Vec<_>>())
         .bind(column(rows, |event| event.producer.as_ref().map(|producer| producer.sequence)))
         .bind(rows.iter().map(|row| row.request.content_hash.as_slice()).collect::<Vec<_>>())
-        .execute(&mut **transaction)
+        .fetch_one(&mut **transaction)
         .await?;
-    Ok(done.rows_affected())
+    Ok(stored.unsigned_abs())
 }
 
 /// Makes the rows of blocks that are not there, locks those that are, one by one in

@@ -18,13 +18,15 @@ use super::{Known, NumberBlock, References, Row, Stamp, charge_texts};
 /// SQLite allows.
 const SIZES: [usize; 4] = [512, 64, 8, 1];
 
-/// Takes the write lock and the next commit number.
-pub(super) async fn begin(pool: &SqlitePool) -> Result<(Transaction<'static, Sqlite>, i64)> {
+/// Takes the write lock and the next commit number, and reads the horizon of retention.
+pub(super) async fn begin(pool: &SqlitePool) -> Result<(Transaction<'static, Sqlite>, i64, i64)> {
     let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
     let number = sqlx::query_scalar("UPDATE usage_commits SET last = last + 1 RETURNING last")
         .fetch_one(&mut *transaction)
         .await?;
-    Ok((transaction, number))
+    let kept_from_us =
+        sqlx::query_scalar("SELECT requests_before FROM usage_retention").fetch_one(&mut *transaction).await?;
+    Ok((transaction, number, kept_from_us))
 }
 
 /// Rows that are referred to: few, and mostly there. One statement a table,
