@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
 
 use serde::Deserialize;
-use service_core::config::{DatabaseConfig, DatabaseUrl, IngestConfig, ServerConfig, TelemetryConfig, optional_listen};
+use service_core::config::{
+    ConfigError, DatabaseConfig, DatabaseUrl, IngestConfig, ServerConfig, TelemetryConfig, optional_listen,
+};
 
 /// Prefix of the environment variables that override the file: `AUDIT_LISTEN`, `AUDIT_TELEMETRY__LOG`.
 pub const ENV_PREFIX: &str = "AUDIT";
@@ -48,6 +50,18 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Refuses what both services can be told, and only the other can do.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        match self.database.citus_shards {
+            None => Ok(()),
+            Some(shards) => Err(ConfigError::Refused(format!(
+                "database.citus_shards is {shards}, allowed is none: the log of an instance is one chain, on one machine"
+            ))),
+        }
+    }
+}
+
 /// Table `[tail]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -74,6 +88,15 @@ mod tests {
         assert_eq!(config.listen.to_string(), "127.0.0.1:50051");
         assert_eq!(config.metrics_listen.unwrap().to_string(), "127.0.0.1:9464");
         assert_eq!(config.tail.heartbeat_ms.get(), 10_000);
+    }
+
+    #[test]
+    fn a_log_is_not_spread_over_machines() {
+        let env = [("AUDIT_DATABASE__CITUS_SHARDS".to_owned(), "4".to_owned())];
+        let config: Config = service_core::config::load(ENV_PREFIX, None, env).unwrap();
+        let why = config.check().unwrap_err().to_string();
+        assert!(why.contains("citus_shards is 4") && why.contains("allowed is none"), "{why}");
+        Config::default().check().unwrap();
     }
 
     #[test]

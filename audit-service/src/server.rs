@@ -35,6 +35,7 @@ pub struct Server {
 /// # Errors
 /// A configuration that is refused is a [`service_core::config::ConfigError`].
 pub async fn bind(config: Config) -> anyhow::Result<Server> {
+    config.check()?;
     let listener = core::bind("listen", config.listen).await?;
     let metrics_listener = match config.metrics_listen {
         Some(address) => Some(core::bind("metrics_listen", address).await?),

@@ -10,14 +10,17 @@
 //! | processes | one holds the file (`PATH.lock`) | any number |
 //! | migration | under the file's lock | under an advisory lock, by an account of its own if there is one |
 //! | exports | read like everything else | from a streaming replica, if there is one |
+//! | many machines | no | on Citus: this is its coordinator |
 //!
 //! Begin a transaction on SQLite with `BEGIN IMMEDIATE`: a deferred one that
 //! reads first cannot become a writer once another connection has written.
 
+mod citus;
 mod migrate;
 mod replica;
 
 use std::fs::File;
+use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +37,7 @@ use sqlx::sqlite::{
 use crate::config::{ConfigError, DatabaseConfig, DatabaseUrl, millis};
 use crate::error::{Error, Result};
 
+pub use citus::{Distributed, Spread};
 pub use migrate::Grant;
 
 /// How long SQLite waits for a lock that another connection holds.
@@ -91,6 +95,8 @@ pub struct Database {
     url: DatabaseUrl,
     /// Who migrates, if it is not the account of `url`.
     migrator_url: Option<DatabaseUrl>,
+    /// Shards of a table, if this is a Citus cluster.
+    citus_shards: Option<NonZeroU32>,
     /// Held while any clone lives: one process for each SQLite file.
     _lock: Option<Arc<File>>,
 }
@@ -113,8 +119,12 @@ pub async fn connect(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Resu
 }
 
 fn only_on_postgres(config: &DatabaseConfig) -> Option<&'static str> {
-    let set = [("reader_url", &config.reader_url), ("migrator_url", &config.migrator_url)];
-    set.into_iter().find(|(_, url)| url.is_some()).map(|(key, _)| key)
+    let set = [
+        ("reader_url", config.reader_url.is_some()),
+        ("migrator_url", config.migrator_url.is_some()),
+        ("citus_shards", config.citus_shards.is_some()),
+    ];
+    set.into_iter().find(|(_, set)| *set).map(|(key, _)| key)
 }
 
 async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Database> {
@@ -174,6 +184,7 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         replica: None,
         url: url.clone(),
         migrator_url: None,
+        citus_shards: None,
         _lock: Some(Arc::new(lock)),
     })
 }
@@ -219,8 +230,9 @@ async fn connect_postgres(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow:
             return Err(ConfigError::Refused(why).into());
         }
     }
-    let writing = postgres_options(url, config.write_timeout_ms.get())?;
-    let reading = postgres_options(url, config.statement_timeout_ms.get())?;
+    let session = citus::session(config);
+    let writing = postgres_options(url, config.write_timeout_ms.get())?.options(session.iter().copied());
+    let reading = postgres_options(url, config.statement_timeout_ms.get())?.options(session.iter().copied());
     let writer = postgres_pool(config.writers.get(), config).connect_with(writing).await?;
     warn_without_fsync(&writer).await?;
     let reader = postgres_pool(config.readers.get(), config).connect_with(reading.clone()).await?;
@@ -233,6 +245,7 @@ async fn connect_postgres(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow:
         replica: config.reader_url.as_ref().map(|url| replica::Replica::new(url, config)).transpose()?,
         url: url.clone(),
         migrator_url: config.migrator_url.clone(),
+        citus_shards: config.citus_shards,
         _lock: None,
     })
 }

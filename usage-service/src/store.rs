@@ -18,6 +18,7 @@
 //!   an export can be frozen: see [`Store::watermark`].
 
 mod cells;
+mod citus;
 mod entity;
 mod migration;
 mod page;
@@ -37,6 +38,7 @@ use service_core::database::{Database, Engine, connect};
 use service_core::error::{Error, Result};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+pub use citus::DISTRIBUTED;
 pub use page::Order;
 pub use retention::{Kept, Swept, Window};
 pub use rollup::{Backlog, Checked, Sealed};
@@ -65,6 +67,7 @@ impl Store {
     pub async fn open(url: &DatabaseUrl, config: &DatabaseConfig, cache_bytes: usize) -> anyhow::Result<Self> {
         let db = connect(url, config).await?;
         db.migrate::<migration::Migrator>(migration::GRANTS).await?;
+        db.distribute(DISTRIBUTED).await?;
         let turns = Arc::new(Semaphore::new(config.readers.get().saturating_sub(QUICK_READERS).max(1) as usize));
         let rollup = Arc::new(rollup::Rollup::new(cache_bytes));
         Ok(Self { db, rollup, partitions: Arc::default(), turns })

@@ -214,6 +214,10 @@ pub struct DatabaseConfig {
     /// Time that an export waits for the replica; then the primary serves it. Default
     /// 3,000.
     pub replica_wait_ms: NonZeroU64,
+    /// `database_url` is the coordinator of a Citus cluster, over which usage-service
+    /// spreads its requests in so many shards; few are best, see `deploy/citus`.
+    /// Default none: no Citus.
+    pub citus_shards: Option<NonZeroU32>,
 }
 
 impl Default for DatabaseConfig {
@@ -229,6 +233,7 @@ impl Default for DatabaseConfig {
             exporters: nonzero_u32(4),
             export_timeout_ms: nonzero(30_000),
             replica_wait_ms: nonzero(3_000),
+            citus_shards: None,
         }
     }
 }

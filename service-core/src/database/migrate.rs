@@ -17,7 +17,7 @@ use crate::config::DatabaseUrl;
 
 /// Key of the advisory lock: "activity" in ASCII. All services and versions use
 /// the same, so that nobody migrates a database while another does.
-const MIGRATION_LOCK: i64 = 0x6163_7469_7669_7479;
+pub(super) const MIGRATION_LOCK: i64 = 0x6163_7469_7669_7479;
 
 /// What the account that serves may do with one thing of the schema.
 #[derive(Debug, Clone, Copy)]

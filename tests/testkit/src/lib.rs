@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Postgres       a PostgreSQL server of its own: databases, stop, crash, start again
+//! Citus          a database on a Citus cluster, if one is given
 //! ChildProcess   any program: wait for a line, signal it, wait for its end; its log shows when a test fails
 //! binary         the path of one of the workspace's own programs, built first
 //! eventually     wait for a condition instead of sleeping
@@ -15,12 +16,14 @@
 #![expect(clippy::expect_used, reason = "a failure of the kit is a failed test, and the panic is its report")]
 
 mod binary;
+mod citus;
 mod guard;
 mod postgres;
 mod process;
 mod wait;
 
 pub use binary::binary;
+pub use citus::Citus;
 pub use postgres::{Durability, Postgres};
 pub use process::{ChildProcess, Signal, free_port, rss_bytes};
 pub use wait::{Condition, eventually};

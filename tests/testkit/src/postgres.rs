@@ -136,6 +136,11 @@ impl Postgres {
         lock(&self.inner.server).child.as_ref().map(Child::id)
     }
 
+    /// What the server has written to its log since it was last started.
+    pub fn log(&self) -> String {
+        fs::read(self.inner.log()).map(|log| String::from_utf8_lossy(&log).into_owned()).unwrap_or_default()
+    }
+
     /// Ends the server as an operator does: connections are cut, everything is written out.
     pub async fn stop(&self) {
         let inner = Arc::clone(&self.inner);
@@ -202,6 +207,10 @@ impl Inner {
         self.folder.path().join("data")
     }
 
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
     fn initialize(&self) {
         let output = self
             .program("initdb")
@@ -231,7 +240,7 @@ impl Inner {
     }
 
     fn try_run(&self, server: &mut Server, end: Instant) -> Result<(), Failure> {
-        let log = self.folder.path().join("log");
+        let log = self.log();
         let mut command = self.program("postgres");
         command.arg("-D").arg(self.data()).args(["-p", &self.port.to_string()]);
         for setting in SETTINGS {
