@@ -13,7 +13,7 @@ pub(super) const GRANTS: &[Grant] = &[
     Grant { rights: "SELECT, INSERT, UPDATE", on: "audit_producer_numbers" },
     Grant { rights: "SELECT, INSERT", on: "audit_dropped_ranges" },
     Grant { rights: "SELECT, INSERT, UPDATE", on: "audit_index_heads" },
-    Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "audit_index_blocks" },
+    Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "audit_index_runs" },
     Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "audit_index" },
     Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "audit_export_heads" },
 ];

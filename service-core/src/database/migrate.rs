@@ -74,19 +74,32 @@ impl Database {
         migrated
     }
 
-    /// Gives the account that serves what it needs, and takes what it had besides. In
-    /// one transaction, so that those who serve meanwhile miss nothing.
+    /// Gives the account that serves what it needs, and takes what it had besides; and
+    /// lets that of the replica read. In one transaction, so that those who serve
+    /// meanwhile miss nothing.
     async fn grant(&self, db: &DatabaseConnection, grants: &[Grant]) -> anyhow::Result<()> {
-        let options = postgres_options(&self.url, 0)?;
-        let account = format!("\"{}\"", options.get_username().replace('"', "\"\""));
+        let writer = account(&self.url)?;
+        let reader = self.replica.as_ref().map(|replica| account(replica.url())).transpose()?;
         let mut sql = String::new();
         for Grant { rights, on } in OWN_GRANTS.iter().chain(grants) {
-            sql.push_str(&format!("REVOKE ALL ON {on} FROM {account};\nGRANT {rights} ON {on} TO {account};\n"));
+            sql.push_str(&format!("REVOKE ALL ON {on} FROM {writer};\nGRANT {rights} ON {on} TO {writer};\n"));
+        }
+        // Not the first: the key that seals tokens is nobody else's.
+        for Grant { on, .. } in grants.iter().filter(|grant| !grant.on.contains(' ')) {
+            if let Some(reader) = reader.as_ref().filter(|reader| **reader != writer) {
+                sql.push_str(&format!("REVOKE ALL ON {on} FROM {reader};\nGRANT SELECT ON {on} TO {reader};\n"));
+            }
         }
         // Several statements of one message are one transaction.
-        db.execute_unprepared(&sql).await.with_context(|| format!("cannot let account {account} use the schema"))?;
+        db.execute_unprepared(&sql).await.with_context(|| format!("cannot let account {writer} use the schema"))?;
         Ok(())
     }
+}
+
+/// A URL's account, as SQL names it.
+fn account(url: &DatabaseUrl) -> anyhow::Result<String> {
+    let options = postgres_options(url, 0)?;
+    Ok(format!("\"{}\"", options.get_username().replace('"', "\"\"")))
 }
 
 async fn up<M: MigratorTrait>(db: &DatabaseConnection, bytes: &str) -> anyhow::Result<()> {

@@ -49,6 +49,10 @@ impl Replica {
         Ok(Self { pool, url: url.clone(), patience: millis(config.replica_wait_ms) })
     }
 
+    pub(super) fn url(&self) -> &DatabaseUrl {
+        &self.url
+    }
+
     pub(super) fn into_connection(self) -> DatabaseConnection {
         SqlxPostgresConnector::from_sqlx_postgres_pool(self.pool)
     }

@@ -61,7 +61,8 @@ impl MigratorTrait for New {
 }
 
 fn config() -> DatabaseConfig {
-    DatabaseConfig { statement_timeout_ms: NonZeroU64::new(200).expect("not zero"), ..DatabaseConfig::default() }
+    let quick = NonZeroU64::new(200).expect("not zero");
+    DatabaseConfig { statement_timeout_ms: quick, write_timeout_ms: quick, ..DatabaseConfig::default() }
 }
 
 async fn open(url: &DatabaseUrl) -> Database {
@@ -287,4 +288,74 @@ async fn a_transaction_that_stands_still_on_postgres_is_ended() {
     testkit::eventually(Duration::from_secs(20), free).await;
     let error = held.execute_unprepared("SELECT 1").await.expect_err("ended");
     assert!(matches!(Error::from(error), Error::StorageUnavailable(_)));
+}
+
+/// Whether exports are read from the replica, and how many rows they see.
+async fn exported(database: &Database) -> (bool, i64) {
+    let pool = database.for_export().await.reader.get_postgres_connection_pool().clone();
+    sqlx::query_as("SELECT pg_is_in_recovery(), count(*) FROM sample").fetch_one(&pool).await.expect("answered")
+}
+
+#[tokio::test]
+async fn exports_are_read_from_a_replica_as_soon_as_it_has_all_of_them_and_else_from_the_primary() {
+    if Postgres::skipped() {
+        return;
+    }
+    let primary = Postgres::start_with(testkit::Durability::Relaxed).await;
+    let replica = Postgres::start_replica_of(&primary).await;
+    let url = primary.create_database().await;
+    let reader_url = DatabaseUrl::new(replica.replica_url(&url)).expect("valid");
+    let replica_wait_ms = NonZeroU64::new(1_000).expect("not zero");
+    let config = DatabaseConfig { reader_url: Some(reader_url.clone()), replica_wait_ms, ..config() };
+    let database = connect(&DatabaseUrl::new(url).expect("valid"), &config).await.expect("connected");
+    database.migrate::<New>(&[]).await.expect("migrated");
+    testkit::eventually(Duration::from_secs(20), async || exported(&database).await.0).await;
+    let insert = async || database.writer.execute_unprepared("INSERT INTO sample SELECT count(*) FROM sample").await;
+
+    for rows in 1..=20 {
+        insert().await.expect("inserted");
+        let (at_replica, seen) = exported(&database).await;
+        assert_eq!(seen, rows);
+        assert!(at_replica || rows == 1, "the replica follows at once");
+    }
+    // Behind, and not coming.
+    let peer = sqlx::PgPool::connect(reader_url.expose()).await.expect("connected");
+    sqlx::query("SELECT pg_wal_replay_pause()").execute(&peer).await.expect("paused");
+    insert().await.expect("inserted");
+    assert_eq!(exported(&database).await, (false, 21));
+    sqlx::query("SELECT pg_wal_replay_resume()").execute(&peer).await.expect("resumed");
+    testkit::eventually(Duration::from_secs(20), async || exported(&database).await == (true, 21)).await;
+    // Away, and back.
+    replica.crash().await;
+    insert().await.expect("inserted");
+    assert_eq!(exported(&database).await, (false, 22));
+    replica.start_again().await;
+    testkit::eventually(Duration::from_secs(20), async || exported(&database).await == (true, 22)).await;
+    // A primary of its own now: what it holds is not ours any more.
+    sqlx::query("SELECT pg_promote()").execute(&peer).await.expect("promoted");
+    assert_eq!(exported(&database).await, (false, 22));
+    peer.close().await;
+    database.close().await;
+}
+
+#[tokio::test]
+async fn urls_that_only_postgres_knows_are_refused_elsewhere() {
+    let folder = tempfile::tempdir().expect("folder");
+    let sqlite = DatabaseUrl::sqlite(folder.path().join("sample.db"));
+    let postgres = DatabaseUrl::new("postgres://me:hunter2@127.0.0.1:1/x").expect("valid");
+    let with = |url: &DatabaseUrl| {
+        [
+            ("reader_url", DatabaseConfig { reader_url: Some(url.clone()), ..config() }),
+            ("migrator_url", DatabaseConfig { migrator_url: Some(url.clone()), ..config() }),
+        ]
+    };
+    for (ours, other) in [(&sqlite, &postgres), (&postgres, &sqlite)] {
+        for (key, config) in with(other) {
+            let error = connect(ours, &config).await.expect_err("refused");
+            let text = format!("{error:#}");
+            assert!(text.contains(&format!("database.{key} is ")), "{text}");
+            assert!(error.chain().any(|cause| cause.is::<ConfigError>()), "{text}");
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+    }
 }

@@ -78,8 +78,25 @@ impl Postgres {
     /// # Panics
     /// As `start` does.
     pub async fn start_with(durability: Durability) -> Self {
-        let inner = blocking(move || Inner::start(durability)).await;
+        let inner = blocking(move || Inner::start(durability, None)).await;
         Self { inner: Arc::new(inner) }
+    }
+
+    /// A streaming replica of another server, which must run: all of its databases, for reading.
+    ///
+    /// # Panics
+    /// As `start` does, or when the other server cannot be copied.
+    pub async fn start_replica_of(primary: &Self) -> Self {
+        let (durability, port) = (primary.inner.durability, primary.inner.port);
+        let inner = blocking(move || Inner::start(durability, Some(port))).await;
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The URL of the copy of a database here whose URL at the primary is `url`.
+    pub fn replica_url(&self, url: &str) -> String {
+        let (before, database) = url.rsplit_once('/').expect("a URL with a database");
+        let (before, _port) = before.rsplit_once(':').expect("a URL with a port");
+        format!("{before}:{}/{database}", self.inner.port)
     }
 
     /// The one server of this test process, for tests that want no more than a database of their own. It runs
@@ -164,7 +181,8 @@ impl Postgres {
 }
 
 impl Inner {
-    fn start(durability: Durability) -> Self {
+    /// A new server, or a replica of the one on a port.
+    fn start(durability: Durability, primary: Option<u16>) -> Self {
         let programs = programs().unwrap_or_else(|| {
             panic!(
                 "PostgreSQL is not installed: run tests/install, or set SKIP_POSTGRES=1 to go without the tests on it"
@@ -184,7 +202,10 @@ impl Inner {
         let databases = AtomicU32::new(0);
         let port = free_port();
         let inner = Self { programs, user, durability, port, databases, server, folder };
-        inner.initialize();
+        match primary {
+            Some(primary) => inner.copy(primary),
+            None => inner.initialize(),
+        }
         inner.run();
         inner
     }
@@ -220,6 +241,18 @@ impl Inner {
             .args(["--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US"])
             .output();
         succeeded("initdb", output);
+    }
+
+    /// Copies a running server, and sets the copy up to follow it.
+    fn copy(&self, primary: u16) {
+        let output = self
+            .program("pg_basebackup")
+            .arg("--pgdata")
+            .arg(self.data())
+            .args(["--host=127.0.0.1", "--username=postgres", &format!("--port={primary}")])
+            .args(["--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync"])
+            .output();
+        succeeded("pg_basebackup", output);
     }
 
     /// Starts the server and waits until it accepts connections.
@@ -330,7 +363,7 @@ fn programs() -> Option<PathBuf> {
     let mut installed: Vec<_> = debian.map(|entry| entry.path()).filter(|folder| version(folder).is_some()).collect();
     installed.sort_by_key(version);
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let needed = ["initdb", "postgres", "createdb"];
+    let needed = ["initdb", "postgres", "createdb", "pg_basebackup"];
     installed
         .into_iter()
         .rev()
