@@ -235,6 +235,7 @@ async fn connect_postgres(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow:
     let reading = postgres_options(url, config.statement_timeout_ms.get())?.options(session.iter().copied());
     let writer = postgres_pool(config.writers.get(), config).connect_with(writing).await?;
     warn_without_fsync(&writer).await?;
+    citus::check(&writer, url, config).await?;
     let reader = postgres_pool(config.readers.get(), config).connect_with(reading.clone()).await?;
     let probe = postgres_pool(1, config).connect_with(reading).await?;
     Ok(Database {

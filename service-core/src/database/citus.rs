@@ -16,7 +16,7 @@ use std::num::NonZeroU32;
 
 use anyhow::Context as _;
 use sqlx::Connection as _;
-use sqlx::postgres::{PgConnection, PgPoolOptions};
+use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 
 use super::migrate::MIGRATION_LOCK;
 use super::{Database, postgres_options};
@@ -80,7 +80,6 @@ impl Database {
         sqlx::query("SELECT pg_advisory_lock($1)").bind(MIGRATION_LOCK).execute(&mut *lock).await?;
         let spread = async {
             let mut connection = pool.acquire().await?;
-            coordinator(&mut connection, url, shards).await?;
             for table in tables {
                 distribute(&mut connection, *table, shards)
                     .await
@@ -96,19 +95,22 @@ impl Database {
     }
 }
 
-/// Refuses what is not a cluster's coordinator.
-async fn coordinator(connection: &mut PgConnection, url: &DatabaseUrl, shards: NonZeroU32) -> anyhow::Result<()> {
+/// Refuses what is not a cluster's coordinator, where it is said to be one: before
+/// anything is made there.
+pub(super) async fn check(pool: &PgPool, url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<()> {
+    let Some(shards) = config.citus_shards else {
+        return Ok(());
+    };
     let refused = |why: &str| {
         let why = format!("database.citus_shards is {shards}, and {url} {why}");
         anyhow::Error::from(ConfigError::Refused(why))
     };
-    let extension: Option<i32> = sqlx::query_scalar("SELECT 1 FROM pg_extension WHERE extname = 'citus'")
-        .fetch_optional(&mut *connection)
-        .await?;
+    let extension: Option<i32> =
+        sqlx::query_scalar("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetch_optional(pool).await?;
     if extension.is_none() {
         return Err(refused("has no extension citus, allowed is a database that has, or no citus_shards"));
     }
-    let coordinator: bool = sqlx::query_scalar("SELECT citus_is_coordinator()").fetch_one(&mut *connection).await?;
+    let coordinator: bool = sqlx::query_scalar("SELECT citus_is_coordinator()").fetch_one(pool).await?;
     if !coordinator {
         return Err(refused("is a worker, allowed is the coordinator of the cluster"));
     }

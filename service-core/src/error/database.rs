@@ -105,13 +105,22 @@ fn sqlite(extended: i32) -> Fault {
     }
 }
 
-/// What Citus says, as an internal error, when a worker went away in the middle of
-/// something; once it knows, it says so properly (08006).
-const WORKER_LOST: &str = "failure on connection marked as essential";
+/// What Citus says, as an internal error, when a worker goes away in the middle of
+/// something: its own words, and those of its client library. Once it knows, it says so
+/// properly (08006).
+const WORKER_LOST: [&str; 7] = [
+    "failure on connection marked as essential",
+    "server closed the connection unexpectedly",
+    "SSL connection has been closed unexpectedly",
+    "could not receive data from server",
+    "could not send data to server",
+    "no connection to the server",
+    "connection not open",
+];
 
 fn postgres(state: &str, message: &str) -> Fault {
     match state {
-        "XX000" if message.starts_with(WORKER_LOST) => Fault::Unavailable,
+        "XX000" if WORKER_LOST.iter().any(|lost| message.starts_with(lost)) => Fault::Unavailable,
         // serialization_failure, deadlock_detected, lock_not_available
         "40001" | "40P01" | "55P03" => Fault::Contention,
         // query_canceled is what statement_timeout raises
@@ -178,8 +187,9 @@ mod tests {
         for (state, fault) in table {
             assert_eq!(postgres(state, ""), fault, "{state}");
         }
-        let lost = "failure on connection marked as essential: worker-1:5432";
-        assert_eq!(postgres("XX000", lost), Fault::Unavailable);
+        for lost in WORKER_LOST {
+            assert_eq!(postgres("XX000", &format!("{lost}: worker-1:5432")), Fault::Unavailable);
+        }
         assert_eq!(postgres("XX000", "cache lookup failed for relation 7"), Fault::Defect);
     }
 

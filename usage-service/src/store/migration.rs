@@ -19,7 +19,7 @@ pub(super) const GRANTS: &[Grant] = &[
     Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "usage_values" },
     Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "usage_spans" },
     Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "usage_segments" },
-    Grant { rights: "SELECT, UPDATE", on: "usage_rollup" },
+    Grant { rights: "SELECT, INSERT, DELETE", on: "usage_rollup" },
     Grant { rights: "SELECT, UPDATE", on: "usage_retention" },
     Grant { rights: "EXECUTE", on: "FUNCTION usage_partition_bound(date)" },
     Grant { rights: "EXECUTE", on: "FUNCTION usage_add_partition(date)" },

@@ -1,6 +1,7 @@
-//! One suite, stamped over both engines: what is stored, and what is answered.
+//! One suite, stamped over both engines and over a Citus cluster: what is stored, and what is answered.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod citus;
 mod events;
 mod groups;
 mod reads;
@@ -17,6 +18,7 @@ use usage_service::store::Store;
 pub(crate) struct Bench {
     pub(crate) store: Store,
     pub(crate) url: DatabaseUrl,
+    config: DatabaseConfig,
     _folder: Option<TempDir>,
 }
 
@@ -24,13 +26,15 @@ impl Bench {
     async fn sqlite() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = DatabaseUrl::sqlite(folder.path().join("usage.db"));
-        Self { store: open(&url).await, url, _folder: Some(folder) }
+        let config = DatabaseConfig::default();
+        Self { store: open(&url, &config).await, url, config, _folder: Some(folder) }
     }
 
     async fn postgres() -> Self {
         let url = testkit::Postgres::shared().await.create_database().await;
         let url = DatabaseUrl::new(url).unwrap();
-        Self { store: open(&url).await, url, _folder: None }
+        let config = DatabaseConfig::default();
+        Self { store: open(&url, &config).await, url, config, _folder: None }
     }
 
     /// Changes the database behind the store's back, as a failover does.
@@ -44,17 +48,17 @@ impl Bench {
     pub(crate) async fn replica(&self) -> Store {
         match self.url.sqlite_path() {
             Some(_) => self.store.clone(),
-            None => open(&self.url).await,
+            None => open(&self.url, &self.config).await,
         }
     }
 }
 
-async fn open(url: &DatabaseUrl) -> Store {
-    Store::open(url, &DatabaseConfig::default(), 16 << 20).await.unwrap()
+async fn open(url: &DatabaseUrl, config: &DatabaseConfig) -> Store {
+    Store::open(url, config, 16 << 20).await.unwrap()
 }
 
-/// Runs each of these on both engines.
-macro_rules! on_both_engines {
+/// Runs each of these on both engines, and on a Citus cluster if there is one.
+macro_rules! on_all_engines {
     ($($module:ident :: $test:ident),* $(,)?) => {
         mod sqlite {
             $(#[tokio::test]
@@ -70,10 +74,24 @@ macro_rules! on_both_engines {
                 }
             })*
         }
+        mod on_citus {
+            $(#[tokio::test]
+            async fn $test() {
+                if !testkit::Citus::skipped() {
+                    let (bench, citus) = crate::Bench::citus().await;
+                    crate::$module::$test(bench).await;
+                    citus.drop_database().await;
+                }
+            })*
+        }
+        /// One after the other.
+        async fn every_behaviour(bench: impl AsyncFn() -> Bench) {
+            $(Box::pin($module::$test(bench().await)).await;)*
+        }
     };
 }
 
-on_both_engines!(
+on_all_engines!(
     writes::everything_is_given_back_as_it_was_stored,
     writes::repeats_and_conflicts_are_told_apart_in_one_group_and_across,
     writes::a_producers_number_belongs_to_one_event,

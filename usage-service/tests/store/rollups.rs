@@ -21,7 +21,7 @@ async fn count(store: &Store) -> u64 {
     store.totals(&window, &[window.start_us, window.end_us]).await.unwrap()[0].totals.requests
 }
 
-async fn assert_consistent(store: &Store) {
+pub(crate) async fn assert_consistent(store: &Store) {
     let mut day = store.day_from(i64::MIN).await.unwrap();
     let mut compared = 0;
     while let Some(start) = day {
