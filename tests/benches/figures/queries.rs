@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tonic::transport::Channel;
 
 use self::duckdb::Peer;
-use self::question::{Answer, QUESTIONS, Question};
+use self::question::{Answer, Ask, QUESTIONS, Question};
 use crate::machine::{Measured, Times, mib, ms, peak_bytes};
 use crate::place::{Engine, Places, bytes, number};
 use crate::traffic::Traffic;
@@ -228,7 +228,7 @@ fn equal(question: &Question, peer: &Answer, ours: Answer) {
         peer.len(),
         ours.len()
     );
-    assert!(!ours.is_empty(), "{}: no rows", question.name);
+    assert!(!ours.is_empty() || matches!(question.ask, Ask::Page), "{}: no rows", question.name);
 }
 
 fn grown(growth: &Growth, engines: &[Engine]) {

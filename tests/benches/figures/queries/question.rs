@@ -67,7 +67,7 @@ pub(crate) const QUESTIONS: &[Question] = &[
     Question { window: Window::Hours24, ..ask("24 hours: by provider and model", Ask::Breakdown(&[Provider, Model])) },
     ask("facets", Ask::Facets),
     Question { filter: &[(User, "user-3")], ..ask("newest requests of a busy user", Ask::Page) },
-    Question { filter: &[(User, "user-4321")], ..ask("newest requests of a rare user", Ask::Page) },
+    Question { filter: &[(User, "user-1234")], ..ask("newest requests of a rare user", Ask::Page) },
 ];
 
 const FACETS: [Dimension; 7] = [User, Dimension::Team, Model, Provider, ApiKey, Dimension::Instance, Dimension::Status];
