@@ -170,7 +170,7 @@ impl Export {
             Scope::Time { start_us, end_us } => {
                 let range = Range { start_us: *start_us, end_us: *end_us };
                 let after = after.map(|(occurred_at_us, id)| Key { occurred_at_us, id });
-                Walk::Time(TimeWalk::new(range, Order::OldestFirst, false, after, usize::MAX))
+                Walk::Time(TimeWalk::new(range, Order::OldestFirst, after, usize::MAX))
             }
             Scope::Log { instance_id, from, to } => {
                 let from = after.map_or(*from, |(sequence, _)| sequence.cast_unsigned() + 1);

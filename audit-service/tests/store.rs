@@ -488,7 +488,7 @@ async fn pages_of_a_walk_are_bounded_in_bytes(home: &Home) {
         let events = (begin..begin + count).map(|at| event_with(T0 + at, |event| event.details_json = details.into()));
         write(&store, events).await;
     }
-    let time = |order| TimeWalk::new(ALL, order, false, None, usize::MAX);
+    let time = |order| TimeWalk::new(ALL, order, None, usize::MAX);
     let mut walks = [time(Order::OldestFirst), time(Order::NewestFirst)];
     let mut log = LogWalk::new("prod", 0, u64::MAX);
     for walk in 0..3 {

@@ -70,9 +70,9 @@ fn next_key(key: Key) -> Key {
 }
 
 impl Store {
-    /// What a query may want of each run: everything that matches, and of what does not only intents whose outcome
-    /// came late.
-    pub(super) async fn candidates(&self, query: &Query<'_>, runs: &[Run]) -> Result<Vec<Places>> {
+    /// What a query may want of each run: everything that matches, and of what does not only intents whose outcome is
+    /// there; where `settled` are left out, only those whose outcome came late.
+    pub(super) async fn candidates(&self, query: &Query<'_>, runs: &[Run], settled: bool) -> Result<Vec<Places>> {
         let mut places: Vec<Places> = runs.iter().map(|run| Places::all(run.entries)).collect();
         let mut lists = &query.terms[..];
         while !lists.is_empty() {
@@ -89,7 +89,7 @@ impl Store {
             self.narrow(runs, &mut places, &lists[..count]).await?;
             lists = &lists[count..];
         }
-        if query.settled {
+        if query.settled && settled {
             self.leave_out_settled(runs, &mut places).await?;
         }
         self.leave_out_outside(query, runs, &mut places).await?;
@@ -144,7 +144,8 @@ impl Store {
         Ok(())
     }
 
-    async fn leave_out_settled(&self, runs: &[Run], places: &mut [Places]) -> Result<()> {
+    /// Leaves out intents whose outcome was there when their run was last looked at.
+    pub(super) async fn leave_out_settled(&self, runs: &[Run], places: &mut [Places]) -> Result<()> {
         let pairs: Vec<(i64, i64)> = runs
             .iter()
             .zip(places.iter())
@@ -201,8 +202,8 @@ fn add(found: &mut HashMap<(usize, usize), Places>, of: (usize, usize), entries:
 /// The keys of candidates, read in bulk as they are needed.
 #[derive(Debug)]
 pub(super) struct Cursor {
-    run: i64,
-    places: Places,
+    pub(super) run: Run,
+    pub(super) places: Places,
     /// Where the next candidate is looked for: below it for the newest, from it on for the oldest.
     next: u64,
     /// The next keys, the nearest last.
@@ -217,7 +218,7 @@ impl Cursor {
             Order::NewestFirst => run.entries,
             Order::OldestFirst => 0,
         };
-        Self { run: run.id, places, next, keys: Vec::new(), ahead: FIRST_AHEAD }
+        Self { run: run.clone(), places, next, keys: Vec::new(), ahead: FIRST_AHEAD }
     }
 
     /// The nearest, which is then taken.
@@ -262,7 +263,7 @@ impl Store {
         for cursor in cursors.iter_mut() {
             let ranks = cursor.ranks(order);
             counts.push(ranks.len());
-            wanted.extend(ranks.into_iter().map(|rank| (cursor.run, rank)));
+            wanted.extend(ranks.into_iter().map(|rank| (cursor.run.id, rank)));
         }
         let mut keys = self.keys_at(&wanted).await?.into_iter();
         for (cursor, count) in cursors.iter_mut().zip(counts) {

@@ -16,7 +16,7 @@ use super::runs::{Behind, Run, damaged};
 use super::settle::Intent;
 use super::{Order, Range, Store};
 use crate::canonical::{self, Counted};
-use crate::event::{Key, Stage};
+use crate::event::Key;
 use crate::filter::{Filter, Kind, Needles, intents, term};
 
 /// Runs that are counted at once, and entries that are read at once.
@@ -67,9 +67,10 @@ impl Store {
         let query = Query::new(filter, range, Order::OldestFirst, None);
         let snapshot = self.index_snapshot().await?;
         let mut counts = Counts::default();
-        let runs: Vec<Run> = snapshot.runs.into_iter().filter(|run| query.overlaps(run)).collect();
+        let runs: Vec<Run> = snapshot.runs.iter().filter(|run| query.overlaps(run)).cloned().collect();
         for runs in runs.chunks(RUNS) {
-            let places = self.candidates(&query, runs).await?;
+            snapshot.still_holds()?;
+            let places = self.candidates(&query, runs, true).await?;
             for (run, mut places) in runs.iter().zip(places).filter(|(_, places)| !places.is_empty()) {
                 if query.settled && run.unsettled > 0 {
                     self.leave_out_late(run, &mut places).await?;
@@ -79,12 +80,14 @@ impl Store {
         }
         self.count_behind(&query, &snapshot.behind, &mut counts).await?;
         let [actors, actions, resource_types, instances] = counts;
-        Ok(Facets {
+        let facets = Facets {
             actors: self.ranked(Kind::ActorId, actors, limit).await?,
             actions: self.ranked(Kind::Action, actions, limit).await?,
             resource_types: self.ranked(Kind::ResourceType, resource_types, limit).await?,
             instances: self.ranked(Kind::Instance, instances, limit).await?,
-        })
+        };
+        snapshot.still_holds()?;
+        Ok(facets)
     }
 
     /// Leaves out intents whose outcome came after the run was made.
@@ -142,9 +145,7 @@ impl Store {
                 if !query.contains(key) || !query.filter.matches(&event) {
                     continue;
                 }
-                if let Some(operation) = event.operation.filter(|operation| operation.stage == Stage::Intent) {
-                    open.push(Intent { at: wanted.len(), instance_id: event.instance_id, operation_id: operation.id });
-                }
+                open.extend(Intent::of(&event, wanted.len()));
                 wanted.push(Some(line));
             }
             if query.settled {

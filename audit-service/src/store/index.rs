@@ -32,7 +32,7 @@ use super::postings::{ShardBuilder, encode, own_part};
 use super::runs::{KeyBuilder, Origin, Run, RunWriter, Snapshot};
 use super::settle::Intent;
 use crate::canonical;
-use crate::event::{Key, Stage};
+use crate::event::Key;
 use crate::filter::{self, SETTLED};
 
 /// Entries in a run that is made from the logs, at most.
@@ -48,7 +48,7 @@ const MAX_BEHIND_QUIET: u64 = 64;
 const QUIET: Duration = Duration::from_millis(500);
 /// While writers are busy, the indexer works one part of the time in so many if less than this lies behind; beyond
 /// the last, all of it.
-const SHARES: [(u64, u32); 2] = [(2 * BLOCK_ENTRIES, 4), (8 * BLOCK_ENTRIES, 2)];
+const SHARES: [(u64, u32); 2] = [(BLOCK_ENTRIES, 4), (4 * BLOCK_ENTRIES, 2)];
 /// Between two passes, at least: looking for work costs something too.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often what nobody needs any more is tidied away, at most; also how long the indexer sleeps where nobody
@@ -203,9 +203,14 @@ impl Store {
         });
         let mut builder = RunBuilder::default();
         let mut lines = Lines::new(&logs);
-        while let Some(text) = lines.next(self).await? {
-            text.lines().try_for_each(|line| builder.push(line))?;
-            tokio::task::yield_now().await;
+        let mut next = lines.next(self).await?;
+        while let Some(text) = next {
+            // Read on while what was read is parsed, on a thread that nobody else waits for.
+            let parsed = tokio::task::spawn_blocking(move || {
+                text.lines().try_for_each(|line| builder.push(line)).map(|()| builder)
+            });
+            next = lines.next(self).await?;
+            builder = parsed.await.map_err(Error::internal)??;
         }
         let expected: u64 = logs.iter().map(|log| log.head - log.through).sum();
         if builder.keys.len() as u64 != expected {
@@ -240,10 +245,7 @@ impl RunBuilder {
         let place = self.keys.len() as u32;
         self.keys.push((Key { occurred_at_us: event.occurred_at_us, id: event.id }, place));
         self.terms.extend(filter::terms(&event).into_iter().map(|term| (term, place)));
-        if let Some(operation) = event.operation.filter(|operation| operation.stage == Stage::Intent) {
-            let at = place as usize;
-            self.intents.push(Intent { at, instance_id: event.instance_id, operation_id: operation.id });
-        }
+        self.intents.extend(Intent::of(&event, place as usize));
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use super::runs::Behind;
 use super::{Store, signed};
 
 /// Entries that are read at once; each is bounded.
-const ENTRIES: u64 = 256;
+const ENTRIES: u64 = 512;
 /// Pieces of logs that are read at once.
 const PIECES: usize = 32;
 

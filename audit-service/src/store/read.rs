@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::candidates::Query;
 use super::entities::{entry, head};
 use super::search::Search;
+use super::settle::Intent;
 use super::{Heads, Order, Range, Row, Store, TimeWalk, signed, unsigned};
 use crate::event::{Entry, Key};
 use crate::filter::{Filter, Stages};
@@ -77,16 +78,19 @@ impl Store {
         bytes: usize,
     ) -> Result<Page> {
         let mut page = PageBuilder::new(limit, bytes);
-        let settled = filter.stages == Stages::Settled;
-        let mut walk = TimeWalk::new(range, order, settled, after, limit + 1);
-        if filter.terms().is_empty() {
-            self.walk(filter, &mut walk, &mut page, usize::MAX).await?;
-            return Ok(page.finish());
+        let mut walk = TimeWalk::new(range, order, after, limit + 1);
+        let mut after = after;
+        // Without a filter the nearest entries are it, but for intents that may have to be skipped.
+        let unfiltered = filter.terms().is_empty();
+        if unfiltered {
+            match self.walk(filter, &mut walk, &mut page).await? {
+                Walked::Done => return Ok(page.finish()),
+                Walked::Until(key) => after = Some(key),
+            }
         }
         let snapshot = self.index_snapshot().await?;
-        let mut after = after;
-        if snapshot.entries_behind() > MAX_BEHIND {
-            match self.walk(filter, &mut walk, &mut page, NEAREST).await? {
+        if !unfiltered && snapshot.entries_behind() > MAX_BEHIND {
+            match self.walk(filter, &mut walk, &mut page).await? {
                 Walked::Done => return Ok(page.finish()),
                 Walked::Until(key) => after = Some(key),
             }
@@ -101,23 +105,36 @@ impl Store {
         Ok(page.finish())
     }
 
-    /// Puts what matches on a page, until it is full, or the walk ends, or about so many rows were read.
-    async fn walk(&self, filter: &Filter, walk: &mut TimeWalk, page: &mut PageBuilder, most: usize) -> Result<Walked> {
+    /// Puts what matches on a page, until it is full, or the walk ends, or enough rows were read.
+    async fn walk(&self, filter: &Filter, walk: &mut TimeWalk, page: &mut PageBuilder) -> Result<Walked> {
         let mut read = 0;
-        loop {
+        while read < NEAREST {
             let rows = walk.next(self).await?;
-            let Some(last) = rows.last().map(|row| row.key) else { return Ok(Walked::Done) };
+            if rows.is_empty() {
+                return Ok(Walked::Done);
+            }
             read += rows.len();
+            let mut found: Vec<Option<(Row, Entry)>> = Vec::new();
+            let mut intents = Vec::new();
             for row in rows {
                 let entry = row.entry()?;
-                if filter.matches(&entry.event) && !page.push(row, entry) {
+                if filter.matches(&entry.event) {
+                    intents.extend(Intent::of(&entry.event, found.len()));
+                    found.push(Some((row, entry)));
+                }
+            }
+            if filter.stages == Stages::Settled {
+                for at in self.settled_of(&intents).await? {
+                    found[at] = None;
+                }
+            }
+            for (row, entry) in found.into_iter().flatten() {
+                if !page.push(row, entry) {
                     return Ok(Walked::Done);
                 }
             }
-            if read >= most {
-                return Ok(Walked::Until(last));
-            }
         }
+        Ok(Walked::Until(walk.position()))
     }
 
     /// The entry with an id.

@@ -11,9 +11,10 @@
 //! A run holds entries of any logs, in the order of (`occurred_at`, `id`); an entry is in one live run or in none. It
 //! becomes live, its log's heads move, and the runs it was made of are superseded in one transaction; before that
 //! nobody sees its parts, so they are written in pieces that don't keep writers waiting. A superseded run stays for
-//! longer than any search lasts. A crash leaves a run that is building: it goes like a superseded one.
+//! longer than a search may last. A crash leaves a run that is building: it goes like a superseded one.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use sea_orm::{ConnectionTrait as _, DatabaseTransaction, QueryResult, TransactionTrait as _, Value};
 use service_core::clock;
@@ -25,7 +26,7 @@ use super::{Store, placeholders, signed, unsigned};
 use crate::event::Key;
 
 /// Keys in a part of them.
-pub(super) const CHUNK: u64 = 256;
+pub(super) const CHUNK: u64 = 128;
 const KEY_BYTES: usize = 24;
 /// The first part of keys.
 const KEYS: i64 = 1 << 32;
@@ -42,8 +43,9 @@ pub(super) const PAIRS: usize = 128;
 const PIECE_BYTES: usize = 512 * 1024;
 /// Rows in one INSERT.
 const ROWS: usize = 32;
-/// How long a run that is not live is kept: longer than any search lasts.
-const GRACE_US: i64 = 15 * 60 * clock::MICROS_PER_SECOND;
+/// How long a run that is not live is kept, and how long a search may go on reading the runs that it saw.
+const GRACE_US: i64 = 120 * clock::MICROS_PER_SECOND;
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Parts that are deleted at once.
 const DELETED: u64 = 64;
 
@@ -69,8 +71,9 @@ pub(super) struct Behind {
 }
 
 /// The index at one moment: each entry is in one of the runs or behind.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct Snapshot {
+    taken: Instant,
     /// In the order in which they were made.
     pub(super) runs: Vec<Run>,
     pub(super) behind: Vec<Behind>,
@@ -80,6 +83,14 @@ impl Snapshot {
     /// Entries that are in no run.
     pub(super) fn entries_behind(&self) -> u64 {
         self.behind.iter().map(|log| log.head - log.through).sum()
+    }
+
+    /// An error once runs that were live then may be gone: their terms would be missed.
+    pub(super) fn still_holds(&self) -> Result<()> {
+        match self.taken.elapsed() < PATIENCE {
+            true => Ok(()),
+            false => Err(Error::DeadlineExceeded("the search takes too long; ask for a shorter range".into())),
+        }
     }
 }
 
@@ -94,7 +105,7 @@ impl Store {
              LEFT JOIN audit_index_heads i ON i.instance_id = h.instance_id \
              WHERE COALESCE(i.indexed_through, 0) < h.next_sequence"
         );
-        let mut snapshot = Snapshot::default();
+        let mut snapshot = Snapshot { taken: Instant::now(), runs: Vec::new(), behind: Vec::new() };
         for row in self.read(sql, Vec::new()).await? {
             let id: i64 = row.try_get_by_index(0)?;
             let entries = unsigned(row.try_get_by_index(1)?)?;

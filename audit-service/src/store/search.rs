@@ -18,8 +18,8 @@ use uuid::Uuid;
 
 use super::candidates::{Cursor, Query};
 use super::lines::Lines;
-use super::runs::{Behind, Run, Snapshot};
-use super::walk::OPEN_INTENT;
+use super::runs::{Run, Snapshot};
+use super::settle::OPEN_INTENT;
 use super::{Order, Row, Store, placeholders};
 use crate::canonical;
 use crate::event::{Entry, Key};
@@ -39,10 +39,17 @@ type Candidate = (Rank, Option<usize>);
 /// A list by the index.
 pub(super) struct Search<'a> {
     query: Query<'a>,
+    snapshot: Snapshot,
     /// Those not opened yet, the farthest first.
     runs: Vec<Run>,
     open_at_once: usize,
+    /// Opened runs in which there are candidates.
     cursors: Vec<Cursor>,
+    /// Those of which no key was read yet, with the nearest time that one may have; the farthest first.
+    unread: Vec<(i64, usize)>,
+    read_at_once: usize,
+    /// Whether settled intents are left out before rows are read: once many of these were in vain.
+    leaves_out_settled: bool,
     heap: BinaryHeap<Candidate>,
     rows: std::vec::IntoIter<(Row, Entry)>,
     /// How many rows somebody still wants, as far as we know.
@@ -52,20 +59,23 @@ pub(super) struct Search<'a> {
 impl<'a> Search<'a> {
     /// A search in what was there at the moment of `snapshot`, for somebody who wants about `wanted` entries.
     pub(super) async fn new(store: &Store, query: Query<'a>, snapshot: Snapshot, wanted: usize) -> Result<Self> {
-        let mut runs = snapshot.runs;
-        runs.retain(|run| query.overlaps(run));
+        let runs = snapshot.runs.iter().filter(|run| query.overlaps(run)).cloned().collect();
         let mut search = Self {
             query,
+            snapshot,
             runs,
             open_at_once: FIRST_RUNS,
             cursors: Vec::new(),
+            unread: Vec::new(),
+            read_at_once: 1,
+            leaves_out_settled: false,
             heap: BinaryHeap::new(),
             rows: Vec::new().into_iter(),
             wanted,
         };
         let order = search.query.order;
         search.runs.sort_unstable_by_key(|run| (nearest(run, order), run.id));
-        search.scan(store, &snapshot.behind).await?;
+        search.scan(store).await?;
         Ok(search)
     }
 
@@ -75,6 +85,7 @@ impl<'a> Search<'a> {
             if let Some(next) = self.rows.next() {
                 return Ok(Some(next));
             }
+            self.snapshot.still_holds()?;
             let count = self.wanted.clamp(ROWS / 8, ROWS);
             let mut wanted = Vec::with_capacity(count);
             while wanted.len() < count {
@@ -93,6 +104,9 @@ impl<'a> Search<'a> {
             }
             let rows = store.matching_of(&self.query, &wanted).await?;
             self.wanted = self.wanted.saturating_sub(rows.len());
+            if rows.len() * 2 < wanted.len() {
+                self.leave_out_settled(store).await?;
+            }
             self.rows = rows.into_iter();
         }
     }
@@ -105,9 +119,9 @@ impl<'a> Search<'a> {
     }
 
     /// Puts what matches of the entries that are in no run on the heap.
-    async fn scan(&mut self, store: &Store, behind: &[Behind]) -> Result<()> {
+    async fn scan(&mut self, store: &Store) -> Result<()> {
         let mut needles = Needles::new(self.query.filter);
-        let mut lines = Lines::new(behind);
+        let mut lines = Lines::new(&self.snapshot.behind);
         let mut found = Vec::new();
         while let Some(text) = lines.next(store).await? {
             for line in text.lines().filter(|line| needles.may_match(line)) {
@@ -122,28 +136,55 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// Opens runs until none is left that may hold a nearer key than the heap's first.
+    /// Opens runs, and reads their keys, until none is left that may hold a nearer key than the heap's first.
     async fn open_nearer(&mut self, store: &Store) -> Result<()> {
         let order = self.query.order;
         loop {
             let first = self.heap.peek().map(|((time, _), _)| *time);
-            match self.runs.last() {
-                Some(run) if first.is_none_or(|first| nearest(run, order) >= first) => {}
-                _ => return Ok(()),
+            let run = self.runs.last().map(|run| nearest(run, order));
+            let unread = self.unread.last().map(|(nearest, _)| *nearest);
+            if run.max(unread).is_none_or(|nearest| first.is_some_and(|first| nearest < first)) {
+                return Ok(());
             }
-            let opened = self.runs.split_off(self.runs.len().saturating_sub(self.open_at_once));
-            // Where hardly anything matches, more at a time.
-            self.open_at_once = (self.open_at_once * 2).min(MAX_RUNS);
-            let places = store.candidates(&self.query, &opened).await?;
-            let begin = self.cursors.len();
-            for (run, places) in opened.iter().zip(places).filter(|(_, places)| !places.is_empty()) {
-                self.cursors.push(Cursor::new(run, places, order));
-            }
-            store.fill(&mut self.cursors[begin..].iter_mut().collect::<Vec<_>>(), order).await?;
-            for at in begin..self.cursors.len() {
-                self.push_next(at);
+            if run > unread { self.open(store).await? } else { self.read_keys(store).await? }
+        }
+    }
+
+    /// Finds the candidates of the nearest runs.
+    async fn open(&mut self, store: &Store) -> Result<()> {
+        let order = self.query.order;
+        let opened = self.runs.split_off(self.runs.len().saturating_sub(self.open_at_once));
+        // Where hardly anything matches, more at a time.
+        self.open_at_once = (self.open_at_once * 2).min(MAX_RUNS);
+        let places = store.candidates(&self.query, &opened, self.leaves_out_settled).await?;
+        for (run, places) in opened.iter().zip(places).filter(|(_, places)| !places.is_empty()) {
+            self.unread.push((nearest(run, order), self.cursors.len()));
+            self.cursors.push(Cursor::new(run, places, order));
+        }
+        self.unread.sort_unstable();
+        Ok(())
+    }
+
+    /// Reads the first keys of the nearest candidates.
+    async fn read_keys(&mut self, store: &Store) -> Result<()> {
+        let chosen = self.unread.split_off(self.unread.len().saturating_sub(self.read_at_once));
+        self.read_at_once = (self.read_at_once * 2).min(MAX_RUNS);
+        let chosen: Vec<usize> = chosen.into_iter().map(|(_, at)| at).collect();
+        let cursors = self.cursors.iter_mut().enumerate().filter(|(at, _)| chosen.contains(at));
+        store.fill(&mut cursors.map(|(_, cursor)| cursor).collect::<Vec<_>>(), self.query.order).await?;
+        chosen.into_iter().for_each(|at| self.push_next(at));
+        Ok(())
+    }
+
+    /// Leaves settled intents out of what is left.
+    async fn leave_out_settled(&mut self, store: &Store) -> Result<()> {
+        if self.query.settled && !self.leaves_out_settled {
+            self.leaves_out_settled = true;
+            for cursor in &mut self.cursors {
+                store.leave_out_settled(std::slice::from_ref(&cursor.run), std::slice::from_mut(&mut cursor.places)).await?;
             }
         }
+        Ok(())
     }
 
     /// Puts the next candidate of a cursor on the heap.

@@ -10,16 +10,30 @@ use uuid::Uuid;
 use super::postings::{Places, Posting, Shard, encode, own_part, shard_part};
 use super::runs::{Run, damaged};
 use super::{Store, placeholders};
+use crate::event::{Event, Stage};
 use crate::filter::{SETTLED, intents};
 
 /// Operations that are looked up at once.
 const LOOKUP: usize = 128;
+
+/// Keeps an intent only while no outcome of its operation is there; 2 and 3 are the numbers of `Stage::Intent` and
+/// `Stage::Outcome`.
+pub(super) const OPEN_INTENT: &str = "AND NOT (e.stage = 2 AND EXISTS (SELECT 1 FROM audit_entries o \
+     WHERE o.instance_id = e.instance_id AND o.operation_id = e.operation_id AND o.stage = 3))";
 
 /// An intent, and what the caller calls it.
 pub(super) struct Intent {
     pub(super) at: usize,
     pub(super) instance_id: String,
     pub(super) operation_id: String,
+}
+
+impl Intent {
+    /// An event as an intent, if it is one.
+    pub(super) fn of(event: &Event, at: usize) -> Option<Self> {
+        let operation = event.operation.as_ref().filter(|operation| operation.stage == Stage::Intent)?;
+        Some(Self { at, instance_id: event.instance_id.clone(), operation_id: operation.id.clone() })
+    }
 }
 
 impl Store {

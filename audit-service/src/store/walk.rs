@@ -80,8 +80,6 @@ impl Store {
 pub struct TimeWalk {
     range: Range,
     order: Order,
-    /// Leave out intents whose outcome is there.
-    settled: bool,
     after: Key,
     pace: Pace,
     done: bool,
@@ -89,13 +87,18 @@ pub struct TimeWalk {
 
 impl TimeWalk {
     /// A walk that begins behind `after`, or at the range's beginning, for somebody who wants about `wanted` rows.
-    pub fn new(range: Range, order: Order, settled: bool, after: Option<Key>, wanted: usize) -> Self {
+    pub fn new(range: Range, order: Order, after: Option<Key>, wanted: usize) -> Self {
         let edge = match order {
             Order::NewestFirst => Key { occurred_at_us: range.end_us, id: Uuid::nil() },
             Order::OldestFirst => Key { occurred_at_us: range.start_us.saturating_sub(1), id: Uuid::max() },
         };
         let done = range.start_us >= range.end_us;
-        Self { range, order, settled, after: after.unwrap_or(edge), pace: Pace::new(wanted), done }
+        Self { range, order, after: after.unwrap_or(edge), pace: Pace::new(wanted), done }
+    }
+
+    /// Behind which key it goes on.
+    pub(super) fn position(&self) -> Key {
+        self.after
     }
 
     /// The next rows in order; empty at the end.
@@ -107,10 +110,9 @@ impl TimeWalk {
             Order::NewestFirst => ("<", "e.occurred_at >= $3", self.range.start_us, "DESC"),
             Order::OldestFirst => (">", "e.occurred_at < $3", self.range.end_us, "ASC"),
         };
-        let open = if self.settled { OPEN_INTENT } else { "" };
         let columns = Row::COLUMNS;
         let sql = format!(
-            "SELECT {columns} FROM audit_entries e WHERE (e.occurred_at, e.id) {beyond} ($1, $2) AND {bound} {open} \
+            "SELECT {columns} FROM audit_entries e WHERE (e.occurred_at, e.id) {beyond} ($1, $2) AND {bound} \
              ORDER BY e.occurred_at {direction}, e.id {direction} LIMIT $4"
         );
         let limit = self.pace.0;
@@ -126,11 +128,6 @@ impl TimeWalk {
         Ok(rows)
     }
 }
-
-/// Keeps an intent only while no outcome of its operation is there. Asked when rows are read, because the outcome
-/// may come at any time; 2 and 3 are the numbers of `Stage::Intent` and `Stage::Outcome`.
-pub(super) const OPEN_INTENT: &str = "AND NOT (e.stage = 2 AND EXISTS (SELECT 1 FROM audit_entries o \
-     WHERE o.instance_id = e.instance_id AND o.operation_id = e.operation_id AND o.stage = 3))";
 
 /// A walk along one instance's log.
 #[derive(Debug, Clone)]

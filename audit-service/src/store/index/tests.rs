@@ -80,8 +80,8 @@ async fn two_replicas_index_each_entry_once() {
 fn the_indexer_takes_more_of_the_time_the_farther_it_lies_behind() {
     let worked = Duration::from_secs(1);
     assert_eq!(pause(worked, 1_000, false), worked * 3);
-    assert_eq!(pause(worked, 100_000, false), worked);
-    assert_eq!(pause(worked, 1_000_000, false), Duration::ZERO);
+    assert_eq!(pause(worked, 60_000, false), worked);
+    assert_eq!(pause(worked, 100_000, false), Duration::ZERO);
     assert_eq!(pause(worked, 1_000, true), Duration::ZERO);
     assert_eq!(pause(Duration::ZERO, 1_000, false), PAUSE);
 }
