@@ -124,18 +124,20 @@ impl Indexer {
 
     /// Makes or merges one run, if that should not wait.
     async fn pass(&self, quiet: bool) -> Result<Pass> {
-        let Some(_lead) = self.store.lead().await? else { return Ok(Pass::Idle) };
-        self.store.index_step(quiet).await
+        let Some(lead) = self.store.lead().await? else { return Ok(Pass::Idle) };
+        let pass = self.store.index_step(quiet).await;
+        lead.end().await?;
+        pass
     }
 
     async fn tidy(&self) -> Result<()> {
         self.store.forget_frozen().await?;
-        let Some(_lead) = self.store.lead().await? else { return Ok(()) };
+        let Some(lead) = self.store.lead().await? else { return Ok(()) };
         self.store.settle_again().await?;
         while self.store.forget_runs().await? {
             tokio::time::sleep(TIDY_PAUSE).await;
         }
-        Ok(())
+        lead.end().await
     }
 }
 
@@ -153,21 +155,42 @@ fn pause(worked: Duration, behind: u64, quiet: bool) -> Duration {
 #[derive(Debug)]
 struct Lead {
     /// Its end lets go of the lock.
-    _transaction: Option<DatabaseTransaction>,
+    transaction: Option<DatabaseTransaction>,
+}
+
+impl Lead {
+    /// Lets go at once. One that is dropped lets go when its connection is next looked at, and until then nobody
+    /// leads.
+    async fn end(self) -> Result<()> {
+        match self.transaction {
+            Some(transaction) => Ok(transaction.rollback().await?),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Store {
     /// The right to make the index, unless another replica has it. It saves work that would be thrown away; that two
     /// never index the same is seen to when they commit.
     async fn lead(&self) -> Result<Option<Lead>> {
-        if self.db.engine == Engine::Sqlite {
-            return Ok(Some(Lead { _transaction: None }));
+        let has_two = match self.db.engine {
+            Engine::Sqlite => false,
+            Engine::Postgres => self.reader().get_postgres_connection_pool().options().get_max_connections() > 1,
+        };
+        if !has_two {
+            // Nobody else to lead, or no connection to read by while one holds the lock.
+            return Ok(Some(Lead { transaction: None }));
         }
         let transaction = self.reader().begin().await?;
         let sql = "SELECT pg_try_advisory_xact_lock($1)";
         let row = transaction.query_one_raw(self.statement(sql, [LEADER.into()])).await?;
         let leads = row.map_or(Ok(false), |row| row.try_get_by_index(0))?;
-        Ok(leads.then_some(Lead { _transaction: Some(transaction) }))
+        let lead = Lead { transaction: Some(transaction) };
+        if leads {
+            return Ok(Some(lead));
+        }
+        lead.end().await?;
+        Ok(None)
     }
 
     /// Brings the index up to date, but for what is too little to be worth it.

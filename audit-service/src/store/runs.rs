@@ -46,6 +46,8 @@ const ROWS: usize = 32;
 /// How long a run that is not live is kept, and how long a search may go on reading the runs that it saw.
 const GRACE_US: i64 = 120 * clock::MICROS_PER_SECOND;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a run may be building.
+const ABANDONED_US: i64 = 3_600 * clock::MICROS_PER_SECOND;
 /// Parts that are deleted at once.
 const DELETED: u64 = 64;
 
@@ -163,17 +165,24 @@ impl Store {
         wanted.iter().map(|wanted| key(wanted).ok_or_else(|| damaged("keys"))).collect()
     }
 
-    /// Deletes some of what belongs to runs that are live no more; whether there may be more.
+    /// Deletes some of what belongs to runs that are live no more, or never became so; whether there may be more.
     pub(super) async fn forget_runs(&self) -> Result<bool> {
-        let sql = format!("SELECT run FROM audit_index_runs WHERE state <> {LIVE} AND since < $1 ORDER BY run LIMIT 1");
-        let rows = self.read(sql, vec![(clock::now_us() - GRACE_US).into()]).await?;
+        let old = format!("(state = {SUPERSEDED} AND since < $1 OR state = {BUILDING} AND since < $2)");
+        let since = || [Value::from(clock::now_us() - GRACE_US), Value::from(clock::now_us() - ABANDONED_US)];
+        let rows = self
+            .read(format!("SELECT run FROM audit_index_runs WHERE {old} ORDER BY run LIMIT 1"), since().into())
+            .await?;
         let Some(row) = rows.first() else { return Ok(false) };
         let run: i64 = row.try_get_by_index(0)?;
+        // First, so that it cannot become live with a part of its parts.
+        let sql = format!("UPDATE audit_index_runs SET state = {SUPERSEDED}, since = 0 WHERE {old} AND run = $3");
+        let values = since().into_iter().chain([run.into()]);
+        self.db.writer.execute_raw(self.statement(sql, values)).await?;
         let values = || vec![Value::from(run), Value::from(signed(DELETED))];
         let parts = "DELETE FROM audit_index WHERE run = $1 AND part IN \
                      (SELECT part FROM audit_index WHERE run = $1 ORDER BY part LIMIT $2)";
         if self.db.writer.execute_raw(self.statement(parts, values())).await?.rows_affected() == 0 {
-            let own = format!("DELETE FROM audit_index_runs WHERE run = $1 AND state <> {LIVE}");
+            let own = format!("DELETE FROM audit_index_runs WHERE run = $1 AND state = {SUPERSEDED}");
             self.db.writer.execute_raw(self.statement(own, [run.into()])).await?;
         }
         Ok(true)
@@ -421,3 +430,6 @@ impl KeyBuilder {
 pub(super) fn damaged(what: &str) -> Error {
     Error::internal(anyhow::anyhow!("the index holds damaged {what}; it can be made anew from the entries"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -181,7 +181,9 @@ impl<'a> Search<'a> {
         if self.query.settled && !self.leaves_out_settled {
             self.leaves_out_settled = true;
             for cursor in &mut self.cursors {
-                store.leave_out_settled(std::slice::from_ref(&cursor.run), std::slice::from_mut(&mut cursor.places)).await?;
+                store
+                    .leave_out_settled(std::slice::from_ref(&cursor.run), std::slice::from_mut(&mut cursor.places))
+                    .await?;
             }
         }
         Ok(())

@@ -27,9 +27,22 @@ async fn entries_behind(store: &Store) -> u64 {
 }
 
 #[tokio::test]
-async fn in_steady_traffic_many_logs_do_not_stay_behind() {
+async fn in_steady_traffic_many_logs_do_not_stay_behind_on_sqlite() {
     let folder = tempfile::tempdir().unwrap();
-    let store = open(&folder, 16).await;
+    in_steady_traffic_many_logs_do_not_stay_behind(open(&folder, 16).await).await;
+}
+
+/// There the right to make the index is taken and left for each pass.
+#[tokio::test]
+async fn in_steady_traffic_many_logs_do_not_stay_behind_on_postgres() {
+    if !testkit::Postgres::skipped() {
+        let url = DatabaseUrl::new(testkit::Postgres::shared().await.create_database().await).unwrap();
+        let store = Store::open(&url, &DatabaseConfig::default()).await.unwrap().with_block_entries(16);
+        in_steady_traffic_many_logs_do_not_stay_behind(store).await;
+    }
+}
+
+async fn in_steady_traffic_many_logs_do_not_stay_behind(store: Store) {
     // Ten logs, none of which has much.
     write(&store, 0..100, 10).await;
     let indexer = Indexer::new(store.clone(), Arc::default());
