@@ -72,8 +72,9 @@ impl Audit {
     /// Records one action, and returns once it is safe: here, once the service has it on
     /// its disk; when the SDK has a spool, once it is on the local disk.
     ///
-    /// **It fails closed**: on any error take the action as not recorded. A future that
-    /// is dropped leaves the event queued. Many calls at once share batches; make them
+    /// **It fails closed**: only `Ok` means recorded. An error means that it is not, or,
+    /// for [`Error::NotAcknowledged`] and [`Error::ShutDown`], that nobody knows yet. A
+    /// future that is dropped leaves the event queued. Many calls at once share batches; make them
     /// together (`buffer_unordered`) to record many events fast.
     ///
     /// # Errors
@@ -81,8 +82,9 @@ impl Audit {
     /// - [`Error::Rejected`]: the service refused it, with reason and field;
     /// - [`Error::QueueFull`]: the queue is full, and nothing is dropped from it;
     /// - [`Error::NotAcknowledged`]: no answer within
-    ///   [`audit_timeout`](crate::Builder::audit_timeout); the event is still queued, so
-    ///   record the **same** event again, not a new one;
+    ///   [`audit_timeout`](crate::Builder::audit_timeout), with the last failure; the event
+    ///   **stays queued** and is delivered once the service is back, so record the
+    ///   **same** event again, not a new one;
     /// - [`Error::TooLarge`] over 64 KiB, [`Error::ShutDown`], [`Error::NotConfigured`].
     pub async fn record(&self, event: impl Into<AuditEvent>) -> Result<Recorded, Error> {
         let service = AuditLane::NAME;
@@ -100,7 +102,11 @@ impl Audit {
             Ok(Ok(Err(rejection))) => Err(Error::Rejected(rejection)),
             Ok(Err(_)) if self.feed.queue.is_closed() => Err(Error::ShutDown),
             Ok(Err(_)) => Err(Error::Protocol(format!("no receipt for event {}", event.id()))),
-            Err(_) => Err(Error::NotAcknowledged { id: event.id().to_string(), waited: self.timeout }),
+            Err(_) => Err(Error::NotAcknowledged {
+                id: event.id().to_string(),
+                waited: self.timeout,
+                cause: self.feed.stats().last_error,
+            }),
         }
     }
 }

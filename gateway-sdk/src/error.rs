@@ -55,12 +55,15 @@ pub enum Error {
     /// No acknowledgement within the time allowed. The event **stays queued** and
     /// is still delivered if the process lives: record the same event (the same
     /// id) again rather than a new one; it is stored once.
-    #[error("event {id} was not acknowledged within {waited:?}; it is still queued")]
+    #[error("event {id} was not acknowledged within {waited:?} and is still queued; {}", last(cause))]
     NotAcknowledged {
         /// The event's id.
         id: String,
         /// How long the call waited.
         waited: Duration,
+        /// What ended the last stream or attempt, where one has failed since the last
+        /// acknowledgement: a connection that was refused, a service that is not there.
+        cause: Option<String>,
     },
     /// The SDK was shut down. An event that was waiting may have been stored or
     /// not; recording it again with the same id is safe.
@@ -109,6 +112,10 @@ impl Error {
             Refused::Closed => Self::ShutDown,
         }
     }
+}
+
+fn last(cause: &Option<String>) -> String {
+    cause.as_ref().map_or_else(|| "the service is silent".to_owned(), |cause| format!("the last failure: {cause}"))
 }
 
 impl From<Status> for Error {

@@ -24,7 +24,8 @@
 //!
 //! - **Usage never slows a request.** [`Usage::record`] does not wait, whatever state the
 //!   service is in.
-//! - **Audit fails closed.** [`Audit::record`] returns `Ok` only when the entry is durable.
+//! - **Audit fails closed.** [`Audit::record`] returns `Ok` only when the entry is durable;
+//!   what it could not have acknowledged in time stays queued ([`Error::NotAcknowledged`]).
 //! - **Delivered once.** What was sent without an answer is sent again, after any break,
 //!   and the event's id, fixed when it was built, makes the service store it once.
 //! - **Nothing is lost silently.** What is dropped is counted, and reported to the service
@@ -68,8 +69,12 @@
 //!         "model.enabled",
 //!         Resource::new("model", "gpt-4o"),
 //!     ))
-//!     .await?;
-//! println!("stored as number {}", recorded.receipt().await?.sequence);
+//!     .await;
+//! match recorded {
+//!     Ok(recorded) => println!("stored as number {}", recorded.receipt().await?.sequence),
+//!     // Not acknowledged is not refused: it may still be queued, and arrive later.
+//!     Err(error) => eprintln!("not known to be recorded: {error}"),
+//! }
 //!
 //! let left = sdk.shutdown(Duration::from_secs(10)).await;
 //! if !left.is_complete() {

@@ -70,7 +70,7 @@ impl AuditFilter {
         self
     }
 
-    /// A changed path, exact.
+    /// A changed path, an exact JSON Pointer; there is no wildcard.
     pub fn changed_path(mut self, path: impl Into<String>) -> Self {
         self.0.changed_paths.push(path.into());
         self

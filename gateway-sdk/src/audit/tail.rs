@@ -25,7 +25,8 @@ impl TailQuery {
         Self { instance: instance.into(), filter: AuditFilter::new(), from: None }
     }
 
-    /// From this sequence on: 0 for the whole log, one after the last seen to go on.
+    /// From this sequence on: 0 for the whole log, one after the last seen to go on. What
+    /// lies beyond the end of the log is refused.
     pub fn from_sequence(mut self, sequence: u64) -> Self {
         self.from = Some(sequence);
         self

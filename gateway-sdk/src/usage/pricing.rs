@@ -53,7 +53,7 @@ impl PriceQuery {
 pub struct CostQuery(proto::EstimateCostRequest);
 
 impl CostQuery {
-    /// A request without tokens, now.
+    /// A request, now. It needs its tokens or other units.
     pub fn new(provider: impl Into<String>, model: impl Into<String>) -> Self {
         Self(proto::EstimateCostRequest { provider: provider.into(), model: model.into(), ..Default::default() })
     }

@@ -119,10 +119,13 @@ async fn audit_fails_closed_when_its_queue_is_full() {
 #[tokio::test]
 async fn audit_event_that_was_not_acknowledged_in_time_is_safe_to_record_again() {
     let mut fake = Fake::down();
-    let sdk = fake.sdk().audit_timeout(SHORT).build().unwrap();
+    // Long enough that a first attempt has failed, whatever else runs here.
+    let sdk = fake.sdk().audit_timeout(SHORT * 10).build().unwrap();
     let event = audit("a");
     let error = sdk.audit().record(event.clone()).await.unwrap_err();
     assert!(matches!(error, Error::NotAcknowledged { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("still queued; the last failure: Unavailable") && text.contains("refused"), "{text}");
     assert!(error.is_retryable());
     fake.restart();
     assert!(sdk.flush(LONG).await.is_complete());
