@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 
 use serde::Deserialize;
 use service_core::config::{
-    ConfigError, DatabaseConfig, DatabaseUrl, IngestConfig, ServerConfig, TelemetryConfig, optional_listen,
+    ConfigError, DatabaseConfig, DatabaseUrl, IngestConfig, ServerConfig, TelemetryConfig, listen, optional_listen,
 };
 
 /// Prefix of the environment variables that override the file: `AUDIT_LISTEN`, `AUDIT_TELEMETRY__LOG`.
@@ -16,11 +16,12 @@ pub const ENV_PREFIX: &str = "AUDIT";
 #[serde(default)]
 pub struct Config {
     /// Where gRPC is served; port 0 takes a free one. Default `127.0.0.1:50051`.
+    #[serde(deserialize_with = "listen")]
     pub listen: SocketAddr,
     /// Where Prometheus metrics are served; empty for none. Default `127.0.0.1:9464`.
     #[serde(deserialize_with = "optional_listen")]
     pub metrics_listen: Option<SocketAddr>,
-    /// `sqlite://PATH` or `postgres://…`. Default `sqlite://audit.db`, in the working directory.
+    /// `sqlite://PATH` or `postgres://…`. Default `sqlite://data/audit.db`.
     pub database_url: DatabaseUrl,
     /// Limits and time-outs of the server.
     pub server: ServerConfig,
@@ -40,7 +41,7 @@ impl Default for Config {
         Self {
             listen: local(50051),
             metrics_listen: Some(local(9464)),
-            database_url: DatabaseUrl::sqlite("audit.db"),
+            database_url: DatabaseUrl::sqlite("data/audit.db"),
             server: ServerConfig::default(),
             database: DatabaseConfig::default(),
             ingest: IngestConfig::default(),
@@ -87,6 +88,7 @@ mod tests {
         assert_eq!(config, Config::default());
         assert_eq!(config.listen.to_string(), "127.0.0.1:50051");
         assert_eq!(config.metrics_listen.unwrap().to_string(), "127.0.0.1:9464");
+        assert_eq!(config.database_url, DatabaseUrl::sqlite("data/audit.db"));
         assert_eq!(config.tail.heartbeat_ms.get(), 10_000);
     }
 

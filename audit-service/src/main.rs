@@ -33,7 +33,7 @@ async fn main() -> ExitCode {
     match run(arguments).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("audit-service: {error:#}");
+            eprintln!("audit-service: {}", server::explain(&error));
             server::exit_code(&error).into()
         }
     }
@@ -41,10 +41,12 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // A variable that is not text cannot be one of ours.
-    let env =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let config: Config = config::load(ENV_PREFIX, arguments.config.as_deref(), env)?;
+    let env: Vec<(String, String)> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let config: Config = config::load(ENV_PREFIX, arguments.config.as_deref(), env.clone())?;
     let _telemetry = telemetry::init(&config.telemetry, "audit-service")?;
+    config::warn_of_unknown::<Config>(ENV_PREFIX, env);
     let stop = CancellationToken::new();
     let server = audit_service::bind(config).await?;
     tokio::spawn({

@@ -14,11 +14,11 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::Config;
 use crate::grpc::{self, IngestService, QueryService};
 use crate::ingest::Ingest;
 use crate::store::{Indexer, Store};
 use crate::tail::Tails;
+use crate::{Config, ENV_PREFIX};
 
 /// A server that is ready: its ports are open, its schema is up to date.
 #[derive(Debug)]
@@ -36,14 +36,18 @@ pub struct Server {
 /// A configuration that is refused is a [`service_core::config::ConfigError`].
 pub async fn bind(config: Config) -> anyhow::Result<Server> {
     config.check()?;
-    let listener = core::bind("listen", config.listen).await?;
+    let listener = core::bind(ENV_PREFIX, "listen", config.listen).await?;
     let metrics_listener = match config.metrics_listen {
-        Some(address) => Some(core::bind("metrics_listen", address).await?),
+        Some(address) => Some(core::bind(ENV_PREFIX, "metrics_listen", address).await?),
         None => None,
     };
     let store = Store::open(&config.database_url, &config.database).await?;
     let sealer = Sealer::new(store.seal_key().await?);
-    Ok(Server { config, listener, metrics_listener, store, sealer })
+    let server = Server { config, listener, metrics_listener, store, sealer };
+    let metrics = server.metrics_addr()?.map_or_else(|| "none".to_owned(), |at| format!("http://{at}/metrics"));
+    let listen = server.local_addr()?;
+    tracing::info!(%listen, metrics, database = %server.config.database_url, "audit-service is ready to serve");
+    Ok(server)
 }
 
 impl Server {

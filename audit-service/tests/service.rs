@@ -450,3 +450,61 @@ async fn a_log_whose_name_no_event_can_have_is_refused() {
     }
     service.stop().await;
 }
+
+#[tokio::test]
+async fn a_log_says_where_it_ends() {
+    use proto::get_entry_request::Key;
+    let mut service = Service::start().await;
+    service.record((0..3).map(|_| event(now_us())).collect()).await;
+    let at = |instance: &str, sequence| proto::GetEntryRequest {
+        key: Some(Key::Position(proto::LogPosition { instance_id: instance.into(), sequence: Some(sequence) })),
+    };
+    for (request, text) in [
+        (at("prod", 3), "there is no entry with sequence 3 in this log, which ends with 2"),
+        (at("prud", 0), "the log of instance \"prud\" has no entries"),
+    ] {
+        let status = service.query.get_entry(request).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::NotFound, text));
+    }
+    let status = service.query.get_entry(proto::GetEntryRequest { key: None }).await.unwrap_err();
+    assert_eq!(status.message(), "key is required: id or position");
+
+    let from = |instance: &str, from| proto::TailEntriesRequest {
+        instance_id: instance.into(),
+        from_sequence: Some(from),
+        filter: None,
+    };
+    // Where the log ends the next entry comes, also the first one of all.
+    for request in [from("prod", 3), from("new", 0)] {
+        service.query.tail_entries(request).await.unwrap();
+    }
+    for (request, text) in [
+        (from("prod", 4), "from_sequence is 4, allowed are 0 to 3, where the log of this instance ends"),
+        (from("new", 1), "from_sequence is 1, allowed are 0 to 0, where the log of this instance ends"),
+    ] {
+        let status = service.query.tail_entries(request).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, text));
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_filter_that_could_find_nothing_is_refused_with_what_is_allowed() {
+    let mut service = Service::start().await;
+    for (filter, allowed) in [
+        (
+            proto::AuditFilter { changed_paths: vec!["/routing/*".into()], ..Default::default() },
+            "allowed are exact paths such as /routing/default/model",
+        ),
+        (
+            proto::AuditFilter { text: "  ".into(), ..Default::default() },
+            "allowed are words of letters and digits, or no text for everything",
+        ),
+    ] {
+        let request = proto::ListEntriesRequest { filter: Some(filter), ..Default::default() };
+        let status = service.query.list_entries(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(status.message().ends_with(allowed), "{}", status.message());
+    }
+    service.stop().await;
+}

@@ -3,14 +3,17 @@
 //!
 //! A key of the file that nobody reads is refused, because it is a typing error
 //! that would otherwise go unnoticed. A variable of the environment that nobody
-//! reads is left alone, because the environment is shared with others.
+//! reads is left alone, because the environment is shared with others; one with our
+//! prefix is named in a warning ([`warn_of_unknown`]).
 
 mod shared;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
+use serde::{Deserialize as _, Deserializer, de};
 
 pub(crate) use shared::millis;
 pub use shared::{
@@ -43,7 +46,13 @@ impl fmt::Display for ConfigError {
                 write!(f, "configuration {}: {error}", path.display())
             }
             Self::Malformed(path, error) => {
-                write!(f, "configuration {}: {}", path.display(), error.message())
+                write!(f, "configuration {}: {}", path.display(), error.message())?;
+                // Of its text only the key: the rest may quote a secret.
+                let text = error.to_string();
+                match text.lines().find_map(|line| line.strip_prefix("in ")) {
+                    Some(key) => write!(f, " in {key}"),
+                    None => Ok(()),
+                }
             }
             Self::UnknownKeys(path, keys) => {
                 write!(f, "configuration {}: unknown key {}", path.display(), keys.join(", "))
@@ -79,13 +88,10 @@ pub fn load<T: DeserializeOwned>(
         }
     }
 
-    let mut variables: Vec<(String, String)> = env
-        .into_iter()
-        .filter(|(name, _)| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('_')))
-        .collect();
+    let mut variables: Vec<(String, String)> = env.into_iter().collect();
     variables.sort();
     for (name, value) in variables {
-        let path: Vec<String> = name[prefix.len() + 1..].to_lowercase().split("__").map(str::to_owned).collect();
+        let Some(path) = path(prefix, &name) else { continue };
         if let Some(changed) = overlay::<T>(&table, &name, &path, &value)? {
             table = changed;
         }
@@ -95,6 +101,44 @@ pub fn load<T: DeserializeOwned>(
         Ok((config, _)) => Ok(config),
         Err(error) => Err(ConfigError::Refused(format!("configuration: {}", error.message()))),
     }
+}
+
+/// Logs a warning for each variable with our prefix that is no key's: it may be another
+/// program's, or a typing error. To be called once there is a log.
+pub fn warn_of_unknown<T: DeserializeOwned>(prefix: &str, env: impl IntoIterator<Item = (String, String)>) {
+    for variable in unknown_variables::<T>(prefix, env) {
+        tracing::warn!(variable, "no key of the configuration has this name; it is left alone");
+    }
+}
+
+fn unknown_variables<T: DeserializeOwned>(
+    prefix: &str,
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Vec<String> {
+    let is_unknown = |name: &str, value: &str| {
+        path(prefix, name).is_some_and(|path| matches!(overlay::<T>(&toml::Table::new(), name, &path, value), Ok(None)))
+    };
+    let mut unknown: Vec<String> =
+        env.into_iter().filter(|(name, value)| is_unknown(name, value)).map(|(name, _)| name).collect();
+    unknown.sort();
+    unknown
+}
+
+/// An address to listen on, with an example for whoever wrote something else.
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "wanted is an IP address and a port, such as 127.0.0.1:50051".to_owned())
+}
+
+/// For `#[serde(deserialize_with)]`: an [`address`].
+pub fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    address(&text).map_err(|wanted| de::Error::custom(format!("{text:?} is no address, {wanted}")))
+}
+
+/// The way to the key that a variable with the prefix stands for.
+fn path(prefix: &str, name: &str) -> Option<Vec<String>> {
+    let key = name.strip_prefix(prefix)?.strip_prefix('_')?;
+    Some(key.to_lowercase().split("__").map(str::to_owned).collect())
 }
 
 /// The table with one variable laid over it; `None` if `T` has no such key.
@@ -108,7 +152,13 @@ fn overlay<T: DeserializeOwned>(
     let attempt = |value: toml::Value| {
         let mut changed = table.clone();
         set(&mut changed, path, value);
-        read::<T>(&changed).map(|(_, unknown)| (!unknown.contains(&dotted)).then_some(changed))
+        // Of a table that nobody reads, only the table is told.
+        let is_known = |unknown: &[String]| {
+            !unknown
+                .iter()
+                .any(|other| dotted.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+        };
+        read::<T>(&changed).map(|(_, unknown)| is_known(&unknown).then_some(changed))
     };
     // Text first: a password of digits stays text where text is wanted.
     let error = match attempt(toml::Value::String(value.to_owned())) {

@@ -59,18 +59,36 @@ const CUT_PATIENCE: Duration = Duration::from_secs(1);
 /// Opens a listener, or refuses an address that is not of this machine: without
 /// authentication anyone who can connect may read and write everything.
 ///
-/// `key` names the configuration key, for the message. The refusal is a
-/// [`ConfigError`] (exit status 64, see [`exit_code`]).
-pub async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+/// `prefix` and `key` name the variable and the key of the configuration, for the
+/// message. The refusal is a [`ConfigError`] (exit status 64, see [`exit_code`]).
+pub async fn bind(prefix: &str, key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let variable = format!("{prefix}_{}", key.to_uppercase());
     if !address.ip().to_canonical().is_loopback() {
         return Err(ConfigError::Refused(format!(
-            "{key} is {address}, allowed are loopback addresses such as 127.0.0.1:{} \
+            "{key} ({variable}) is {address}, allowed are loopback addresses such as 127.0.0.1:{} \
              as long as authentication is not configured",
             address.port()
         ))
         .into());
     }
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {key} {address}"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}, which {key} ({variable}) says"))
+}
+
+/// An error and its causes in a line, without what was said already: drivers repeat
+/// their causes.
+pub fn explain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// Exit status of a process that ends with an error: 64 for a configuration that
@@ -120,7 +138,7 @@ pub async fn serve(
 
     let cut = CancellationToken::new();
     let incoming = connection::incoming(listener, config, cut.clone());
-    let layer = rpc::RpcLayer::new(config, metrics.clone(), shutdown.clone());
+    let layer = rpc::RpcLayer::new(config, &services, metrics.clone(), shutdown.clone());
     let serving = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(millis(config.keepalive_interval_ms)))
         .http2_keepalive_timeout(Some(millis(config.keepalive_timeout_ms)))

@@ -16,10 +16,13 @@ use tracing_subscriber::{EnvFilter, Layer as _, filter, fmt};
 
 pub use metrics::{Metrics, serve_metrics};
 
-use crate::config::{LogFormat, TelemetryConfig};
+use crate::config::{ConfigError, LogFormat, TelemetryConfig};
 
 /// How long the last spans may take on their way out when the process ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Tells of every migration that there is nothing to do.
+const QUIET: &str = "sea_orm_migration";
 
 /// Keeps traces flowing; dropping it sends what is left, in bounded time.
 #[derive(Debug)]
@@ -40,9 +43,7 @@ impl Drop for TelemetryGuard {
 /// Sets up logging to standard error and, where an endpoint is configured, OTLP
 /// traces. Once a process, inside the runtime.
 pub fn init(config: &TelemetryConfig, service_name: &str) -> anyhow::Result<TelemetryGuard> {
-    let log_filter = EnvFilter::builder()
-        .parse(&config.log)
-        .with_context(|| format!("telemetry.log is {:?}, which is not a filter", config.log))?;
+    let log_filter = log_filter(&config.log)?;
     let stderr = fmt::layer().with_writer(std::io::stderr);
     let log = match config.log_format {
         LogFormat::Text => stderr.with_ansi(std::io::stderr().is_terminal()).with_filter(log_filter).boxed(),
@@ -66,6 +67,28 @@ pub fn init(config: &TelemetryConfig, service_name: &str) -> anyhow::Result<Tele
     Ok(TelemetryGuard { provider })
 }
 
+/// The filter as it is written; of migrations only warnings, unless it names them or
+/// is not the usual one.
+fn log_filter(text: &str) -> Result<EnvFilter, ConfigError> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let refused = || {
+        ConfigError::Refused(format!(
+            "telemetry.log is {text:?}, allowed is a level ({}), or targets with theirs as in info,sqlx=warn",
+            LEVELS.join(", ")
+        ))
+    };
+    // A bare word counts as a target for the library, of which there is nothing to log:
+    // a level with a typing error would silence everything.
+    let is_level = |word: &str| LEVELS.contains(&word.to_lowercase().as_str());
+    let directives: Vec<&str> = text.split(',').map(str::trim).filter(|directive| !directive.is_empty()).collect();
+    if !directives.iter().all(|directive| directive.contains(['=', '[', ']']) || is_level(directive)) {
+        return Err(refused());
+    }
+    let is_usual = directives.iter().any(|directive| directive.eq_ignore_ascii_case("info"));
+    let quiet = if is_usual && !text.contains(QUIET) { format!("{QUIET}=warn") } else { String::new() };
+    EnvFilter::builder().parse([&directives.join(","), quiet.as_str()].join(",")).map_err(|_| refused())
+}
+
 fn tracer_provider(config: &TelemetryConfig, service_name: &str) -> anyhow::Result<Option<SdkTracerProvider>> {
     if config.otlp_endpoint.is_empty() {
         return Ok(None);
@@ -82,4 +105,24 @@ fn tracer_provider(config: &TelemetryConfig, service_name: &str) -> anyhow::Resu
         })?;
     let resource = Resource::builder().with_service_name(service_name.to_owned()).build();
     Ok(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_a_level_or_targets_with_theirs() {
+        for text in ["", "info", "WARN", "info,sqlx=warn", "warn, h2=off", "sea_orm_migration=info", "[rpc]=debug"] {
+            log_filter(text).expect(text);
+        }
+        for text in ["shouty", "info,sqlx", "inof,sqlx=warn", "info=shouty"] {
+            let why = log_filter(text).expect_err(text).to_string();
+            assert!(why.starts_with(&format!("telemetry.log is {text:?}, allowed is a level (off, ")), "{why}");
+        }
+        for (text, quiet) in [("info", true), ("debug", false), ("off", false), ("info,sea_orm_migration=info", false)]
+        {
+            assert_eq!(log_filter(text).expect(text).to_string().contains("sea_orm_migration=warn"), quiet, "{text}");
+        }
+    }
 }

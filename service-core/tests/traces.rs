@@ -53,7 +53,7 @@ async fn the_callers_trace_goes_on_to_the_collector() {
     let telemetry = telemetry::init(&config, "sample-service").expect("set up");
     telemetry::init(&TelemetryConfig::default(), "again").expect_err("once a process");
 
-    let listener = bind("listen", "127.0.0.1:0".parse().expect("address")).await.expect("bound");
+    let listener = bind("TEST", "listen", "127.0.0.1:0".parse().expect("address")).await.expect("bound");
     let uri = format!("http://{}", listener.local_addr().expect("address"));
     let shutdown = CancellationToken::new();
     let (config, metrics) = (ServerConfig::default(), Metrics::new("test"));

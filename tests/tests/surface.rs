@@ -35,6 +35,32 @@ async fn grpcurl_lists_and_describes_every_service() {
 }
 
 #[tokio::test]
+async fn grpcurl_shows_why_a_request_is_refused() {
+    let sandbox = Sandbox::start(Engine::Sqlite).await;
+    for (address, method, field) in [
+        (sandbox.audit.address(), "activity.audit.v1.AuditQueryService/ListEntries", "page_size"),
+        (sandbox.usage.address(), "activity.usage.v1.UsageQueryService/ListRequests", "page_size"),
+    ] {
+        let data = json!({ "page_size": 1_001 }).to_string();
+        let output = Command::new("grpcurl").args(["-plaintext", "-d", &data, address, method]).output().unwrap();
+        assert!(!output.status.success());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!text.contains("@error"), "{text}");
+        for part in [
+            "google.rpc.ErrorInfo",
+            "google.rpc.BadRequest",
+            "\"domain\"",
+            "\"reason\"",
+            "INVALID_ARGUMENT",
+            "\"field\"",
+            field,
+        ] {
+            assert!(text.contains(part), "no {part} in {text}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn health_is_a_real_probe_of_storage() {
     let postgres = testkit::Postgres::start().await;
     let url = postgres.create_database().await;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use service_core::config::{
-    ConfigError, DatabaseConfig, DatabaseUrl, IngestConfig, ServerConfig, TelemetryConfig, optional_listen,
+    ConfigError, DatabaseConfig, DatabaseUrl, IngestConfig, ServerConfig, TelemetryConfig, listen, optional_listen,
 };
 
 /// Prefix of the environment variables: `USAGE_LISTEN`, `USAGE_TELEMETRY__LOG`.
@@ -18,6 +18,7 @@ pub const ENV_PREFIX: &str = "USAGE";
 #[serde(default)]
 pub struct Config {
     /// Where gRPC is served. Default `127.0.0.1:50052`; port 0 takes a free one.
+    #[serde(deserialize_with = "listen")]
     pub listen: SocketAddr,
     /// Where Prometheus metrics are served, empty for nowhere. Default
     /// `127.0.0.1:9465`.

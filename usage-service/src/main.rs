@@ -29,7 +29,7 @@ async fn main() -> ExitCode {
     match run(arguments).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("usage-service: {error:#}");
+            eprintln!("usage-service: {}", server::explain(&error));
             ExitCode::from(server::exit_code(&error))
         }
     }
@@ -37,10 +37,12 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // What is not Unicode is not ours.
-    let environment =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let config: Config = config::load(ENV_PREFIX, arguments.config.as_deref(), environment)?;
+    let environment: Vec<(String, String)> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let config: Config = config::load(ENV_PREFIX, arguments.config.as_deref(), environment.clone())?;
     let _telemetry = telemetry::init(&config.telemetry, "usage-service")?;
+    config::warn_of_unknown::<Config>(ENV_PREFIX, environment);
     let server = usage_service::bind(config).await?;
 
     let shutdown = CancellationToken::new();

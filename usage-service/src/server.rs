@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::checker;
-use crate::config::Config;
+use crate::config::{Config, ENV_PREFIX};
 use crate::grpc::Shared;
 use crate::ingest;
 use crate::pricing::PriceBook;
@@ -35,17 +35,20 @@ pub struct Server {
 /// [`service_core::config::ConfigError`].
 pub async fn bind(config: Config) -> anyhow::Result<Server> {
     config.retention.check()?;
-    let listener = server::bind("listen", config.listen).await?;
+    let listener = server::bind(ENV_PREFIX, "listen", config.listen).await?;
     let local_addr = listener.local_addr().context("the address of the listener")?;
     let metrics_listener = match config.metrics_listen {
-        Some(address) => Some(server::bind("metrics_listen", address).await?),
+        Some(address) => Some(server::bind(ENV_PREFIX, "metrics_listen", address).await?),
         None => None,
     };
     let book = PriceBook::load(config.prices_file.as_deref())
         .map_err(|error| service_core::config::ConfigError::Refused(error.to_string()))?;
     let store = Store::open(&config.database_url, &config.database, config.rollup.cache_bytes()).await?;
     let seal_key = store.seal_key().await?;
-    Ok(Server { config, listener, local_addr, metrics_listener, store, book: Arc::new(book), seal_key })
+    let server = Server { config, listener, local_addr, metrics_listener, store, book: Arc::new(book), seal_key };
+    let metrics = server.metrics_addr().map_or_else(|| "none".to_owned(), |at| format!("http://{at}/metrics"));
+    tracing::info!(listen = %local_addr, metrics, database = %server.config.database_url, "usage-service is ready to serve");
+    Ok(server)
 }
 
 impl Server {
@@ -78,7 +81,10 @@ impl Server {
         let (store, config) = (&self.store, &self.config);
         let background = [
             ("sealer", tokio::spawn(sealer::run(store.clone(), config.rollup.clone(), metrics.clone(), stop.clone()))),
-            ("checker", tokio::spawn(checker::run(store.clone(), config.rollup.clone(), metrics.clone(), stop.clone()))),
+            (
+                "checker",
+                tokio::spawn(checker::run(store.clone(), config.rollup.clone(), metrics.clone(), stop.clone())),
+            ),
             (
                 "retention",
                 tokio::spawn(retention::run(store.clone(), config.retention.clone(), metrics.clone(), stop.clone())),

@@ -23,9 +23,7 @@ pub(crate) fn filter(wire: Option<proto::AuditFilter>, stages: Stages) -> Result
         outcomes: list("filter.outcomes", wire.outcomes, |field, number| {
             Outcome::from_number(number).ok_or_else(|| unknown(field, number, "Outcome"))
         })?,
-        changed_paths: list("filter.changed_paths", wire.changed_paths, |field, path| {
-            json_pointer(|| field.clone(), &path).map(|()| path)
-        })?,
+        changed_paths: list("filter.changed_paths", wire.changed_paths, changed_path)?,
         stages: stages_or(wire.stages, stages)?,
         words: filter_words(&wire.text)?,
     })
@@ -87,6 +85,16 @@ fn action(field: String, value: String) -> Result<ActionPattern, Violation> {
     }
 }
 
+/// A changed path. The wildcard of actions would be a key named `*` here, and find nothing.
+fn changed_path(field: String, path: String) -> Result<String, Violation> {
+    json_pointer(|| field.clone(), &path)?;
+    if !path.ends_with("/*") {
+        return Ok(path);
+    }
+    let message = format!("{field} is {:?}, allowed are exact paths such as /routing/default/model", shown(&path));
+    Err(Violation::new(Reason::InvalidJsonPointer, field, message))
+}
+
 fn filter_words(wire: &str) -> Result<Vec<String>> {
     text(|| "filter.text".into(), wire, MAX_TEXT_BYTES)?;
     let mut words: Vec<String> = Vec::new();
@@ -97,9 +105,12 @@ fn filter_words(wire: &str) -> Result<Vec<String>> {
         let message = format!("filter.text has {} words, allowed are {MAX_WORDS}", words.len());
         return Err(Error::invalid("filter.text", message));
     }
-    if words.is_empty() && !wire.trim().is_empty() {
+    if words.is_empty() && !wire.is_empty() {
         // Answering everything to somebody who asked for something would mislead.
-        let message = format!("filter.text is {:?}, which holds no letter or digit to look for", shown(wire));
+        let message = format!(
+            "filter.text is {:?}, allowed are words of letters and digits, or no text for everything",
+            shown(wire)
+        );
         return Err(Error::invalid("filter.text", message));
     }
     Ok(words)

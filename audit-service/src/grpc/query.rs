@@ -55,6 +55,19 @@ impl QueryService {
     ) -> Self {
         Self { store, tails, sealer, heartbeat, shutdown }
     }
+
+    /// The sequence that the next entry of the instance gets.
+    async fn head(&self, instance_id: &String) -> Result<u64> {
+        Ok(self.store.heads(std::slice::from_ref(instance_id)).await?.remove(instance_id).unwrap_or(0))
+    }
+
+    /// Why there is nothing at a place of a log.
+    async fn no_entry_at(&self, instance_id: &String, sequence: u64) -> Result<Error> {
+        Ok(Error::NotFound(match self.head(instance_id).await? {
+            0 => format!("the log of instance {instance_id:?} has no entries"),
+            head => format!("there is no entry with sequence {sequence} in this log, which ends with {}", head - 1),
+        }))
+    }
 }
 
 #[tonic::async_trait]
@@ -92,7 +105,10 @@ impl AuditQueryService for QueryService {
     ) -> Result<Response<proto::GetEntryResponse>, Status> {
         use proto::get_entry_request::Key;
         let row = match request.into_inner().key {
-            None => return Err(Error::required("key").into()),
+            None => {
+                let message = "key is required: id or position";
+                return Err(Error::invalid_because(Reason::Required, "key", message).into());
+            }
             Some(Key::Id(text)) => {
                 let id = Uuid::try_parse(&text).map_err(|_| {
                     Error::invalid_because(Reason::InvalidId, "id", "id is not a UUID, allowed is the id of an event")
@@ -104,7 +120,10 @@ impl AuditQueryService for QueryService {
                 convert::instance_id("position.instance_id", &position.instance_id)?;
                 let sequence = position.sequence.ok_or_else(|| Error::required("position.sequence"))?;
                 let row = self.store.by_place(&position.instance_id, sequence).await?;
-                row.ok_or_else(|| Error::NotFound(format!("there is no entry with sequence {sequence} in this log")))?
+                match row {
+                    Some(row) => row,
+                    None => return Err(self.no_entry_at(&position.instance_id, sequence).await?.into()),
+                }
             }
         };
         Ok(Response::new(proto::GetEntryResponse { entry: Some(answer(row)?) }))
@@ -154,10 +173,15 @@ impl AuditQueryService for QueryService {
         // Waiting begins before the head is read, so nothing falls between the two.
         let mut tail = self.tails.follow(&instance_id);
         let (store, shutdown, heartbeat) = (self.store.clone(), self.shutdown.clone(), self.heartbeat);
-        let mut next = match request.from_sequence {
-            Some(from) => from,
-            None => store.heads(std::slice::from_ref(&instance_id)).await?.remove(&instance_id).unwrap_or(0),
-        };
+        let head = self.head(&instance_id).await?;
+        let mut next = request.from_sequence.unwrap_or(head);
+        if next > head {
+            // Whoever resumes there has seen entries that this log does not have: of another instance, or from before
+            // a database was put back. What comes until then would be left out without a word.
+            let message =
+                format!("from_sequence is {next}, allowed are 0 to {head}, where the log of this instance ends");
+            return Err(Error::invalid("from_sequence", message).into());
+        }
         Ok(Response::new(Box::pin(try_stream! {
             yield beat(next);
             let mut told = tokio::time::Instant::now();

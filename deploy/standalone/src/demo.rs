@@ -3,6 +3,7 @@
 
 pub mod ask;
 pub mod chart;
+pub mod folder;
 pub mod investigate;
 pub mod recipes;
 pub mod report;
@@ -12,7 +13,7 @@ pub mod stream;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -23,13 +24,14 @@ use gateway_sdk::{AuditFilter, GatewaySdk, RejectedEvent};
 use tokio_util::sync::CancellationToken;
 
 use self::ask::{Ask, Range};
+use self::folder::{Settled, Wish};
 use self::recipes::Subject;
 use crate::replay;
 use crate::sample::Plan;
 use crate::sample::actions::actions;
 use crate::sample::traffic::Traffic;
 use crate::serve::{self, Settings};
-use crate::time::{DAY_US, SECOND_US};
+use crate::time::{DAY_US, SECOND_US, now_us, rfc3339};
 
 /// How long the SDK may take to hand over what it still holds at the end.
 const HAND_OVER: Duration = Duration::from_secs(10);
@@ -42,7 +44,7 @@ pub struct Demo {
     /// Replay this file instead of making actions up.
     pub actions: Option<PathBuf>,
     /// What to make up, and when either ends.
-    pub plan: Plan,
+    pub wish: Wish,
     /// Where to keep the databases; a temporary folder if not given.
     pub data_dir: Option<PathBuf>,
     /// Where the audit service listens.
@@ -66,7 +68,6 @@ struct Source {
 ///
 /// Files that cannot be replayed, services that cannot start, and answers that fail.
 pub async fn run(demo: Demo, env: impl IntoIterator<Item = (String, String)>, stop: CancellationToken) -> Result<()> {
-    let source = source(&demo)?;
     // Lives until the end: dropped, the folder goes.
     let mut temporary = None;
     let data_dir = match &demo.data_dir {
@@ -78,6 +79,10 @@ pub async fn run(demo: Demo, env: impl IntoIterator<Item = (String, String)>, st
             path
         }
     };
+    let files = [("requests", demo.requests.as_deref()), ("actions", demo.actions.as_deref())];
+    let settled = folder::settle(&data_dir, &demo.wish, files, now_us())?;
+    let source = source(&demo, &settled.plan)?;
+    let opening = opening(&data_dir, temporary.is_some(), &settled);
     let settings = Settings {
         data_dir,
         audit_listen: Some(demo.audit_listen.unwrap_or_else(|| free_or(50051))),
@@ -91,7 +96,7 @@ pub async fn run(demo: Demo, env: impl IntoIterator<Item = (String, String)>, st
     let shutdown = CancellationToken::new();
     let serving = tokio::spawn(pair.serve(shutdown.clone()));
     let shown = tokio::select! {
-        shown = show(&demo, source, addresses) => shown,
+        shown = show(&demo, &settled.plan, &opening, source, addresses) => shown,
         () = shutdown.cancelled() => Ok(()),
         () = stop.cancelled() => Ok(()),
     };
@@ -150,15 +155,30 @@ fn free_or(port: u16) -> SocketAddr {
     }
 }
 
-fn source(demo: &Demo) -> Result<Source> {
+/// Where the data are, and what is made of them.
+fn opening(folder: &Path, is_temporary: bool, settled: &Settled) -> String {
+    let Plan { seed, days, users, events, until_us } = settled.plan;
+    let folder = show::inert(&folder.display().to_string());
+    match (is_temporary, settled.again) {
+        (true, _) => format!("Data in {folder}, which goes in the end; --data-dir DIR keeps it.\n"),
+        (false, false) => format!("Data in {folder}.\n"),
+        (false, true) => format!(
+            "Data in {folder}, which holds this demo already: --seed {seed} --days {days} --users {users} \
+             --events {events} --until {}. The same again:\n",
+            rfc3339(until_us)
+        ),
+    }
+}
+
+fn source(demo: &Demo, plan: &Plan) -> Result<Source> {
     if demo.requests.is_none() && demo.actions.is_none() {
         return Ok(Source {
-            requests: Box::new(Traffic::new(&demo.plan)),
-            request_count: demo.plan.events,
-            actions: actions(&demo.plan),
+            requests: Box::new(Traffic::new(plan)),
+            request_count: plan.events,
+            actions: actions(plan),
         });
     }
-    let until_us = demo.plan.until_us;
+    let until_us = plan.until_us;
     let requests = match &demo.requests {
         None => Vec::new(),
         Some(path) => File::open(path)
@@ -177,7 +197,14 @@ fn source(demo: &Demo) -> Result<Source> {
 }
 
 /// Streams, asks and prints.
-async fn show(demo: &Demo, source: Source, (audit, usage): (SocketAddr, SocketAddr)) -> Result<()> {
+async fn show(
+    demo: &Demo,
+    plan: &Plan,
+    opening: &str,
+    source: Source,
+    (audit, usage): (SocketAddr, SocketAddr),
+) -> Result<()> {
+    say(opening)?;
     let refusal = Arc::new(OnceLock::new());
     let on_rejected = {
         let refusal = Arc::clone(&refusal);
@@ -211,12 +238,15 @@ async fn show(demo: &Demo, source: Source, (audit, usage): (SocketAddr, SocketAd
         began.elapsed().as_secs_f64()
     ))?;
     if streamed.duplicates > 0 {
-        say(&format!("{} of them were known already, and are stored once.\n", show::count(streamed.duplicates)))?;
+        say(&format!(
+            "{} of these events were in the folder already, and are stored once.\n",
+            show::count(streamed.duplicates)
+        ))?;
     }
 
     // Whole seconds, so that it reads well; the last event may be at the very end.
-    let end_us = (demo.plan.until_us.div_euclid(SECOND_US) + 1) * SECOND_US;
-    let range = Range { start_us: end_us - i64::from(demo.plan.days) * DAY_US, end_us };
+    let end_us = (plan.until_us.div_euclid(SECOND_US) + 1) * SECOND_US;
+    let range = Range { start_us: end_us - i64::from(plan.days) * DAY_US, end_us };
     let ask = Ask::new(&admin);
     print(&ask, range, (audit, usage)).await?;
     if !demo.exit {

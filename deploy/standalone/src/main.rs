@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Parser, Subcommand};
-use service_core::config::EXIT_CONFIG;
+use service_core::config::{self, EXIT_CONFIG};
 use service_core::{server, telemetry};
+use standalone::demo::folder::Wish;
 use standalone::demo::{self, Demo};
-use standalone::{check, sample};
 use standalone::serve::{self, Settings};
+use standalone::{check, sample};
 use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
@@ -22,7 +23,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// The audit log and usage analytics in one process, on SQLite in a folder.
 ///
 /// The environment variables of both services apply: AUDIT_LISTEN, USAGE_LISTEN,
-/// AUDIT_METRICS_LISTEN and so on; logs and traces are as AUDIT_TELEMETRY__… says.
+/// AUDIT_METRICS_LISTEN and so on; logs and traces of the process are as
+/// AUDIT_TELEMETRY__LOG and its like say.
 #[derive(Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
 struct Cli {
@@ -84,11 +86,13 @@ struct ServeArgs {
     /// Where the databases are kept; made if there is none.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Where the audit service listens.
-    #[arg(long, value_name = "ADDR")]
+    /// Where the audit service listens; default AUDIT_LISTEN or 127.0.0.1:50051, port 0
+    /// takes a free one.
+    #[arg(long, value_name = "ADDR", value_parser = config::address)]
     audit_listen: Option<SocketAddr>,
-    /// Where the usage service listens.
-    #[arg(long, value_name = "ADDR")]
+    /// Where the usage service listens; default USAGE_LISTEN or 127.0.0.1:50052, port 0
+    /// takes a free one.
+    #[arg(long, value_name = "ADDR", value_parser = config::address)]
     usage_listen: Option<SocketAddr>,
 }
 
@@ -100,36 +104,42 @@ struct DemoArgs {
     /// Replay these actions (CloudTrail records, JSONL).
     #[arg(long, value_name = "FILE.jsonl")]
     actions: Option<PathBuf>,
-    /// Decides all that is drawn in the sample.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Days of the sample.
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=i64::from(sample::MOST_DAYS)))]
-    days: u32,
-    /// Users of the sample.
-    #[arg(long, default_value_t = 300, value_parser = users)]
-    users: usize,
-    /// Requests of the sample.
-    #[arg(long, default_value_t = 90_000)]
-    events: usize,
+    /// Decides all that is drawn in the sample; default 1.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Days of the sample; default 30.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(sample::MOST_DAYS)))]
+    days: Option<u32>,
+    /// Users of the sample; default 300.
+    #[arg(long, value_parser = users)]
+    users: Option<usize>,
+    /// Requests of the sample; default 90000.
+    #[arg(long)]
+    events: Option<usize>,
     /// When the data ends, RFC 3339; default now.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = until)]
     until: Option<DateTime<Utc>>,
-    /// Keep the databases here; default a temporary folder that goes in the end.
+    /// Keep the databases here, and what they were made with: another run repeats
+    /// exactly that. Default a temporary folder that goes in the end.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Where the audit service listens; default 127.0.0.1:50051, or a free port if
     /// that is taken.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = config::address)]
     audit_listen: Option<SocketAddr>,
     /// Where the usage service listens; default 127.0.0.1:50052, or a free port if
     /// that is taken.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = config::address)]
     usage_listen: Option<SocketAddr>,
     /// End after printing, instead of serving until Ctrl-C.
     #[arg(long)]
     exit: bool,
 }
+
+/// From 2001 on, so that the whole sample is in the services' years.
+const EARLIEST: TimeDelta = TimeDelta::days(11_323);
+/// How far ahead of their clocks the services take events.
+const AHEAD: TimeDelta = TimeDelta::minutes(5);
 
 fn users(text: &str) -> Result<usize, String> {
     let allowed = sample::FEWEST_USERS..=sample::MOST_USERS;
@@ -137,6 +147,16 @@ fn users(text: &str) -> Result<usize, String> {
         Ok(count) if allowed.contains(&count) => Ok(count),
         _ => Err(format!("allowed are {} to {}", allowed.start(), allowed.end())),
     }
+}
+
+fn until(text: &str) -> Result<DateTime<Utc>, String> {
+    let time: DateTime<Utc> =
+        text.parse().map_err(|_| "wanted is a time in RFC 3339, such as 2026-03-01T12:00:00Z".to_owned())?;
+    let (earliest, latest) = (DateTime::<Utc>::UNIX_EPOCH + EARLIEST, Utc::now() + AHEAD);
+    if (earliest..=latest).contains(&time) {
+        return Ok(time);
+    }
+    Err(format!("allowed are times from {} to now", earliest.format("%Y-%m-%dT%H:%M:%SZ")))
 }
 
 #[tokio::main]
@@ -158,7 +178,7 @@ async fn main() -> ExitCode {
     match outcome {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("standalone: {error:#}");
+            eprintln!("standalone: {}", server::explain(&error));
             standalone::exit_code(&error).into()
         }
     }
@@ -189,6 +209,7 @@ async fn run_serve(args: ServeArgs) -> Result<()> {
     let settings = Settings { data_dir, audit_listen: args.audit_listen, usage_listen: args.usage_listen };
     let configs = serve::configs(&settings, environment())?;
     let _telemetry = telemetry::init(&configs.audit.telemetry, "standalone")?;
+    serve::warn_of_unknown(environment());
     let stop = stop_at_signal();
     let pair = serve::bind(&settings, configs).await?;
     let (audit, usage) = pair.addresses()?;
@@ -207,11 +228,16 @@ async fn run_check(args: CheckArgs) -> Result<ExitCode> {
 }
 
 async fn run_demo(args: DemoArgs) -> Result<()> {
-    let until_us = args.until.unwrap_or_else(Utc::now).timestamp_micros();
     let demo = Demo {
         requests: args.requests,
         actions: args.actions,
-        plan: sample::Plan { seed: args.seed, days: args.days, users: args.users, events: args.events, until_us },
+        wish: Wish {
+            seed: args.seed,
+            days: args.days,
+            users: args.users,
+            events: args.events,
+            until_us: args.until.map(|time| time.timestamp_micros()),
+        },
         data_dir: args.data_dir,
         audit_listen: args.audit_listen,
         usage_listen: args.usage_listen,

@@ -11,6 +11,9 @@ use anyhow::{Context, Result};
 use service_core::config::{self, ConfigError, DatabaseUrl};
 use tokio_util::sync::CancellationToken;
 
+/// The names of both databases in the folder.
+pub const DATABASES: [&str; 2] = ["audit.db", "usage.db"];
+
 /// What the command line says.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
@@ -45,7 +48,8 @@ pub struct Pair {
 /// A [`ConfigError`] for what is refused.
 pub fn configs(settings: &Settings, env: impl IntoIterator<Item = (String, String)>) -> Result<Configs, ConfigError> {
     let mut variables = BTreeMap::new();
-    for (prefix, file) in [(audit_service::ENV_PREFIX, "audit.db"), (usage_service::config::ENV_PREFIX, "usage.db")] {
+    let prefixes = [audit_service::ENV_PREFIX, usage_service::config::ENV_PREFIX];
+    for (prefix, file) in prefixes.into_iter().zip(DATABASES) {
         variables.insert(format!("{prefix}_DATABASE_URL"), database(&settings.data_dir, file)?);
     }
     variables.extend(env);
@@ -62,6 +66,16 @@ pub fn configs(settings: &Settings, env: impl IntoIterator<Item = (String, Strin
         audit: config::load(audit_service::ENV_PREFIX, None, variables.clone())?,
         usage: config::load(usage_service::config::ENV_PREFIX, None, variables)?,
     })
+}
+
+/// Logs a warning for each variable that looks like ours and does nothing.
+pub fn warn_of_unknown(env: impl IntoIterator<Item = (String, String)>) {
+    let env: Vec<(String, String)> = env.into_iter().collect();
+    for (variable, _) in env.iter().filter(|(name, _)| name.starts_with("USAGE_TELEMETRY__")) {
+        tracing::warn!(variable, "one process has one log, which AUDIT_TELEMETRY__… is for; it is left alone");
+    }
+    config::warn_of_unknown::<audit_service::Config>(audit_service::ENV_PREFIX, env.clone());
+    config::warn_of_unknown::<usage_service::Config>(usage_service::config::ENV_PREFIX, env);
 }
 
 fn database(folder: &Path, file: &str) -> Result<String, ConfigError> {

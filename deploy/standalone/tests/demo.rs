@@ -18,9 +18,11 @@ fn until_us() -> i64 {
     now_us() / SECOND_US * SECOND_US - 3_600 * SECOND_US
 }
 
-fn demo(folder: &Path, until_us: i64, more: &[&str]) -> String {
+fn demo(folder: &Path, until_us: Option<i64>, more: &[&str]) -> String {
+    let until = until_us.map(|us| format!("--until={}", rfc3339(us)));
     let output = Command::new(env!("CARGO_BIN_EXE_standalone"))
-        .args(["demo", "--exit", "--until", &rfc3339(until_us)])
+        .args(["demo", "--exit"])
+        .args(until)
         .args(["--audit-listen", "127.0.0.1:0", "--usage-listen", "127.0.0.1:0"])
         .arg("--data-dir")
         .arg(folder)
@@ -50,7 +52,8 @@ fn totals_are_those_of_the_generator_and_a_second_run_stores_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let until_us = until_us();
     let arguments = ["--days", "12", "--events", "3000", "--users", "40", "--seed", "5"];
-    let output = demo(folder.path(), until_us, &arguments);
+    let output = demo(folder.path(), Some(until_us), &arguments);
+    assert!(output.starts_with(&format!("Data in {}.\n", folder.path().display())), "{output}");
 
     let plan = Plan { seed: 5, days: 12, users: 40, events: 3_000, until_us };
     let events: Vec<UsageEvent> = Traffic::new(&plan).collect();
@@ -74,9 +77,11 @@ fn totals_are_those_of_the_generator_and_a_second_run_stores_nothing() {
     assert!(output.contains("dana.whitfield@example.com did it"), "{output}");
     assert!(output.contains("+ \"gpt-5.4-pro\""), "{output}");
 
-    let again = demo(folder.path(), until_us, &arguments);
-    let known = format!("{} of them were known already", show::count(3_000 + acted as u64));
+    // Without its flags it repeats exactly what the folder holds.
+    let again = demo(folder.path(), None, &[]);
+    let known = format!("{} of these events were in the folder already", show::count(3_000 + acted as u64));
     assert!(again.contains(&known), "{again}");
+    assert!(again.contains("which holds this demo already: --seed 5 --days 12 "), "{again}");
     let after_first_line = |text: &str| {
         let start = text.find("Usage analytics").unwrap();
         let end = text.find("Ask further").unwrap();
@@ -93,7 +98,7 @@ fn replayed_files_are_all_there_is() {
         .map(|row| format!("2023-11-16 18:{:02}:{:02}.1234567,{},{}\n", row / 60, row % 60, 100 + row, 10))
         .collect();
     std::fs::write(&csv, format!("TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}")).unwrap();
-    let output = demo(&folder.path().join("data"), until_us(), &["--requests", csv.to_str().unwrap()]);
+    let output = demo(&folder.path().join("data"), Some(until_us()), &["--requests", csv.to_str().unwrap()]);
     assert_eq!(printed(&output, "requests"), "200");
     assert_eq!(printed(&output, "tokens"), show::count((0..200).map(|row| 110 + row).sum()));
     assert!(output.contains("no entries in this range"), "{output}");
@@ -117,8 +122,14 @@ fn reader_that_has_seen_enough_ends_the_demo_and_leaves_no_folder() {
 
 #[test]
 fn events_that_the_services_refuse_end_the_demo_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let csv = folder.path().join("requests.csv");
+    // When the latest is now, the first is before the services' years.
+    let rows = "1970-01-01 00:00:00,1,2\n2023-11-16 18:17:03,1,2\n";
+    std::fs::write(&csv, format!("TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}")).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_standalone"))
-        .args(["demo", "--exit", "--events", "10", "--until", "2030-01-01T00:00:00Z"])
+        .args(["demo", "--exit", "--requests"])
+        .arg(&csv)
         .args(["--audit-listen", "127.0.0.1:0", "--usage-listen", "127.0.0.1:0"])
         .output()
         .unwrap();

@@ -45,6 +45,21 @@ fn sample_configurations_are_the_defaults_and_complete() {
     holds_every_key(&usage, &config);
 }
 
+/// What the README shows of a configuration is one that is taken.
+#[test]
+fn configuration_in_the_readme_is_accepted() {
+    let readme = fs::read_to_string(deploy().parent().unwrap().join("README.md")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("usage.toml");
+    let mut blocks = 0;
+    for block in readme.split("```toml\n").skip(1).filter(|block| !block.starts_with("[dependencies]")) {
+        fs::write(&file, block.split("```").next().unwrap()).unwrap();
+        load::<usage_service::Config>("USAGE", Some(&file), []).unwrap().retention.check().unwrap();
+        blocks += 1;
+    }
+    assert!(blocks > 0);
+}
+
 #[test]
 fn unit_files_start_programs_that_there_are_with_variables_that_there_are() {
     for name in ["audit", "usage"] {

@@ -94,7 +94,17 @@ fn refused_configuration_ends_with_64_and_says_why() {
         (vec!["--data-dir", folder, "--usage-listen", "nowhere"], vec![], "nowhere"),
         (vec!["--data-dir", folder], vec![("USAGE_LISTEN", "0.0.0.0:0"), ("AUDIT_LISTEN", "127.0.0.1:0")], "0.0.0.0"),
         (vec!["--data-dir", folder], vec![("AUDIT_DATABASE_URL", "mysql://x")], "AUDIT_DATABASE_URL"),
+        (vec!["--data-dir", folder, "--usage-listen", "localhost:1"], vec![], "such as 127.0.0.1:50051"),
+        (
+            vec!["--data-dir", folder],
+            vec![("USAGE_METRICS_LISTEN", "0.0.0.0:1")],
+            "metrics_listen (USAGE_METRICS_LISTEN)",
+        ),
+        (vec!["--data-dir", folder], vec![("AUDIT_TELEMETRY__LOG", "shouty")], "telemetry.log is \"shouty\""),
         (vec!["demo", "--days", "0"], vec![], "days"),
+        (vec!["demo", "--until", "yesterday"], vec![], "RFC 3339, such as 2026-"),
+        (vec!["demo", "--until", "2999-01-01T00:00:00Z"], vec![], "to now"),
+        (vec!["demo", "--until", "1999-01-01T00:00:00Z"], vec![], "from 2001-01-01T00:00:00Z"),
         (vec!["demo", "--users", "1"], vec![], "users"),
     ] {
         let output = command().args(&arguments).envs(variables).output().unwrap();
@@ -103,4 +113,40 @@ fn refused_configuration_ends_with_64_and_says_why() {
         assert!(stderr.contains(word), "{arguments:?}: {stderr}");
         assert!(output.stdout.is_empty());
     }
+}
+
+#[tokio::test]
+async fn variables_that_do_nothing_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let process = ChildProcess::start(
+        command()
+            .args(["--audit-listen", "127.0.0.1:0", "--usage-listen", "127.0.0.1:0", "--data-dir"])
+            .arg(folder.path())
+            .envs([
+                ("AUDIT_LISTN", "127.0.0.1:1"),
+                ("USAGE_TELEMETRY__LOG", "debug"),
+                ("AUDIT_TELEMETRY__LOG", "info"),
+            ]),
+    );
+    process.line("ready audit=", PATIENCE).await;
+    let log = process.log();
+    for name in ["AUDIT_LISTN", "USAGE_TELEMETRY__LOG"] {
+        assert!(log.lines().any(|line| line.contains("WARN") && line.contains(name)), "{name} is not in\n{log}");
+    }
+    assert!(!log.contains("\"AUDIT_TELEMETRY__LOG\"") && !log.contains("sea_orm_migration"), "{log}");
+}
+
+#[test]
+fn a_file_that_is_no_database_is_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("audit.db"), "no database at all".repeat(100)).unwrap();
+    let output = command()
+        .args(["--audit-listen", "127.0.0.1:0", "--usage-listen", "127.0.0.1:0", "--data-dir"])
+        .arg(folder.path())
+        .env("AUDIT_TELEMETRY__LOG", "off")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(stderr.matches("not a database").count(), 1, "{stderr}");
 }

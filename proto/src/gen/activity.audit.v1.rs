@@ -821,7 +821,7 @@ pub struct AuditFilter {
     /// Outcomes.
     #[prost(enumeration = "Outcome", repeated, tag = "6")]
     pub outcomes: ::prost::alloc::vec::Vec<i32>,
-    /// Changed paths, exact JSON Pointers.
+    /// Changed paths, exact JSON Pointers; there is no wildcard.
     #[prost(string, repeated, tag = "7")]
     pub changed_paths: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Stages. None means what an operator wants to see: `STAGE_SINGLE`,
@@ -959,8 +959,8 @@ pub struct TailEntriesRequest {
     /// what is written.
     #[prost(message, optional, tag = "2")]
     pub filter: ::core::option::Option<AuditFilter>,
-    /// Optional. The first sequence wanted; absent means from now on. May be ahead
-    /// of the log.
+    /// Optional. The first sequence wanted, at most where the log ends now (0 for an
+    /// instance without entries); absent means from now on.
     #[prost(uint64, optional, tag = "3")]
     pub from_sequence: ::core::option::Option<u64>,
 }

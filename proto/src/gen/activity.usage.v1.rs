@@ -364,7 +364,7 @@ pub struct EstimateCostRequest {
     /// Optional; default now.
     #[prost(message, optional, tag = "3")]
     pub occurred_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Optional; absent means none.
+    /// Required, unless there are `other_units`.
     #[prost(message, optional, tag = "4")]
     pub tokens: ::core::option::Option<Tokens>,
     /// Optional; as in `UsageEvent`.

@@ -10,6 +10,7 @@ use super::*;
 #[derive(Debug, PartialEq, Deserialize)]
 #[serde(default)]
 struct Sample {
+    #[serde(deserialize_with = "listen")]
     listen: SocketAddr,
     #[serde(deserialize_with = "optional_listen")]
     metrics_listen: Option<SocketAddr>,
@@ -96,6 +97,12 @@ fn unknown_keys_are_refused_in_the_file_and_left_alone_in_the_environment() {
         ("SAMPLE", "nonsense"),
     ];
     assert_eq!(load_text("", &env).expect("left alone"), Sample::default());
+    let mut ours = pairs(&env);
+    ours.push(("SAMPLE_LISTEN".to_owned(), "127.0.0.1:1".to_owned()));
+    assert_eq!(
+        unknown_variables::<Sample>("SAMPLE", ours),
+        ["SAMPLE_PORT", "SAMPLE_TELEMETRY__UNKNOWN", "SAMPLE_UNKNOWN__TABLE__KEY"]
+    );
 }
 
 #[test]
@@ -152,4 +159,13 @@ fn a_password_with_odd_characters_is_not_printed() {
         DatabaseUrl::new("sqlite:///var/lib/a.db?mode=rwc").expect("valid").sqlite_path(),
         Some(PathBuf::from("/var/lib/a.db"))
     );
+}
+
+#[test]
+fn an_address_that_is_none_is_refused_with_its_name_and_an_example() {
+    let wanted = "\"localhost:1\" is no address, wanted is an IP address and a port, such as 127.0.0.1:50051";
+    let error = load_text("", &[("SAMPLE_LISTEN", "localhost:1")]).expect_err("refused").to_string();
+    assert_eq!(error, format!("environment SAMPLE_LISTEN: {wanted}"));
+    let error = load_text("listen = 'localhost:1'", &[]).expect_err("refused").to_string();
+    assert!(error.ends_with(&format!(": {wanted} in `listen`")), "{error}");
 }

@@ -7,9 +7,11 @@ use std::sync::LazyLock;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 
-/// Everything that is served, encoded.
-pub(super) const DESCRIPTORS: [&[u8]; 4] = [
+/// Everything that is served, encoded; and the details of errors, so that clients such
+/// as grpcurl can show them.
+pub(super) const DESCRIPTORS: [&[u8]; 5] = [
     activity_proto::FILE_DESCRIPTOR_SET,
+    tonic_types::pb::FILE_DESCRIPTOR_SET,
     tonic_health::pb::FILE_DESCRIPTOR_SET,
     tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
     tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,

@@ -47,6 +47,8 @@ struct Limits {
     stalled_stream: Duration,
     metrics: Metrics,
     shutdown: CancellationToken,
+    /// Told to whoever calls what is not served.
+    not_here: String,
 }
 
 /// Places of one kind of method. Ingest and queries have each their own, so that
@@ -64,7 +66,7 @@ impl Rooms {
 }
 
 impl RpcLayer {
-    pub(super) fn new(config: &ServerConfig, metrics: Metrics, shutdown: CancellationToken) -> Self {
+    pub(super) fn new(config: &ServerConfig, services: &[&str], metrics: Metrics, shutdown: CancellationToken) -> Self {
         Self(Arc::new(Limits {
             ingest: Rooms::new(config),
             queries: Rooms::new(config),
@@ -72,6 +74,7 @@ impl RpcLayer {
             stalled_stream: millis(config.stalled_stream_ms),
             metrics,
             shutdown,
+            not_here: format!("no such method on this server; its services are {}", services.join(", ")),
         }))
     }
 }
@@ -140,6 +143,9 @@ where
         Err(_) => return observation.refuse(too_late()),
     };
     if let Some(code) = status::settle(response.headers_mut()) {
+        if code == Code::Unimplemented {
+            status::name_services(response.headers_mut(), &limits.not_here);
+        }
         observation.end(code);
         return response;
     }
@@ -309,7 +315,7 @@ mod tests {
         let queries =
             ["/activity.audit.v1.AuditQueryService/TailEntries", "/activity.audit.v1.AuditQueryService/ListEntries"];
         for (first, then) in [(ingest, queries), (queries, ingest)] {
-            let layer = RpcLayer::new(&config, Metrics::new("test"), CancellationToken::new());
+            let layer = RpcLayer::new(&config, &[], Metrics::new("test"), CancellationToken::new());
             let mut held = Vec::new();
             for path in first.into_iter().chain(then) {
                 let method = methods::lookup(path);

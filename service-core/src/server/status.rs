@@ -39,6 +39,15 @@ pub(super) fn put(headers: &mut HeaderMap, status: &Status) -> Code {
     }
 }
 
+/// The router's answer to a path that nobody serves has no text: mostly it is a call
+/// that went to the other server.
+pub(super) fn name_services(headers: &mut HeaderMap, text: &str) {
+    let is_silent = Status::from_header_map(headers).is_some_and(|status| status.message().is_empty());
+    if is_silent {
+        put(headers, &Status::unimplemented(text));
+    }
+}
+
 /// The table: what tonic says, and what is meant.
 fn corrected(code: Code, message: &str) -> Option<(Reason, &'static str)> {
     const TOO_LARGE: &str = "the message is larger than this method takes";

@@ -137,7 +137,7 @@ struct Running {
 async fn start(change: impl FnOnce(&mut ServerConfig)) -> Running {
     let mut config = ServerConfig { health_interval_ms: 10.try_into().expect("not zero"), ..ServerConfig::default() };
     change(&mut config);
-    let listener = bind("listen", "127.0.0.1:0".parse().expect("address")).await.expect("bound");
+    let listener = bind("TEST", "listen", "127.0.0.1:0".parse().expect("address")).await.expect("bound");
     let address = listener.local_addr().expect("address");
     let shutdown = CancellationToken::new();
     let service = Obedient {
@@ -319,15 +319,57 @@ async fn calls_are_counted_by_method_and_code() {
 #[tokio::test]
 async fn an_address_beyond_this_machine_is_refused_with_the_reason() {
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:50051", "[::ffff:192.0.2.1]:1"] {
-        let error = bind("listen", address.parse().expect("address")).await.expect_err("refused");
+        let error = bind("TEST", "listen", address.parse().expect("address")).await.expect_err("refused");
         assert_eq!(exit_code(&error), 64);
         let text = error.to_string();
         assert!(text.contains("authentication") && text.contains("loopback"), "{text}");
+        assert!(text.starts_with("listen (TEST_LISTEN) is "), "{text}");
     }
     for address in ["127.0.0.1:0", "127.1.2.3:0"] {
-        bind("listen", address.parse().expect("address")).await.expect("bound");
+        bind("TEST", "listen", address.parse().expect("address")).await.expect("bound");
     }
-    let taken = bind("listen", "127.0.0.1:0".parse().expect("address")).await.expect("bound");
-    let again = bind("listen", taken.local_addr().expect("address")).await.expect_err("taken");
+    let taken = bind("TEST", "listen", "127.0.0.1:0".parse().expect("address")).await.expect("bound");
+    let again = bind("TEST", "listen", taken.local_addr().expect("address")).await.expect_err("taken");
     assert_eq!(exit_code(&again), 1);
+    let text = explain(&again);
+    let address = taken.local_addr().expect("address");
+    assert!(text.starts_with(&format!("cannot listen on {address}, which listen (TEST_LISTEN) says: ")), "{text}");
+}
+
+#[test]
+fn a_cause_is_told_once() {
+    let error = anyhow::anyhow!("(code: 26) no database").context("error of the driver: (code: 26) no database");
+    assert_eq!(
+        explain(&error.context("cannot open x.db")),
+        "cannot open x.db: error of the driver: (code: 26) no database"
+    );
+}
+
+#[tokio::test]
+async fn a_call_to_the_wrong_server_is_told_what_is_served() {
+    use activity_proto::audit::v1::{ListEntriesRequest, audit_query_service_client::AuditQueryServiceClient};
+
+    let server = start(|_| {}).await;
+    let mut client = AuditQueryServiceClient::new(server.channel());
+    let status = client.list_entries(ListEntriesRequest::default()).await.expect_err("of the other server");
+    assert_eq!(status.code(), Code::Unimplemented);
+    assert_eq!(status.message(), format!("no such method on this server; its services are {SERVICE}"));
+    server.stop().await;
+}
+
+#[test]
+fn every_file_that_reflection_gives_comes_with_those_it_imports() {
+    use prost::Message as _;
+
+    let sets = methods::DESCRIPTORS.map(|set| prost_types::FileDescriptorSet::decode(set).expect("valid"));
+    let files: Vec<_> = sets.iter().flat_map(|set| &set.file).collect();
+    for import in files.iter().flat_map(|file| &file.dependency) {
+        assert!(files.iter().any(|file| file.name() == import), "{import}");
+    }
+    for detail in ["ErrorInfo", "BadRequest", "RetryInfo"] {
+        let known = |file: &&prost_types::FileDescriptorProto| {
+            file.package() == "google.rpc" && file.message_type.iter().any(|message| message.name() == detail)
+        };
+        assert!(files.iter().copied().any(|file| known(&file)), "{detail}");
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use activity_proto::usage::v1 as proto;
 use service_core::clock;
-use service_core::error::{Error, Result};
+use service_core::error::{Error, Reason, Result};
 
 use super::event;
 use crate::ingest::{book_tokens, price_names};
@@ -68,6 +68,10 @@ pub(crate) fn estimate_usage(request: &proto::EstimateCostRequest, now_us: i64) 
         Some(at) => clock::from_timestamp("occurred_at", at)?,
         None => now_us,
     };
+    if request.tokens.is_none() && request.other_units.is_empty() {
+        let message = "tokens is required where there are no other_units";
+        return Err(Error::invalid_because(Reason::Required, "tokens", message));
+    }
     let tokens = book_tokens(&event::tokens(request.tokens.as_ref())?);
     Ok(Usage {
         provider: &request.provider,

@@ -57,6 +57,10 @@ async fn an_estimate_shows_its_lines() {
     assert_eq!((answer.cost, answer.price), (None, None));
     assert!(!answer.unpriced_reason.is_empty());
 
+    let empty = EstimateCostRequest { tokens: None, ..request.clone() };
+    let status = service.prices.estimate_cost(empty).await.unwrap_err();
+    assert_eq!(refusal(&status), ("REQUIRED".into(), "tokens".into()));
+
     let wrong = EstimateCostRequest { provider: String::new(), ..request };
     let status = service.prices.estimate_cost(wrong).await.unwrap_err();
     assert_eq!(refusal(&status), ("REQUIRED".into(), "provider".into()));

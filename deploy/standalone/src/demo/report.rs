@@ -1,6 +1,6 @@
 //! What the demo prints: the answers of the two screens, and the investigation.
 
-use activity_proto::audit::v1::{AuditEntry, Outcome, Stage};
+use activity_proto::audit::v1::{AuditEntry, Change, Outcome, Stage};
 use activity_proto::usage::v1::{Bucket, Dimension, Metrics};
 use anyhow::Result;
 use comfy_table::Table;
@@ -137,7 +137,12 @@ pub async fn latest_entries(ask: &Ask, range: Range) -> Result<String> {
         return Ok(section("Audit log", "  no entries in this range"));
     }
     let mut out = table_of(&entries).to_string();
-    let changed = entries.iter().find(|entry| !entry.changes.is_empty());
+    let has = |entry: &&AuditEntry, is_wanted: fn(&Change) -> bool| entry.changes.iter().any(is_wanted);
+    // Replayed entries tell what came and not what was there.
+    let changed = entries
+        .iter()
+        .find(|entry| has(entry, |change| change.old_value.is_some() && change.new_value.is_some()))
+        .or_else(|| entries.iter().find(|entry| has(entry, |change| change.new_value.is_some())));
     if let Some(entry) = changed {
         out.push_str("\n\n  The newest with a diff:\n");
         out.push_str(&diff(entry));

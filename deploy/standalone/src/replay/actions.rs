@@ -34,7 +34,7 @@ use chrono::DateTime;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{ReplayError, bits};
+use super::{ReplayError, bits, hex};
 use crate::time::{timestamp, uuid_v7};
 
 const NAME_BYTES: usize = 256;
@@ -263,13 +263,4 @@ fn cut(text: &str, bytes: usize) -> String {
         out.push(letter);
     }
     out
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut out, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
 }
