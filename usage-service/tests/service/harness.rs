@@ -63,10 +63,16 @@ impl Service {
 
     /// Stops it in order, and starts another on the same data.
     pub(crate) async fn restart(self) -> Self {
+        let config = config(&self.folder);
+        self.restart_as(config).await
+    }
+
+    /// The same, otherwise configured.
+    pub(crate) async fn restart_as(self, config: Config) -> Self {
         self.shutdown.cancel();
         drop((self.ingest, self.query, self.prices));
         self.serving.await.unwrap().unwrap();
-        Self::start_in(self.folder).await
+        Self::start_as(config, self.folder).await
     }
 
     pub(crate) async fn record(&self, events: Vec<UsageEvent>) -> RecordUsageResponse {

@@ -6,3 +6,4 @@ mod harness;
 mod ingest;
 mod prices;
 mod query;
+mod retention;

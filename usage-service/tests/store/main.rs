@@ -1,11 +1,13 @@
 //! One suite, stamped over both engines and over a Citus cluster: what is stored, and what is answered.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod checks;
 mod citus;
 mod events;
 mod groups;
 mod reads;
 mod reference;
+mod retention;
 mod rollups;
 mod writes;
 mod zones;
@@ -42,6 +44,22 @@ impl Bench {
         let db = sea_orm::Database::connect(self.url.expose()).await.unwrap();
         sea_orm::ConnectionTrait::execute_unprepared(&db, sql).await.unwrap();
         db.close().await.unwrap();
+    }
+
+    /// One number of the database.
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
+        let db = sea_orm::Database::connect(self.url.expose()).await.unwrap();
+        let statement = sea_orm::Statement::from_string(sea_orm::ConnectionTrait::get_database_backend(&db), sql);
+        let row = sea_orm::ConnectionTrait::query_one_raw(&db, statement).await.unwrap().unwrap();
+        db.close().await.unwrap();
+        row.try_get_by_index(0).unwrap()
+    }
+
+    /// The same database, opened by a process that knows nothing of it yet.
+    pub(crate) async fn reopened(self) -> Self {
+        let Self { store, url, config, _folder } = self;
+        store.close().await;
+        Self { store: open(&url, &config).await, url, config, _folder }
     }
 
     /// Another replica, where the engine allows it.
@@ -92,6 +110,15 @@ macro_rules! on_all_engines {
 }
 
 on_all_engines!(
+    checks::a_check_finds_what_was_changed_and_repairs_it,
+    checks::what_waits_to_be_sealed_is_no_difference,
+    checks::a_repair_reaches_every_replica,
+    retention::sums_of_removed_requests_stay,
+    retention::events_before_the_horizon_are_refused,
+    retention::what_is_accepted_is_counted_once_while_rows_are_removed,
+    retention::a_removal_that_is_cut_off_is_finished_by_the_next,
+    retention::sums_are_removed_after_their_time,
+    retention::space_is_given_back,
     writes::everything_is_given_back_as_it_was_stored,
     writes::repeats_and_conflicts_are_told_apart_in_one_group_and_across,
     writes::a_producers_number_belongs_to_one_event,
