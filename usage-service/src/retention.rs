@@ -30,7 +30,10 @@ pub(crate) async fn run(store: Store, config: RetentionConfig, metrics: Metrics,
             let pause = match sweep(&store, &config, clock::now_us(), &gauges).await {
                 Ok(swept) if swept.busy == 0 => INTERVAL,
                 Ok(swept) => {
-                    tracing::warn!(partitions = swept.busy, "partitions to remove were in use; they will be tried again");
+                    tracing::warn!(
+                        partitions = swept.busy,
+                        "partitions to remove were in use; they will be tried again"
+                    );
                     AGAIN
                 }
                 Err(error) => {
@@ -48,7 +51,9 @@ pub(crate) async fn run(store: Store, config: RetentionConfig, metrics: Metrics,
 async fn sweep(store: &Store, config: &RetentionConfig, now_us: i64, gauges: &Gauges) -> Result<Swept> {
     let before = store.kept().await?;
     let kept = match config.requests_days {
-        Some(days) => store.retain(horizon(now_us, days), config.rollups_days.map(|days| horizon(now_us, days))).await?,
+        Some(days) => {
+            store.retain(horizon(now_us, days), config.rollups_days.map(|days| horizon(now_us, days))).await?
+        }
         None => before,
     };
     if kept != before {
@@ -86,10 +91,13 @@ struct Gauges {
 impl Gauges {
     fn new(registry: &Registry) -> Self {
         let opts = |name: &str, help: &str| Opts::new(name, help).const_label("service", "usage");
-        let from = opts("activity_retention_from_seconds", "from when data are kept, in seconds since 1970; 0 for ever");
+        let from =
+            opts("activity_retention_from_seconds", "from when data are kept, in seconds since 1970; 0 for ever");
         let removed = opts("activity_retention_removed_total", "what retention removed");
-        let gauges =
-            Self { from: made(IntGaugeVec::new(from, &["what"])), removed: made(IntCounterVec::new(removed, &["what"])) };
+        let gauges = Self {
+            from: made(IntGaugeVec::new(from, &["what"])),
+            removed: made(IntCounterVec::new(removed, &["what"])),
+        };
         made(registry.register(Box::new(gauges.from.clone())));
         made(registry.register(Box::new(gauges.removed.clone())));
         gauges

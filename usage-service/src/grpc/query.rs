@@ -96,9 +96,8 @@ impl Shared {
         order_by: Metric,
         limit: usize,
     ) -> Result<Answered<Ranked>> {
-        let ask = |range, _| async move {
-            self.store.breakdown(&scope(&range, filter.clone()), keys, order_by, limit).await
-        };
+        let ask =
+            |range, _| async move { self.store.breakdown(&scope(&range, filter.clone()), keys, order_by, limit).await };
         self.within(range, !filter.labels.is_empty(), ask).await
     }
 

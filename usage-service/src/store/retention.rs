@@ -333,7 +333,8 @@ impl Store {
         let last: i64 = last.try_get_by_index(0)?;
         let transaction = self.db.writer.begin().await?;
         let begun = Instant::now();
-        let sections = "DELETE FROM usage_segments WHERE level = $1 AND cut IN (0, 1, 2, 3, 4, 5, 6) AND start_us <= $2";
+        let sections =
+            "DELETE FROM usage_segments WHERE level = $1 AND cut IN (0, 1, 2, 3, 4, 5, 6) AND start_us <= $2";
         transaction.execute_raw(self.statement(sections, [level.into(), last.into()])).await?;
         let spans = "DELETE FROM usage_spans WHERE level = $1 AND start_us <= $2";
         let done = transaction.execute_raw(self.statement(spans, [level.into(), last.into()])).await?;

@@ -6,8 +6,7 @@ use std::time::Duration;
 use activity_proto::common::v1::{ErrorReason, TimeRange};
 use activity_proto::usage::v1::{
     Bucket, Dimension, ExportFormat, ExportShape, ExportUsageRequest, GetSummaryRequest, GetTimeSeriesRequest,
-    ListBreakdownRequest, ListFacetsRequest, ListRequestsRequest, UsageEvent, UsageFilter,
-    export_usage_response::Part,
+    ListBreakdownRequest, ListFacetsRequest, ListRequestsRequest, UsageEvent, UsageFilter, export_usage_response::Part,
 };
 use prost_types::Timestamp;
 use service_core::config::DatabaseUrl;
@@ -139,9 +138,8 @@ async fn removed_requests_leave_their_sums(mut config: Config, folder: tempfile:
     // Sums go too, later.
     config.retention = retention(5, 7);
     let service = service.restart_as(config).await;
-    let gone = eventually(Duration::from_secs(20), async || {
-        service.query.clone().get_summary(summary(&ragged)).await.err()
-    });
+    let gone =
+        eventually(Duration::from_secs(20), async || service.query.clone().get_summary(summary(&ragged)).await.err());
     let status = gone.await;
     assert_eq!((status.code(), refusal(&status).0.as_str()), (Code::OutOfRange, "OUT_OF_RANGE"));
     let from = format!("usage is kept from {}", rfc3339((today - 7 * DAY) * 1_000_000));
