@@ -234,10 +234,11 @@ impl Store {
         self.statement(&sql, [level.number().into(), cut.number().into(), list(starts)])
     }
 
-    /// What is not in segments yet.
-    pub(crate) async fn deltas(&self, snapshot: &DatabaseTransaction) -> Result<Vec<Delta>> {
+    /// What is not in segments yet, of commits up to a number.
+    pub(crate) async fn deltas(&self, snapshot: &DatabaseTransaction, until: i64) -> Result<Vec<Delta>> {
         let mut deltas = Vec::new();
-        let mut rows = snapshot.stream_raw(self.statement("SELECT commit_number, data FROM usage_deltas", [])).await?;
+        let sql = "SELECT commit_number, data FROM usage_deltas WHERE commit_number <= $1";
+        let mut rows = snapshot.stream_raw(self.statement(sql, [until.into()])).await?;
         while let Some(row) = rows.try_next().await? {
             let number: i64 = row.try_get_by_index(0)?;
             let data: Vec<u8> = row.try_get_by_index(1)?;
