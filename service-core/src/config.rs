@@ -6,6 +6,7 @@
 //! reads is left alone, because the environment is shared with others; one with our
 //! prefix is named in a warning ([`warn_of_unknown`]).
 
+mod security;
 mod shared;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize as _, Deserializer, de};
 
+pub use security::{AuthConfig, CertificateRule, ClaimsConfig, ClientCertificates, TlsConfig};
 pub(crate) use shared::millis;
 pub use shared::{
     DatabaseConfig, DatabaseUrl, IngestConfig, LogFormat, Secret, ServerConfig, TelemetryConfig, optional_listen,

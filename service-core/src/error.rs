@@ -88,6 +88,10 @@ pub enum Error {
     /// Retention has removed the range; the text says from when data is there.
     /// `OUT_OF_RANGE`.
     OutOfRange(String),
+    /// No credential, or none that holds; says only which kind. `UNAUTHENTICATED`.
+    Unauthenticated(&'static str),
+    /// A caller who is known and may not. `PERMISSION_DENIED`.
+    PermissionDenied(String),
     /// Too many at once. `RESOURCE_EXHAUSTED` with RetryInfo.
     Overloaded(String),
     /// Storage is away; nothing was stored. `UNAVAILABLE` with RetryInfo.
@@ -136,6 +140,8 @@ impl Error {
             Self::TooLarge(_) => Reason::TooLarge,
             Self::NotFound(_) => Reason::NotFound,
             Self::OutOfRange(_) => Reason::OutOfRange,
+            Self::Unauthenticated(_) => Reason::Unauthenticated,
+            Self::PermissionDenied(_) => Reason::PermissionDenied,
             Self::Overloaded(_) => Reason::Overloaded,
             Self::StorageUnavailable(_) => Reason::StorageUnavailable,
             Self::ShuttingDown => Reason::ShuttingDown,
@@ -214,8 +220,10 @@ impl fmt::Display for Error {
             Self::TooLarge(message)
             | Self::NotFound(message)
             | Self::OutOfRange(message)
+            | Self::PermissionDenied(message)
             | Self::Overloaded(message)
             | Self::DeadlineExceeded(message) => f.write_str(message),
+            Self::Unauthenticated(message) => f.write_str(message),
             Self::StorageUnavailable(_) => f.write_str("storage is not available; nothing was stored; try again"),
             Self::ShuttingDown => f.write_str("the server is stopping; connect again"),
             Self::Contention(_) => f.write_str("the transaction met a conflict several times; try again"),
@@ -266,6 +274,8 @@ impl From<Error> for Status {
             Error::TooLarge(_)
             | Error::NotFound(_)
             | Error::OutOfRange(_)
+            | Error::Unauthenticated(_)
+            | Error::PermissionDenied(_)
             | Error::Overloaded(_)
             | Error::ShuttingDown
             | Error::DeadlineExceeded(_) => {}
@@ -302,6 +312,8 @@ mod tests {
             (Error::TooLarge("x".into()), Code::ResourceExhausted, "TOO_LARGE", false),
             (Error::NotFound("x".into()), Code::NotFound, "NOT_FOUND", false),
             (Error::OutOfRange("x".into()), Code::OutOfRange, "OUT_OF_RANGE", false),
+            (Error::Unauthenticated("x"), Code::Unauthenticated, "UNAUTHENTICATED", false),
+            (Error::PermissionDenied("x".into()), Code::PermissionDenied, "PERMISSION_DENIED", false),
             (Error::Overloaded("x".into()), Code::ResourceExhausted, "OVERLOADED", true),
             (Error::StorageUnavailable(cause()), Code::Unavailable, "STORAGE_UNAVAILABLE", true),
             (Error::ShuttingDown, Code::Unavailable, "SHUTTING_DOWN", true),

@@ -21,15 +21,19 @@
 //! - [`group_commit`]: many streams, one writer, an answer after the commit.
 //! - [`ingest_stream`]: the loop of a bidirectional ingest stream.
 //! - [`server`]: from accept to drain, with health and reflection.
+//! - [`auth`]: who calls, and the table of who may call what.
+//! - [`tls`]: certificates that are read again when they change.
 //! - [`csv`]: a cell that no spreadsheet runs.
 //! - [`numbers`]: which numbers a producer has given.
 //! - [`clock`]: microseconds since the epoch.
 
+pub mod auth;
 pub mod clock;
 pub mod config;
 pub mod csv;
 pub mod database;
 pub mod error;
+mod files;
 pub mod group_commit;
 pub mod ingest_stream;
 pub mod numbers;
@@ -37,3 +41,4 @@ pub mod page;
 pub mod server;
 pub mod telemetry;
 pub mod time_range;
+pub mod tls;

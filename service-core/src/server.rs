@@ -17,10 +17,11 @@
 //! drain time   what is still open is cut, and serve returns
 //! ```
 
-mod connection;
+pub(crate) mod connection;
 mod health;
-mod methods;
+pub(crate) mod methods;
 mod rpc;
+mod security;
 mod status;
 
 use std::net::SocketAddr;
@@ -32,7 +33,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
 
 pub use health::HealthCheck;
+pub use security::Security;
 
+use crate::auth::AuthLayer;
 use crate::config::{ConfigError, EXIT_CONFIG, ServerConfig, millis};
 use crate::telemetry::Metrics;
 
@@ -62,11 +65,23 @@ const CUT_PATIENCE: Duration = Duration::from_secs(1);
 /// `prefix` and `key` name the variable and the key of the configuration, for the
 /// message. The refusal is a [`ConfigError`] (exit status 64, see [`exit_code`]).
 pub async fn bind(prefix: &str, key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    bind_secured(prefix, key, address, &Security::none()).await
+}
+
+/// The same for a server that may have TLS and authentication: with both of them any
+/// address will do.
+pub async fn bind_secured(
+    prefix: &str,
+    key: &str,
+    address: SocketAddr,
+    security: &Security,
+) -> anyhow::Result<TcpListener> {
     let variable = format!("{prefix}_{}", key.to_uppercase());
-    if !address.ip().to_canonical().is_loopback() {
+    if !address.ip().to_canonical().is_loopback() && !security.is_complete() {
+        let missing = if security.auth.is_some() { "TLS" } else { "authentication" };
         return Err(ConfigError::Refused(format!(
             "{key} ({variable}) is {address}, allowed are loopback addresses such as 127.0.0.1:{} \
-             as long as authentication is not configured",
+             as long as {missing} is not configured",
             address.port()
         ))
         .into());
@@ -125,19 +140,41 @@ pub async fn shutdown_signal() {
 /// entry for each of them. Streams of the services must watch `shutdown`.
 pub async fn serve(
     listener: TcpListener,
-    mut routes: RoutesBuilder,
+    routes: RoutesBuilder,
     health: Vec<HealthCheck>,
     config: &ServerConfig,
     metrics: &Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    serve_secured(listener, routes, health, config, Security::none(), metrics, shutdown).await
+}
+
+/// The same behind TLS and authentication. Refuses a table of roles that does not fit
+/// what is served.
+pub async fn serve_secured(
+    listener: TcpListener,
+    mut routes: RoutesBuilder,
+    health: Vec<HealthCheck>,
+    config: &ServerConfig,
+    security: Security,
+    metrics: &Metrics,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let services: Vec<&'static str> = health.iter().map(HealthCheck::service).collect();
+    if let Some(auth) = &security.auth {
+        security.roles.check(&services)?;
+        auth.start(metrics, &shutdown);
+    }
+    if let Some(tls) = &security.tls {
+        tokio::spawn(tls.clone().watch(metrics.clone(), shutdown.clone()));
+    }
     let (health_service, reporter) = health::start(health, config, metrics.clone(), shutdown.clone()).await;
     routes.add_service(health_service);
     let routes = add_reflection(routes, &services)?;
 
     let cut = CancellationToken::new();
-    let incoming = connection::incoming(listener, config, cut.clone());
+    let incoming = connection::incoming(listener, config, security.tls, metrics.clone(), cut.clone());
+    let auth = AuthLayer::new(security.auth, security.roles, metrics.clone());
     let layer = rpc::RpcLayer::new(config, &services, metrics.clone(), shutdown.clone());
     let serving = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(millis(config.keepalive_interval_ms)))
@@ -147,6 +184,7 @@ pub async fn serve(
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .layer(layer)
+        .layer(auth)
         .serve_with_incoming_shutdown(routes, incoming, shutdown.clone().cancelled_owned());
     tokio::pin!(serving);
 

@@ -136,6 +136,8 @@ fn optional_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Dat
 pub struct ServerConfig {
     /// Connections open at once; more wait in the listen queue. Default 1,024.
     pub max_connections: NonZeroUsize,
+    /// Of these from one address (IPv6: one /64); more are closed. Default 512.
+    pub max_connections_per_peer: NonZeroUsize,
     /// Calls in progress at once, streams not counted, for ingest and for queries
     /// each; more are refused with `OVERLOADED`. Default 1,024.
     pub max_calls: NonZeroUsize,
@@ -146,7 +148,8 @@ pub struct ServerConfig {
     pub max_streams_per_connection: NonZeroU32,
     /// Time until a call must have answered, or a stream begun. Default 30,000.
     pub call_timeout_ms: NonZeroU64,
-    /// Time for a new connection to finish the HTTP/2 preface. Default 10,000.
+    /// Time for a new connection to finish the TLS handshake and the HTTP/2 preface.
+    /// Default 10,000.
     pub handshake_timeout_ms: NonZeroU64,
     /// Time after which a stream ends whose client takes nothing of what waits
     /// for it. Default 300,000.
@@ -168,6 +171,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             max_connections: nonzero_usize(1_024),
+            max_connections_per_peer: nonzero_usize(512),
             max_calls: nonzero_usize(1_024),
             max_streams: nonzero_usize(2_048),
             max_streams_per_connection: nonzero_u32(256),
@@ -307,7 +311,7 @@ pub(crate) fn millis(value: NonZeroU64) -> Duration {
     Duration::from_millis(value.get())
 }
 
-const fn nonzero(value: u64) -> NonZeroU64 {
+pub(super) const fn nonzero(value: u64) -> NonZeroU64 {
     match NonZeroU64::new(value) {
         Some(value) => value,
         None => NonZeroU64::MIN,
@@ -321,7 +325,7 @@ const fn nonzero_u32(value: u32) -> NonZeroU32 {
     }
 }
 
-const fn nonzero_usize(value: usize) -> NonZeroUsize {
+pub(super) const fn nonzero_usize(value: usize) -> NonZeroUsize {
     match NonZeroUsize::new(value) {
         Some(value) => value,
         None => NonZeroUsize::MIN,

@@ -19,15 +19,15 @@ pub(super) const DESCRIPTORS: [&[u8]; 5] = [
 
 /// One RPC.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Method {
+pub(crate) struct Method {
     /// `/package.Service/Method`: the path, and the label of metrics and spans.
-    pub(super) path: String,
+    pub(crate) path: String,
     /// Whether either side streams.
-    pub(super) streaming: bool,
+    pub(crate) streaming: bool,
     /// Whether it brings events: of a service named `…IngestService`.
-    pub(super) ingest: bool,
+    pub(crate) ingest: bool,
     /// Health and reflection: served while draining, outside the limits.
-    pub(super) infrastructure: bool,
+    pub(crate) infrastructure: bool,
 }
 
 /// Stands for every path that is not served, so that a client cannot make labels.
@@ -58,7 +58,7 @@ static METHODS: LazyLock<HashMap<String, Method>> = LazyLock::new(|| {
 });
 
 /// The method behind a request's path.
-pub(super) fn lookup(path: &str) -> &'static Method {
+pub(crate) fn lookup(path: &str) -> &'static Method {
     METHODS.get(path).unwrap_or(&UNKNOWN)
 }
 

@@ -3,6 +3,7 @@
 mod client;
 mod drain;
 mod limits;
+mod secured;
 
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
@@ -135,6 +136,10 @@ struct Running {
 }
 
 async fn start(change: impl FnOnce(&mut ServerConfig)) -> Running {
+    start_secured(change, Security::none()).await
+}
+
+async fn start_secured(change: impl FnOnce(&mut ServerConfig), security: Security) -> Running {
     let mut config = ServerConfig { health_interval_ms: 10.try_into().expect("not zero"), ..ServerConfig::default() };
     change(&mut config);
     let listener = bind("TEST", "listen", "127.0.0.1:0".parse().expect("address")).await.expect("bound");
@@ -159,7 +164,7 @@ async fn start(change: impl FnOnce(&mut ServerConfig)) -> Running {
     let metrics = Metrics::new("test");
     let serving = tokio::spawn({
         let (metrics, shutdown) = (metrics.clone(), shutdown.clone());
-        async move { serve(listener, routes, vec![health], &config, &metrics, shutdown).await }
+        async move { serve_secured(listener, routes, vec![health], &config, security, &metrics, shutdown).await }
     });
     Running { service, address, healthy, metrics, shutdown, serving }
 }

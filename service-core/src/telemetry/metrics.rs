@@ -10,6 +10,10 @@
 //! | `activity_group_commit_seconds` | | time of one transaction |
 //! | `activity_group_commit_queue_events` | | events that wait for the writer |
 //! | `activity_storage_errors_total` | kind | database errors, of the whole process |
+//! | `activity_connections` | | connections open now, handshakes included |
+//! | `activity_connections_refused_total` | why | closed before a call: `peer_cap`, `handshake` |
+//! | `activity_auth_total` | outcome | checks of credentials: `cached`, `verified`, `refused`, `busy` |
+//! | `activity_reloads_total` | what, outcome | certificates and keys read again |
 //! | `activity_healthy` | probe | 1 while the probe of storage succeeds |
 //!
 //! All but the storage errors also carry `service`.
@@ -51,6 +55,10 @@ pub struct Metrics {
     rpcs_in_progress: IntGauge,
     healthy: IntGaugeVec,
     group: GroupMetrics,
+    connections: IntGauge,
+    connections_refused: IntCounterVec,
+    auth: IntCounterVec,
+    reloads: IntCounterVec,
 }
 
 /// The part that [`crate::group_commit`] feeds.
@@ -83,6 +91,16 @@ impl Metrics {
                 opts("activity_healthy", "1 while the probe of storage succeeds"),
                 &["probe"],
             )),
+            connections: made(IntGauge::with_opts(opts("activity_connections", "connections open now"))),
+            connections_refused: made(IntCounterVec::new(
+                opts("activity_connections_refused_total", "connections closed before a call"),
+                &["why"],
+            )),
+            auth: made(IntCounterVec::new(opts("activity_auth_total", "checks of credentials"), &["outcome"])),
+            reloads: made(IntCounterVec::new(
+                opts("activity_reloads_total", "certificates and keys read again"),
+                &["what", "outcome"],
+            )),
             group: GroupMetrics {
                 batches: made(Histogram::with_opts(histogram(
                     "activity_group_commit_batches",
@@ -106,12 +124,16 @@ impl Metrics {
             },
             registry,
         };
-        let collectors: [Box<dyn Collector>; 9] = [
+        let collectors: [Box<dyn Collector>; 13] = [
             Box::new(STORAGE_ERRORS.clone()),
             Box::new(metrics.rpcs.clone()),
             Box::new(metrics.rpc_seconds.clone()),
             Box::new(metrics.rpcs_in_progress.clone()),
             Box::new(metrics.healthy.clone()),
+            Box::new(metrics.connections.clone()),
+            Box::new(metrics.connections_refused.clone()),
+            Box::new(metrics.auth.clone()),
+            Box::new(metrics.reloads.clone()),
             Box::new(metrics.group.batches.clone()),
             Box::new(metrics.group.events.clone()),
             Box::new(metrics.group.seconds.clone()),
@@ -149,6 +171,26 @@ impl Metrics {
         self.rpcs_in_progress.dec();
         self.rpcs.with_label_values(&[method, code]).inc();
         self.rpc_seconds.with_label_values(&[method]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn connection_opened(&self) {
+        self.connections.inc();
+    }
+
+    pub(crate) fn connection_closed(&self) {
+        self.connections.dec();
+    }
+
+    pub(crate) fn connection_refused(&self, why: &str) {
+        self.connections_refused.with_label_values(&[why]).inc();
+    }
+
+    pub(crate) fn authenticated(&self, outcome: &str) {
+        self.auth.with_label_values(&[outcome]).inc();
+    }
+
+    pub(crate) fn reloaded(&self, what: &str, well: bool) {
+        self.reloads.with_label_values(&[what, if well { "ok" } else { "failed" }]).inc();
     }
 
     pub(crate) fn probed(&self, probe: &str, healthy: bool) {

@@ -1,0 +1,347 @@
+//! TLS and credentials, by real clients.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+use serde_json::json;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+
+use super::*;
+use crate::auth::tests::{Signer, claims, config_with};
+use crate::auth::{Role, RoleTable};
+use crate::config::{AuthConfig, CertificateRule, ClientCertificates, TlsConfig};
+
+const TABLE: RoleTable = RoleTable::new(&[
+    ("/activity.usage.v1.UsageIngestService/RecordUsage", &[Role::Writer]),
+    ("/activity.usage.v1.UsageIngestService/StreamUsage", &[Role::Writer]),
+]);
+
+/// A root, and what is made under it.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("root"))
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// Certificate and key for `dns:` or `uri:`.
+    fn issue(&self, san: &str) -> (String, String) {
+        let mut params = CertificateParams::default();
+        let (kind, name) = san.split_once(':').expect("a kind");
+        let text = name.try_into().expect("ASCII");
+        params.subject_alt_names = vec![if kind == "dns" { SanType::DnsName(text) } else { SanType::URI(text) }];
+        let key = KeyPair::generate().expect("key");
+        (params.signed_by(&key, &self.0).expect("signed").pem(), key.serialize_pem())
+    }
+
+    /// Files of a server's certificate under this root.
+    fn write(&self, folder: &Path) {
+        let (certificate, key) = self.issue("dns:localhost");
+        std::fs::write(folder.join("key.pem"), key).expect("written");
+        std::fs::write(folder.join("certificate.pem"), certificate).expect("written");
+    }
+}
+
+fn tls_config(folder: &Path) -> TlsConfig {
+    TlsConfig {
+        certificate_file: folder.join("certificate.pem"),
+        key_file: folder.join("key.pem"),
+        reload_interval_ms: 10.try_into().expect("not zero"),
+        ..TlsConfig::default()
+    }
+}
+
+struct Secured {
+    running: Running,
+    authority: Authority,
+    signer: Signer,
+    folder: tempfile::TempDir,
+    _keys: tempfile::TempDir,
+}
+
+async fn start_with(
+    change: impl FnOnce(&mut ServerConfig),
+    secure: impl FnOnce(&mut TlsConfig, &mut AuthConfig, &Authority),
+) -> Secured {
+    let (authority, signer) = (Authority::new("root"), Signer::ed());
+    let folder = tempfile::tempdir().expect("folder");
+    authority.write(folder.path());
+    std::fs::write(folder.path().join("clients.pem"), authority.pem()).expect("written");
+    let mut tls = tls_config(folder.path());
+    let (keys, mut auth) = config_with(&[signer.jwk("1")]);
+    secure(&mut tls, &mut auth, &authority);
+    let security = Security::load(&tls, &auth, TABLE).expect("accepted");
+    assert!(security.is_complete());
+    Secured { running: start_secured(change, security).await, authority, signer, folder, _keys: keys }
+}
+
+impl Secured {
+    async fn channel_to(&self, authority: &Authority, identity: Option<(String, String)>) -> Result<Channel, String> {
+        let mut tls =
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem())).domain_name("localhost");
+        if let Some((certificate, key)) = identity {
+            tls = tls.identity(Identity::from_pem(certificate, key));
+        }
+        let endpoint = Endpoint::from_shared(format!("https://{}", self.running.address)).expect("URI");
+        endpoint.tls_config(tls).expect("TLS").connect().await.map_err(|error| error.to_string())
+    }
+
+    async fn client(&self) -> UsageIngestServiceClient<Channel> {
+        UsageIngestServiceClient::new(self.channel_to(&self.authority, None).await.expect("connected"))
+    }
+
+    fn token(&self, changes: serde_json::Value) -> String {
+        self.signer.token("1", &claims(changes))
+    }
+}
+
+fn with_token<T>(message: T, token: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("header"));
+    request
+}
+
+async fn record(client: &mut UsageIngestServiceClient<Channel>, token: &str) -> Result<(), Status> {
+    client.record_usage(with_token(RecordUsageRequest::default(), token)).await.map(|_| ())
+}
+
+#[tokio::test]
+async fn every_call_but_health_needs_a_caller_with_a_role() {
+    let server = start_with(|_| {}, |_, _, _| {}).await;
+    let mut client = server.client().await;
+    record(&mut client, &server.token(json!({}))).await.expect("a writer");
+
+    let status = client.record_usage(RecordUsageRequest::default()).await.expect_err("nobody");
+    assert_reason(&status, Code::Unauthenticated, "UNAUTHENTICATED");
+    assert_eq!(status.message(), "a bearer token or a client certificate is required");
+    let status = record(&mut client, "made.up.token").await.expect_err("bad");
+    assert_eq!((status.code(), status.message()), (Code::Unauthenticated, "the bearer token is not accepted"));
+    let status = record(&mut client, &server.token(json!({ "exp": 1 }))).await.expect_err("old");
+    assert_eq!((status.code(), status.message()), (Code::Unauthenticated, "the bearer token has expired"));
+    let status = record(&mut client, &server.token(json!({ "roles": ["auditor"] }))).await.expect_err("no writer");
+    assert_reason(&status, Code::PermissionDenied, "PERMISSION_DENIED");
+
+    let channel = server.channel_to(&server.authority, None).await.expect("connected");
+    assert_eq!(health(channel.clone(), SERVICE).await, Ok(ServingStatus::Serving));
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    let status = ServerReflectionClient::new(channel.clone())
+        .server_reflection_info(futures::stream::empty())
+        .await
+        .expect_err("closed");
+    assert_eq!(status.code(), Code::Unauthenticated);
+
+    let mut grpc = tonic::client::Grpc::new(channel);
+    let codec = tonic_prost::ProstCodec::<RecordUsageRequest, RecordUsageResponse>::default;
+    for (token, code) in [(None, Code::Unauthenticated), (Some(server.token(json!({}))), Code::Unimplemented)] {
+        grpc.ready().await.expect("connected");
+        let request = match token {
+            None => Request::new(RecordUsageRequest::default()),
+            Some(token) => with_token(RecordUsageRequest::default(), &token),
+        };
+        let path = format!("/{SERVICE}/EraseUsage").parse().expect("path");
+        assert_eq!(grpc.unary(request, path, codec()).await.expect_err("not served").code(), code);
+    }
+    server.running.stop().await;
+}
+
+#[tokio::test]
+async fn reflection_is_open_where_that_is_configured() {
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    let server = start_with(|_| {}, |_, auth, _| auth.open_reflection = true).await;
+    let channel = server.channel_to(&server.authority, None).await.expect("connected");
+    ServerReflectionClient::new(channel).server_reflection_info(futures::stream::empty()).await.expect("open");
+    server.running.stop().await;
+}
+
+#[tokio::test]
+async fn a_clients_certificate_is_a_writer_by_its_name() {
+    let name = "uri:spiffe://example.com/gateway";
+    let server = start_with(
+        |_| {},
+        |tls, auth, _| {
+            tls.client_ca_file = tls.certificate_file.with_file_name("clients.pem");
+            tls.client_certificates = ClientCertificates::Optional;
+            let roles = vec!["writer".to_owned()];
+            auth.certificates = vec![CertificateRule { san: name.to_owned(), roles, ..CertificateRule::default() }];
+        },
+    )
+    .await;
+    let own = &server.authority;
+    let call = async |identity| {
+        let channel = server.channel_to(own, identity).await?;
+        let answer = UsageIngestServiceClient::new(channel).record_usage(RecordUsageRequest::default()).await;
+        answer.map(|_| Code::Ok).or_else(|status| match std::error::Error::source(&status) {
+            None => Ok(status.code()),
+            // In TLS 1.3 a client learns with its first read that its certificate is refused.
+            Some(_) => Err(status.to_string()),
+        })
+    };
+    assert_eq!(call(Some(own.issue(name))).await, Ok(Code::Ok));
+    assert_eq!(call(Some(own.issue("dns:somebody.example.com"))).await, Ok(Code::Unauthenticated));
+    assert_eq!(call(None).await, Ok(Code::Unauthenticated));
+    call(Some(Authority::new("another root").issue(name))).await.expect_err("the hand-shake fails");
+    // A token that does not hold is not made good by a certificate.
+    let channel = server.channel_to(own, Some(own.issue(name))).await.expect("connected");
+    let status = record(&mut UsageIngestServiceClient::new(channel), "x").await.expect_err("bad token");
+    assert_eq!(status.code(), Code::Unauthenticated);
+    server.running.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_taken_over_while_streams_go_on() {
+    let server = start_with(|_| {}, |_, _, _| {}).await;
+    let (batches, sent) = tokio::sync::mpsc::channel(1);
+    let requests = tokio_stream_of(sent);
+    let mut client = server.client().await;
+    let mut stream =
+        client.stream_usage(with_token(requests, &server.token(json!({})))).await.expect("begun").into_inner();
+    batches.send(batch(1)).await.expect("sent");
+    assert_eq!(stream.message().await.expect("no error").expect("an answer").batch_id, 1);
+
+    std::fs::write(server.folder.path().join("certificate.pem"), "half a fi").expect("written");
+    let failed = r#"activity_reloads_total{outcome="failed",service="test",what="tls"}"#;
+    testkit::eventually(PATIENCE, async || server.running.metrics.encode().contains(failed)).await;
+    server.client().await;
+
+    let next = Authority::new("next root");
+    next.write(server.folder.path());
+    testkit::eventually(PATIENCE, async || server.channel_to(&next, None).await.is_ok()).await;
+    server.channel_to(&server.authority, None).await.expect_err("the old one is shown no more");
+    batches.send(batch(2)).await.expect("sent");
+    assert_eq!(stream.message().await.expect("no error").expect("an answer").batch_id, 2);
+    drop((batches, stream, client));
+    server.running.stop().await;
+}
+
+fn tokio_stream_of<T: Send + 'static>(mut receiver: tokio::sync::mpsc::Receiver<T>) -> BoxStream<'static, T> {
+    futures::stream::poll_fn(move |cx| receiver.poll_recv(cx)).boxed()
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_its_token_expires() {
+    let server = start_with(|_| {}, |_, auth, _| auth.leeway_s = 0).await;
+    let exp = crate::clock::now_us() / crate::clock::MICROS_PER_SECOND + 2;
+    let token = server.token(json!({ "exp": exp }));
+    let request = with_token(futures::stream::pending(), &token);
+    let mut stream = server.client().await.stream_usage(request).await.expect("begun").into_inner();
+    let status = stream.message().await.expect_err("expired");
+    assert_reason(&status, Code::Unauthenticated, "UNAUTHENTICATED");
+    testkit::eventually(PATIENCE, async || server.running.open_streams() == 0).await;
+    server.running.stop().await;
+}
+
+#[tokio::test]
+async fn plain_text_and_half_a_handshake_are_not_waited_for() {
+    let server =
+        start_with(|config| config.handshake_timeout_ms = 300.try_into().expect("not zero"), |_, _, _| {}).await;
+    for beginning in ["", "\x16\x03", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+        let mut held = Vec::new();
+        for _ in 0..20 {
+            let mut stream = TcpStream::connect(server.running.address).await.expect("connected");
+            tokio::io::AsyncWriteExt::write_all(&mut stream, beginning.as_bytes()).await.expect("sent");
+            held.push(stream);
+        }
+        let mut client = server.client().await;
+        record(&mut client, &server.token(json!({}))).await.expect("others are served meanwhile");
+        for mut stream in held {
+            let closed = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await;
+            // Closed or reset: either way it is gone.
+            let _ = closed.expect("closed in time");
+        }
+    }
+    server.running.stop().await;
+}
+
+#[tokio::test]
+async fn connections_of_one_address_have_a_cap_of_their_own() {
+    let server =
+        start_with(|config| config.max_connections_per_peer = 2.try_into().expect("not zero"), |_, _, _| {}).await;
+    let (first, second) = (server.client().await, server.client().await);
+    server.channel_to(&server.authority, None).await.expect_err("a third");
+    assert!(server.running.metrics.encode().contains(r#"{service="test",why="peer_cap"} 1"#));
+    drop(second);
+    testkit::eventually(PATIENCE, async || server.channel_to(&server.authority, None).await.is_ok()).await;
+    drop(first);
+    server.running.stop().await;
+}
+
+#[tokio::test]
+async fn a_table_that_forgets_an_rpc_does_not_start() {
+    let (_keys, auth) = config_with(&[Signer::ed().jwk("1")]);
+    let security = Security::load(&TlsConfig::default(), &auth, RoleTable::new(&[])).expect("accepted");
+    let server = start_secured(|_| {}, security).await;
+    let error = server.serving.await.expect("no panic").expect_err("refused");
+    assert!(error.to_string().contains("RecordUsage"), "{error}");
+    assert_eq!(exit_code(&error), 64);
+}
+
+#[tokio::test]
+async fn another_machine_may_call_only_with_tls_and_credentials() {
+    let folder = tempfile::tempdir().expect("folder");
+    Authority::new("root").write(folder.path());
+    let (_keys, auth) = config_with(&[Signer::ed().jwk("1")]);
+    let (tls, no_tls) = (tls_config(folder.path()), TlsConfig::default());
+    let any: SocketAddr = "0.0.0.0:0".parse().expect("address");
+    for (tls, auth, missing) in
+        [(&no_tls, &auth, Some("TLS")), (&tls, &AuthConfig::default(), Some("authentication")), (&tls, &auth, None)]
+    {
+        let security = Security::load(tls, auth, TABLE).expect("accepted");
+        let bound = bind_secured("TEST", "listen", any, &security).await;
+        match missing {
+            None => drop(bound.expect("bound")),
+            Some(what) => assert!(bound.expect_err("refused").to_string().contains(what)),
+        }
+    }
+    for broken in [
+        TlsConfig { key_file: Default::default(), ..tls.clone() },
+        TlsConfig { certificate_file: Default::default(), ..tls.clone() },
+        TlsConfig { client_certificates: ClientCertificates::Required, ..tls.clone() },
+        TlsConfig { key_file: tls.certificate_file.clone(), ..tls.clone() },
+        TlsConfig { certificate_file: folder.path().join("gone.pem"), ..tls },
+    ] {
+        Security::load(&broken, &auth, TABLE).expect_err("refused");
+    }
+}
+
+/// The part that runs out of file descriptors, in a process of its own.
+#[tokio::test]
+#[ignore = "run by the test below, with few file descriptors"]
+async fn out_of_file_descriptors() {
+    let server = start(|_| {}).await;
+    let mut client = server.client();
+    client.record_usage(RecordUsageRequest::default()).await.expect("answered");
+    let mut held = Vec::new();
+    while let Ok(stream) = std::net::TcpStream::connect(server.address) {
+        held.push(stream);
+    }
+    client.record_usage(RecordUsageRequest::default()).await.expect("who is connected is served");
+    drop(held);
+    testkit::eventually(PATIENCE, async || {
+        server.client().record_usage(RecordUsageRequest::default()).await.map(|_| ())
+    })
+    .await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn accepting_goes_on_after_file_descriptors_ran_out() {
+    let output = tokio::process::Command::new("sh")
+        .args(["-c", "ulimit -n 64; exec \"$0\" --exact --ignored server::tests::secured::out_of_file_descriptors"])
+        .arg(std::env::current_exe().expect("path"))
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .expect("run");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
