@@ -1,9 +1,9 @@
 //! A gRPC server from accept to drain, the same for every service.
 //!
 //! ```text
-//! listener ─▶ connection ─▶ HTTP/2 ─▶ rpc layer ─▶ router ─▶ service
-//!             cap, hand-    keep-     drain, limits, time-   health, reflection,
-//!             shake time    alive     outs, panics, status,  ours
+//! listener ─▶ connection ─▶ HTTP/2 ─▶ rpc layer ─▶ auth layer ─▶ router ─▶ service
+//!             caps, hand-   keep-     drain, limits, time-    health, reflection,
+//!             shakes, TLS   alive     outs, panics, status,   ours
 //!                                     traces, metrics
 //! ```
 //!
