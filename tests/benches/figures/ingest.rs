@@ -11,7 +11,7 @@ use testkit::rss_bytes;
 use crate::machine::{Measured, median, mib, ms, peak_bytes};
 use crate::place::{Engine, Places, bytes};
 use crate::raw::{self, Way};
-use crate::traffic::Traffic;
+use crate::traffic::{HOUR_US, SPAN_US, Traffic};
 use crate::{Kind, load, place};
 
 #[derive(Args)]
@@ -154,7 +154,8 @@ async fn paced(service: &Measured, kind: Kind, per_second: f64, seconds: u64) {
     let events = (per_second * seconds as f64) as u64;
     let times = match kind {
         Kind::Usage => {
-            let traffic = Arc::new(Traffic::new(load::start_us(), events));
+            // As it comes from a gateway that is up: of the last hour.
+            let traffic = Arc::new(Traffic::hour(load::start_us() + SPAN_US - HOUR_US, events));
             let record = Traffic::new(load::start_us(), 50_000);
             let times = load::usage_acknowledgements(service.service.channel(), traffic, per_second).await;
             let calls = load::record_times(&service.service.url(), &record).await;

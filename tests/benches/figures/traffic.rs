@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 pub(crate) const SPAN_US: i64 = 30 * DAY_US;
 pub(crate) const DAY_US: i64 = 24 * HOUR_US;
-const HOUR_US: i64 = 3_600_000_000;
+pub(crate) const HOUR_US: i64 = 3_600_000_000;
 const USERS: usize = 5_000;
 const TEAMS: u64 = 40;
 const MODELS: [(&str, [&str; 5]); 8] = [
@@ -81,7 +81,7 @@ struct User {
     leaning: Vec<(usize, u64)>,
 }
 
-/// `events` requests of the 30 days from `start_us` on.
+/// `events` requests from `start_us` on.
 pub(crate) struct Traffic {
     pub(crate) start_us: i64,
     pub(crate) events: u64,
@@ -110,7 +110,17 @@ fn running(weights: impl Iterator<Item = f64>) -> Vec<f64> {
 }
 
 impl Traffic {
+    /// `events` requests of the 30 days from `start_us` on.
     pub(crate) fn new(start_us: i64, events: u64) -> Self {
+        Self::over(SPAN_US, start_us, events)
+    }
+
+    /// `events` requests of the hour from `start_us` on.
+    pub(crate) fn hour(start_us: i64, events: u64) -> Self {
+        Self::over(HOUR_US, start_us, events)
+    }
+
+    fn over(span_us: i64, start_us: i64, events: u64) -> Self {
         let user = |number: u64| {
             let mut draw = Draw(number ^ 0x75_7365_7273);
             let keys = 1 + draw.below(3);
@@ -126,7 +136,7 @@ impl Traffic {
             by_day * if weekend { 0.3 } else { 1.0 }
         };
         let mut hours = vec![0.0];
-        hours.extend(running((0..SPAN_US / HOUR_US).map(hour)));
+        hours.extend(running((0..span_us / HOUR_US).map(hour)));
         Self {
             start_us,
             events,
