@@ -62,7 +62,7 @@ impl<'a> Query<'a> {
 }
 
 /// The least key above.
-fn next_key(key: Key) -> Key {
+pub(super) fn next_key(key: Key) -> Key {
     match key.id.as_u128().checked_add(1) {
         Some(id) => Key { id: Uuid::from_u128(id), ..key },
         None => Key { occurred_at_us: key.occurred_at_us.saturating_add(1), id: Uuid::nil() },

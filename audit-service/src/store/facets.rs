@@ -133,7 +133,8 @@ impl Store {
     /// Counts entries that are in no run.
     async fn count_behind(&self, query: &Query<'_>, behind: &[Behind], counts: &mut Counts) -> Result<()> {
         let mut needles = Needles::new(query.filter);
-        let mut lines = Lines::new(behind);
+        let (from, to) = (query.from.occurred_at_us, query.to.occurred_at_us);
+        let mut lines = Lines::between(behind, from, to, query.order);
         while let Some(text) = lines.next(self).await? {
             let mut wanted = Vec::new();
             let mut open = Vec::new();

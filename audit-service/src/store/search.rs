@@ -10,13 +10,15 @@
 //! page of what is frequent opens few runs, and what is rare or nowhere costs a few rows for each run, of which there
 //! are some thirty for ten million entries.
 
+use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
 use sea_orm::Value;
-use service_core::error::Result;
+use service_core::error::{Error, Result};
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use super::candidates::{Cursor, Query};
+use super::candidates::{Cursor, Query, next_key};
 use super::lines::Lines;
 use super::runs::{Run, Snapshot};
 use super::settle::OPEN_INTENT;
@@ -27,6 +29,8 @@ use crate::filter::Needles;
 
 /// Rows that are read at once.
 const ROWS: usize = 64;
+/// Of the entries in no run, so many times as many as are wanted are kept at first: some may be settled.
+const SPARE: usize = 2;
 /// Runs that are opened at once: first, and at most.
 const FIRST_RUNS: usize = 2;
 const MAX_RUNS: usize = 16;
@@ -51,6 +55,8 @@ pub(super) struct Search<'a> {
     /// Whether settled intents are left out before rows are read: once many of these were in vain.
     leaves_out_settled: bool,
     heap: BinaryHeap<Candidate>,
+    /// The keys, half open, of entries in no run that may match and are not on the heap: the farthest.
+    unscanned: Option<(Key, Key)>,
     rows: std::vec::IntoIter<(Row, Entry)>,
     /// How many rows somebody still wants, as far as we know.
     wanted: usize,
@@ -60,6 +66,7 @@ impl<'a> Search<'a> {
     /// A search in what was there at the moment of `snapshot`, for somebody who wants about `wanted` entries.
     pub(super) async fn new(store: &Store, query: Query<'a>, snapshot: Snapshot, wanted: usize) -> Result<Self> {
         let runs = snapshot.runs.iter().filter(|run| query.overlaps(run)).cloned().collect();
+        let unscanned = (query.from < query.to && !snapshot.behind.is_empty()).then_some((query.from, query.to));
         let mut search = Self {
             query,
             snapshot,
@@ -70,12 +77,13 @@ impl<'a> Search<'a> {
             read_at_once: 1,
             leaves_out_settled: false,
             heap: BinaryHeap::new(),
+            unscanned,
             rows: Vec::new().into_iter(),
             wanted,
         };
         let order = search.query.order;
         search.runs.sort_unstable_by_key(|run| (nearest(run, order), run.id));
-        search.scan(store).await?;
+        search.scan(store, wanted.max(ROWS).saturating_mul(SPARE)).await?;
         Ok(search)
     }
 
@@ -90,6 +98,10 @@ impl<'a> Search<'a> {
             let mut wanted = Vec::with_capacity(count);
             while wanted.len() < count {
                 self.open_nearer(store).await?;
+                if self.is_unscanned_next() {
+                    self.scan(store, usize::MAX).await?;
+                    continue;
+                }
                 let Some(((_, id), cursor)) = self.heap.pop() else { break };
                 wanted.push(match self.query.order {
                     Order::NewestFirst => Uuid::from_u128(id),
@@ -118,22 +130,66 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Puts what matches of the entries that are in no run on the heap.
-    async fn scan(&mut self, store: &Store) -> Result<()> {
+    /// Puts what matches of the entries that are in no run on the heap; if it is more than `most`, the nearest.
+    ///
+    /// Once so many are found, the database leaves out what is farther than they are: a page that is full soon costs
+    /// a look at the times of the rest.
+    async fn scan(&mut self, store: &Store, most: usize) -> Result<()> {
+        let Some((from, to)) = self.unscanned.take() else { return Ok(()) };
         let mut needles = Needles::new(self.query.filter);
-        let mut lines = Lines::new(&self.snapshot.behind);
-        let mut found = Vec::new();
-        while let Some(text) = lines.next(store).await? {
+        let last_us = |(_, to): (Key, Key)| to.occurred_at_us;
+        let first_us = |(from, _): (Key, Key)| from.occurred_at_us;
+        let mut near = (from, to);
+        let order = self.query.order;
+        let mut next = spawn_next(store, Lines::between(&self.snapshot.behind, first_us(near), last_us(near), order));
+        let mut found: BinaryHeap<Reverse<Rank>> = BinaryHeap::new();
+        loop {
+            let (mut lines, text) = next.await.map_err(Error::internal)?;
+            let Some(text) = text? else { break };
+            // The next are on their way while these are looked at.
+            lines.narrow(first_us(near), last_us(near));
+            next = spawn_next(store, lines);
             for line in text.lines().filter(|line| needles.may_match(line)) {
-                let event = canonical::parse(line).map_err(service_core::error::Error::internal)?.event;
+                let event = canonical::parse(line).map_err(Error::internal)?.event;
                 let key = Key { occurred_at_us: event.occurred_at_us, id: event.id };
-                if self.query.contains(key) && self.query.filter.matches(&event) {
-                    found.push((self.rank(key), None));
+                if key < near.0 || near.1 <= key || !self.query.filter.matches(&event) {
+                    continue;
+                }
+                found.push(Reverse(self.rank(key)));
+                if found.len() > most {
+                    found.pop();
+                    if let Some(Reverse(farthest)) = found.peek() {
+                        (near, self.unscanned) = self.parted((from, to), *farthest);
+                    }
                 }
             }
         }
-        self.heap = found.into();
+        self.heap.extend(found.into_iter().map(|Reverse(rank)| (rank, None)));
         Ok(())
+    }
+
+    /// The keys as near as a rank, and those farther.
+    fn parted(&self, (from, to): (Key, Key), (time, id): Rank) -> ((Key, Key), Option<(Key, Key)>) {
+        match self.query.order {
+            Order::NewestFirst => {
+                let farthest = Key { occurred_at_us: time, id: Uuid::from_u128(id) };
+                ((farthest, to), Some((from, farthest)))
+            }
+            Order::OldestFirst => {
+                let behind = next_key(Key { occurred_at_us: !time, id: Uuid::from_u128(!id) });
+                ((from, behind), Some((behind, to)))
+            }
+        }
+    }
+
+    /// Whether what was left out of a scan may hold the next.
+    fn is_unscanned_next(&self) -> bool {
+        let Some((from, to)) = self.unscanned else { return false };
+        let first = self.heap.peek().map(|(rank, _)| *rank);
+        first.is_none_or(|first| match self.query.order {
+            Order::NewestFirst => first < self.rank(to),
+            Order::OldestFirst => first < self.rank(from),
+        })
     }
 
     /// Opens runs, and reads their keys, until none is left that may hold a nearer key than the heap's first.
@@ -203,6 +259,15 @@ impl<'a> Search<'a> {
             self.heap.push((self.rank(key), Some(at)));
         }
     }
+}
+
+/// Reads the next lines, whether or not somebody waits.
+fn spawn_next(store: &Store, mut lines: Lines) -> JoinHandle<(Lines, Result<Option<String>>)> {
+    let store = store.clone();
+    tokio::spawn(async move {
+        let text = lines.next(&store).await;
+        (lines, text)
+    })
 }
 
 /// The nearest time in a run, turned like a rank.

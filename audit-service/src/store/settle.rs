@@ -18,8 +18,11 @@ const LOOKUP: usize = 128;
 
 /// Keeps an intent only while no outcome of its operation is there; 2 and 3 are the numbers of `Stage::Intent` and
 /// `Stage::Outcome`.
-pub(super) const OPEN_INTENT: &str = "AND NOT (e.stage = 2 AND EXISTS (SELECT 1 FROM audit_entries o \
-     WHERE o.instance_id = e.instance_id AND o.operation_id = e.operation_id AND o.stage = 3))";
+///
+/// Outcomes are looked up one by one, here and below, and LIMIT keeps PostgreSQL from anything else: as a join, and
+/// before it has statistics of a table that grows fast, it reads all outcomes of an instance for some of them.
+pub(super) const OPEN_INTENT: &str = "AND NOT (e.stage = 2 AND (SELECT 1 FROM audit_entries o \
+     WHERE o.instance_id = e.instance_id AND o.operation_id = e.operation_id AND o.stage = 3 LIMIT 1) IS NOT NULL)";
 
 /// An intent, and what the caller calls it.
 pub(super) struct Intent {
@@ -50,10 +53,12 @@ impl Store {
             for names in names.chunks(LOOKUP) {
                 // Few sizes, so that the statements stay prepared; 3 is the number of `Stage::Outcome`.
                 let size = names.len().next_power_of_two();
+                let rows: Vec<String> = (0..size).map(|row| format!("(${})", row + 2)).collect();
                 let sql = format!(
-                    "SELECT operation_id FROM audit_entries WHERE instance_id = $1 AND stage = 3 \
-                     AND operation_id IN ({})",
-                    placeholders(2, size)
+                    "WITH wanted (operation_id) AS (VALUES {}) SELECT w.operation_id FROM wanted w \
+                     WHERE (SELECT 1 FROM audit_entries o WHERE o.instance_id = $1 \
+                     AND o.operation_id = w.operation_id AND o.stage = 3 LIMIT 1) IS NOT NULL",
+                    rows.join(",")
                 );
                 let padding = std::iter::repeat_n(names[0], size - names.len());
                 let values = [instance].into_iter().chain(names.iter().copied()).chain(padding).map(Value::from);
@@ -69,8 +74,8 @@ impl Store {
 
     /// Of these ranks of a run, which are intents, those whose outcome is there.
     pub(super) async fn settled_ranks(&self, run: &Run, ranks: &[u64]) -> Result<Vec<u64>> {
-        const SETTLED_ONLY: &str = "AND e.stage = 2 AND EXISTS (SELECT 1 FROM audit_entries o \
-            WHERE o.instance_id = e.instance_id AND o.operation_id = e.operation_id AND o.stage = 3)";
+        const SETTLED_ONLY: &str = "AND e.stage = 2 AND (SELECT 1 FROM audit_entries o WHERE o.instance_id = \
+            e.instance_id AND o.operation_id = e.operation_id AND o.stage = 3 LIMIT 1) IS NOT NULL";
         let mut settled = Vec::new();
         for ranks in ranks.chunks(LOOKUP) {
             let places: Vec<(i64, u64)> = ranks.iter().map(|rank| (run.id, *rank)).collect();
