@@ -39,12 +39,11 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use delta::{Delta, DeltaRow, encode as encode_delta, measures};
-pub(crate) use index::GroupKey;
-pub(crate) use plan::{Plan, RawPart, plan};
+pub(crate) use delta::{Delta, DeltaRow, encode as encode_delta};
+pub(crate) use plan::{Plan, plan};
 pub(crate) use question::{IdFilter, Question};
-pub(crate) use section::{Section, TooLarge};
-pub(crate) use tally::{Ranker, Ranking, Tally, totals};
+pub(crate) use section::Section;
+pub(crate) use tally::{Ranker, Ranking, Tally};
 pub(crate) use values::{Overlay, Values};
 
 use crate::model::Dimension;
@@ -204,13 +203,9 @@ impl Cut {
     }
 
     /// The one key; none for the full cut.
+    #[cfg(test)]
     pub(crate) fn dimension(self) -> Option<Dimension> {
         self.key_place().map(|place| KEYS[place])
-    }
-
-    /// The cut by one key; none for the instance, which every cut tells apart.
-    pub(crate) fn by(dimension: Dimension) -> Option<Self> {
-        place(dimension).map(|place| Self::SINGLES[place])
     }
 
     /// The place of the one key in [`KEYS`].

@@ -262,7 +262,21 @@ impl Delta {
         self.rows.iter().map(row).collect()
     }
 
+    /// The same without the rows of some quarters and instances; none when no row
+    /// is left.
+    pub(crate) fn without(&self, taken: impl Fn(i64, &str) -> bool) -> Option<Vec<u8>> {
+        let stays = |(key, _): &&(Key, Measures)| {
+            let instance =
+                (key.places[INSTANCE] as usize).checked_sub(1).map_or("", |place| &self.texts[INSTANCE][place]);
+            !taken(key.quarter * Level::Quarter.width_us(), instance)
+        };
+        let mut rows: Vec<(Key, Measures)> = self.rows.iter().filter(stays).copied().collect();
+        let texts = self.texts.each_ref().map(|texts| texts.iter().map(|text| &**text).collect());
+        (!rows.is_empty()).then(|| write(&texts, &mut rows))
+    }
+
     /// Memory taken, about.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         let texts: usize = self.texts.iter().flatten().map(|text| text.len() + size_of::<Box<str>>()).sum();
         size_of::<Self>() + texts + self.rows.len() * size_of::<(Key, Measures)>()

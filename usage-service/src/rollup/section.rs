@@ -383,6 +383,7 @@ impl Section {
     }
 
     /// Which keys it tells apart.
+    #[cfg(test)]
     pub(crate) fn cut(&self) -> Cut {
         self.cut
     }
@@ -416,6 +417,7 @@ impl Section {
     }
 
     /// The sums of all rows.
+    #[cfg(test)]
     pub(crate) fn sums(&self) -> [i128; MEASURES] {
         std::array::from_fn(|measure| {
             let mut sum = 0;

@@ -201,8 +201,8 @@ impl Tally {
                 }),
             }
             *others |= slots.contains(&last);
-            for measure in 0..MEASURES {
-                sums.add(measure, in_reach[measure], &cells, section, rows, slots);
+            for (measure, near) in in_reach.into_iter().enumerate() {
+                sums.add(measure, near, &cells, section, rows, slots);
             }
             for (of, sets) in [(USER, &mut *users), (MODEL, &mut *models)] {
                 match (section.sets(of), section.key(of)) {

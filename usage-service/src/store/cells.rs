@@ -169,7 +169,7 @@ impl Store {
             }
             let mut cost_nanos = row.measures(distinct_at + DISTINCT.len(), &mut cell.row.measures)?;
             // A sum beyond 64 bits goes out in parts: sums of sums are wider.
-            while let Err(_) = i64::try_from(cost_nanos) {
+            while i64::try_from(cost_nanos).is_err() {
                 let mut part = Cell { row: FullRow { measures: [0; _], ..cell.row }, ..cell };
                 part.row.measures[measure::COST_NANOS] = i64::MAX;
                 cost_nanos -= i128::from(i64::MAX);

@@ -15,7 +15,7 @@ pub(super) const GRANTS: &[Grant] = &[
     Grant { rights: "SELECT, INSERT", on: "usage_dropped" },
     Grant { rights: "SELECT, INSERT, UPDATE", on: "usage_producer_numbers" },
     Grant { rights: "USAGE, SELECT", on: "SEQUENCE usage_commit_number" },
-    Grant { rights: "SELECT, INSERT, DELETE", on: "usage_deltas" },
+    Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "usage_deltas" },
     Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "usage_values" },
     Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "usage_spans" },
     Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "usage_segments" },

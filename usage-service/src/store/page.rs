@@ -1,9 +1,7 @@
 //! Single requests, a page at a time, by (`occurred_at`, `id`).
 
 use sea_orm::sea_query::{Expr, ExprTrait as _};
-use sea_orm::{
-    ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, SelectThree, TopologyStar,
-};
+use sea_orm::{EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, SelectThree, TopologyStar};
 use service_core::error::{Error, Result};
 
 use super::entity::request::Column;

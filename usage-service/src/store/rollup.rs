@@ -59,8 +59,10 @@ struct Known {
     version: i64,
     /// Each with the version that wrote it.
     spans: BTreeMap<Place, i64>,
-    /// Before it there are none any more.
-    pruned_to_us: i64,
+    /// Before it there are none any more; none while nothing was removed.
+    pruned_to_us: Option<i64>,
+    /// Rises when all is forgotten: what was read for the time before is of no use.
+    generation: u64,
     values: Arc<Values>,
 }
 
@@ -79,9 +81,12 @@ impl Rollup {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets everything: it is of another history than the database's.
-    fn forget(&self) {
-        *self.known() = Known::default();
-        self.cache().clear();
+    /// Forgets everything, unless somebody has since: it is of another history than the database's.
+    fn forget(&self, generation: u64) {
+        let mut known = self.known();
+        if known.generation == generation {
+            *known = Known { generation: generation + 1, ..Known::default() };
+            self.cache().clear();
+        }
     }
 }

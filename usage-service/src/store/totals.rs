@@ -171,7 +171,9 @@ impl Store {
         let mut cells = Vec::new();
         for delta in self.deltas(&view.snapshot, i64::MAX).await? {
             for row in delta.resolve(&mut overlay) {
-                if let Some(bucket) = plan.bucket_of(row.quarter_us) {
+                if let Some(bucket) = plan.bucket_of(row.quarter_us)
+                    && question.filter.admits(Dimension::Instance, row.instance)
+                {
                     cells.push(Cell { bucket, instance: row.instance, row: row.row });
                 }
             }
@@ -185,8 +187,8 @@ impl Store {
         }
 
         let cut = question.cut();
-        let instances = question.filter.list(Dimension::Instance).map(<[u32]>::to_vec);
-        let wants = |instance: u32| instances.as_ref().is_none_or(|list| list.binary_search(&instance).is_ok());
+        let filter = question.filter.clone();
+        let wants = |instance: u32| filter.admits(Dimension::Instance, instance);
         let work = Arc::new((question, overlay, cells));
         let mut chosen = None;
         let mut groups = 0;

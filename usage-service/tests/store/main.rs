@@ -139,5 +139,6 @@ on_all_engines!(
     groups::random_questions_equal_the_reference,
     rollups::acknowledged_requests_are_counted_once_while_replicas_seal,
     rollups::a_sealing_that_is_cut_off_anywhere_has_happened_or_not,
+    rollups::late_requests_of_many_days_are_sealed_in_short_steps,
     zones::buckets_follow_the_clock_of_the_zone,
 );

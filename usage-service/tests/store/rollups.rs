@@ -125,3 +125,31 @@ pub(crate) async fn a_sealing_that_is_cut_off_anywhere_has_happened_or_not(bench
     let ranked = store.breakdown(&always(), &[Dimension::User], Metric::Cost, 3).await.unwrap();
     assert_eq!(ranked.overall, reference::metrics(&all));
 }
+
+pub(crate) async fn late_requests_of_many_days_are_sealed_in_short_steps(bench: Bench) {
+    let store = &bench.store;
+    // One group, of which each request is of another quarter of an hour, over 20 days and two instances.
+    let all: Vec<_> = (0..400)
+        .map(|n| {
+            let late = request(NOON - n as i64 * 71 * 60 * SECOND, n);
+            crate::events::changed(&late, |event| event.instance_id = format!("instance-{}", n % 2))
+        })
+        .collect();
+    write_new(store, all.clone()).await;
+    let expected = reference::metrics(&all);
+    let mut steps = 0;
+    loop {
+        let ranked = store.breakdown(&always(), &[Dimension::Instance], Metric::Cost, 3).await.unwrap();
+        assert_eq!(ranked.overall, expected, "after {steps} steps");
+        match store.seal().await.unwrap() {
+            Sealed::Nothing => break,
+            Sealed::Elsewhere => {}
+            Sealed::Deltas { segments, .. } => {
+                assert!(segments <= 256, "{segments} segments in one step");
+                steps += 1;
+            }
+        }
+    }
+    assert!(steps > 2, "{steps} steps");
+    assert_consistent(store).await;
+}

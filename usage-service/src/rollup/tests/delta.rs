@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use super::super::{Delta, DeltaRow, Level, MEASURES, Overlay, Values, encode_delta, measures};
+use super::super::{Delta, DeltaRow, Level, MEASURES, Overlay, Values, delta::measures, encode_delta};
 use crate::model::{Dimension, Event, Status, Tokens};
 
 pub(super) fn event(occurred_at_us: i64) -> Event {

@@ -35,8 +35,8 @@ impl Random {
         let mut measures = [0; MEASURES];
         measures[0] = 1 + self.below(20) as i64;
         measures[1] = i64::from(self.below(30) == 0);
-        for measure in 2..8 {
-            measures[measure] = self.below(40_000) as i64;
+        for tokens in &mut measures[2..8] {
+            *tokens = self.below(40_000) as i64;
         }
         measures[8] = self.below(9_000_000_000) as i64;
         let keys =

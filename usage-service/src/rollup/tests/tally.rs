@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::super::{
     Cut, FullRow, IdFilter, KEYS, MEASURES, MODEL, OutOfRange, Overlay, Question, Ranker, Section, Tally, USER, Values,
-    totals,
+    tally::totals,
 };
 use super::{SIZES, overlay, row, text};
 use crate::fold::{Group, Metrics, Ranked};

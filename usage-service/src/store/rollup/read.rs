@@ -20,6 +20,8 @@ use crate::store::{Kept, Store};
 
 /// How often a view is taken anew because the process knew of a later one.
 const TRIES: usize = 8;
+/// After so many the process is taken to be wrong, and not the snapshot to be old.
+const PATIENT: usize = 3;
 /// Sections that are fetched, folded and let go of together.
 const CHUNK: usize = 128;
 /// Chunks that are read ahead of the fold.
@@ -62,6 +64,13 @@ pub(super) struct Version {
     kept: Kept,
 }
 
+/// What the process knows when it asks what is new: all of one moment.
+struct Basis {
+    generation: u64,
+    version: i64,
+    lengths: Vec<(Dimension, u32)>,
+}
+
 /// What was sealed since a version.
 struct Changes {
     spans: Vec<(Place, i64)>,
@@ -73,30 +82,41 @@ impl Store {
     pub(crate) async fn view(&self, spans: &[(usize, Span)]) -> Result<View> {
         for attempt in 0..TRIES {
             let snapshot = self.snapshot().await?;
-            let known = self.rollup.known().version;
+            let Basis { generation, version: known, lengths } = self.rollup.known().basis();
             let Version { version, remembered, kept } = self.version(&snapshot, known).await?;
             if !remembered {
                 // Another answer has seen a later snapshot than this one: take a new one. If that is not it, the
                 // database has gone back behind what was known of it.
-                if attempt > 2 || version > known {
+                if attempt >= PATIENT || version > known {
                     tracing::warn!(known, version, "the rollups in memory are of another history; read anew");
-                    self.rollup.forget();
+                    self.rollup.forget(generation);
                 }
                 continue;
             }
             if version != known {
-                let lengths = self.rollup.known().lengths();
                 let changes = self.changes(&snapshot, known, &lengths).await?;
-                self.rollup.known().apply(known, version, changes)?;
+                if let Err(error) = self.rollup.take(generation, known, version, changes) {
+                    self.rollup.forget(generation);
+                    return Err(error);
+                }
             }
             let mut known = self.rollup.known();
-            if known.version == version {
-                known.prune(kept.rollups_from_us);
-                let pieces = known.pieces(spans);
-                let values = Arc::clone(&known.values);
-                drop(known);
-                return Ok(View { snapshot, values, kept, pieces });
+            if known.generation != generation || known.version != version {
+                continue;
             }
+            if known.pruned_to_us.is_some_and(|pruned| kept.rollups_from_us < pruned) {
+                // The snapshot is older than what retention has removed, or the database has gone back behind it.
+                drop(known);
+                if attempt >= PATIENT {
+                    self.rollup.forget(generation);
+                }
+                continue;
+            }
+            known.prune(kept.rollups_from_us);
+            let pieces = known.pieces(spans);
+            let values = Arc::clone(&known.values);
+            drop(known);
+            return Ok(View { snapshot, values, kept, pieces });
         }
         Err(Error::storage_unavailable(anyhow::anyhow!("rollups changed {TRIES} times while they were looked at")))
     }
@@ -258,15 +278,13 @@ impl Store {
 }
 
 impl Known {
-    fn lengths(&self) -> Vec<(Dimension, u32)> {
-        dimensions_with_ids().map(|dimension| (dimension, self.values.len(dimension))).collect()
+    fn basis(&self) -> Basis {
+        let lengths = dimensions_with_ids().map(|dimension| (dimension, self.values.len(dimension))).collect();
+        Basis { generation: self.generation, version: self.version, lengths }
     }
 
-    /// Takes over what changed from one version to the next, unless another answer was quicker.
-    fn apply(&mut self, from: i64, to: i64, changes: Changes) -> Result<()> {
-        if self.version != from {
-            return Ok(());
-        }
+    /// Takes over what changed from one version to the next.
+    fn apply(&mut self, to: i64, changes: Changes) -> Result<()> {
         if !changes.values.is_empty() {
             let values = Arc::make_mut(&mut self.values);
             for (dimension, id, text) in &changes.values {
@@ -280,9 +298,9 @@ impl Known {
 
     /// Forgets what retention has removed. Nobody asks for it, before or after the rows are gone.
     fn prune(&mut self, rollups_from_us: i64) {
-        if rollups_from_us > self.pruned_to_us {
+        if rollups_from_us > self.pruned_to_us.unwrap_or(i64::MIN) {
             self.spans.retain(|place, _| place.start_us >= rollups_from_us);
-            self.pruned_to_us = rollups_from_us;
+            self.pruned_to_us = Some(rollups_from_us);
         }
     }
 
@@ -300,6 +318,16 @@ impl Known {
 }
 
 impl Rollup {
+    /// Takes over what changed, unless another answer was quicker: the changes are those since `from`.
+    fn take(&self, generation: u64, from: i64, to: i64, changes: Changes) -> Result<()> {
+        let mut known = self.known();
+        if known.generation == generation && known.version == from {
+            known.apply(to, changes)?;
+            self.cache().leave(known.values.bytes());
+        }
+        Ok(())
+    }
+
     /// The segments that are there at these places; none when they are known as of another version.
     pub(super) fn pieces_at(&self, version: i64, places: &[Place]) -> Option<Vec<Piece>> {
         let known = self.known();

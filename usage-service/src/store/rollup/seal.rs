@@ -9,10 +9,10 @@
 //! version, which only one of them may name as its predecessor: the other one's work is thrown away. The lock is there
 //! to spare that work.
 //!
-//! Spans are worked on in the order of their places, a few at a time, and written when enough has gathered: memory
-//! doesn't follow the number of spans that a step touches.
+//! A step is bounded in what it reads and in the segments it touches, so that it is short whatever came late. Spans are
+//! worked on a few at a time, in the order of their places.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use sea_orm::sea_query::{Expr, OnConflict, Query};
@@ -20,25 +20,28 @@ use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbErr, SqlErr, Transact
 use service_core::clock;
 use service_core::database::Engine;
 use service_core::error::{Error, Result};
+use uuid::Uuid;
 
 use super::cache::Key;
 use super::entity::{segment, span, value};
 use super::read::{any_of, decode_delta, id_value, list};
 use super::{Place, VERSIONS_KEPT_US};
 use crate::model::Dimension;
-use crate::rollup::{Cut, DeltaRow, Level, Overlay, Section};
+use crate::rollup::{Cut, Delta, DeltaRow, Level, Overlay, Section};
 use crate::store::Store;
 
 /// Key of the advisory lock: "usagesea" in ASCII.
 const SEAL_LOCK: i64 = 0x7573_6167_6573_6561;
 /// Bytes of deltas in one step; about 30 a request.
-const STEP_BYTES: i64 = 4 << 20;
+const STEP_BYTES: i64 = 2 << 20;
 /// Deltas that are looked at for one step.
 const STEP_DELTAS: u64 = 8_192;
+/// Segments that one step touches, but for those of a single day: some megabytes to write, in a fraction of a second.
+const STEP_SEGMENTS: usize = 256;
 /// Segments that are added up together.
 const CHUNK: usize = 64;
-/// Bytes of new sections after which they are written.
-const WRITE_BYTES: usize = 16 << 20;
+/// Bytes of new sections that wait for the end of the step. Few steps have more; those write before it.
+const WRITE_BYTES: usize = 64 << 20;
 /// Rows in one statement.
 const STATEMENT_ROWS: usize = 64;
 /// Segments of one step that are worth keeping in memory: the newest days, which dashboards ask for.
@@ -104,7 +107,15 @@ impl Store {
             return Ok(Sealed::Nothing);
         }
         let mut overlay = Overlay::new(Arc::clone(&view.values));
-        let rows = self.delta_rows(&view.snapshot, &numbers, &mut overlay).await?;
+        let deltas = self.read_deltas(&view.snapshot, &numbers).await?;
+        let mut rows: Vec<DeltaRow> = deltas.iter().flat_map(|(_, delta)| delta.resolve(&mut overlay)).collect();
+        let taken = Taken::of(&rows, &overlay);
+        rows.retain(|row| taken.has(row.quarter_us, overlay.text(Dimension::Instance, row.instance)));
+        let left: Vec<(i64, Option<Vec<u8>>)> = deltas
+            .into_iter()
+            .map(|(number, delta)| (number, delta.without(|quarter, instance| taken.has(quarter, instance))))
+            .collect();
+        let more = more || left.iter().any(|(_, left)| left.is_some());
         let mut spans = by_place(&rows);
         // What retention has removed is never made anew.
         spans.retain(|place, _| place.start_us >= view.kept.rollups_from_us);
@@ -145,7 +156,7 @@ impl Store {
         };
         self.write_segments(&into, pending, &mut keep, segments).await?;
         self.write_values(&into, &overlay).await?;
-        self.remove_deltas(&into, &numbers).await?;
+        self.leave_deltas(&into, left).await?;
         let version = into.version;
         into.transaction.commit().await?;
 
@@ -188,22 +199,17 @@ impl Store {
         Ok((numbers, more))
     }
 
-    async fn delta_rows(
-        &self,
-        snapshot: &DatabaseTransaction,
-        numbers: &[i64],
-        overlay: &mut Overlay,
-    ) -> Result<Vec<DeltaRow>> {
-        let mut rows = Vec::new();
+    async fn read_deltas(&self, snapshot: &DatabaseTransaction, numbers: &[i64]) -> Result<Vec<(i64, Delta)>> {
+        let mut deltas = Vec::with_capacity(numbers.len());
         for numbers in numbers.chunks(CHUNK) {
             let any = any_of(self.backend(), 1);
             let sql = format!("SELECT commit_number, data FROM usage_deltas WHERE commit_number {any}");
             for row in snapshot.query_all_raw(self.statement(&sql, [list(numbers)])).await? {
-                let data: Vec<u8> = row.try_get_by_index(1)?;
-                rows.extend(decode_delta(row.try_get_by_index(0)?, &data)?.resolve(overlay));
+                let (number, data): (i64, Vec<u8>) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
+                deltas.push((number, decode_delta(number, &data)?));
             }
         }
-        Ok(rows)
+        Ok(deltas)
     }
 
     /// What there is at these places already; none when another sealing came between.
@@ -236,10 +242,17 @@ impl Store {
             // A deferred transaction that writes first takes the write lock first.
             None => self.db.writer.begin().await?,
         };
-        let version = clock::now_us().max(base + 1);
-        let link = self
-            .statement("INSERT INTO usage_rollup (version, previous) VALUES ($1, $2)", [version.into(), base.into()]);
+        // Two that follow one base never agree, whatever their clocks say: after a failover the one that was lost is not
+        // taken for the one that was made again.
+        let lead = i64::from(Uuid::new_v4().as_fields().1);
+        let version = clock::now_us().max(base) + 1 + lead;
+        let link = self.statement(
+            "INSERT INTO usage_rollup (version, previous) SELECT CAST($1 AS BIGINT), CAST($2 AS BIGINT) \
+             WHERE COALESCE((SELECT MAX(version) FROM usage_rollup), 0) = $3",
+            [version.into(), base.into(), base.into()],
+        );
         match transaction.execute_raw(link).await {
+            Ok(linked) if linked.rows_affected() == 0 => return Ok(None),
             Ok(_) => {}
             Err(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -332,16 +345,65 @@ impl Store {
         Ok(())
     }
 
-    async fn remove_deltas(&self, into: &Writing, numbers: &[i64]) -> Result<()> {
+    /// Removes what went into segments, and leaves the rest of a delta under its number.
+    async fn leave_deltas(&self, into: &Writing, left: Vec<(i64, Option<Vec<u8>>)>) -> Result<()> {
+        let mut whole = Vec::with_capacity(left.len());
+        for (number, rest) in left {
+            let Some(rest) = rest else {
+                whole.push(number);
+                continue;
+            };
+            let sql = "UPDATE usage_deltas SET data = $1 WHERE commit_number = $2";
+            let changed = into.transaction.execute_raw(self.statement(sql, [rest.into(), number.into()])).await?;
+            still_there(1, changed.rows_affected())?;
+        }
         let any = any_of(self.backend(), 1);
         let sql = format!("DELETE FROM usage_deltas WHERE commit_number {any}");
-        let removed = into.transaction.execute_raw(self.statement(&sql, [list(numbers)])).await?;
-        if removed.rows_affected() != numbers.len() as u64 {
-            return Err(
-                DbErr::Custom(format!("{} deltas, and {} removed", numbers.len(), removed.rows_affected())).into()
-            );
+        let removed = into.transaction.execute_raw(self.statement(&sql, [list(&whole)])).await?;
+        still_there(whole.len(), removed.rows_affected())
+    }
+}
+
+/// Each delta of the step is there until its commit.
+fn still_there(deltas: usize, found: u64) -> Result<()> {
+    match found == deltas as u64 {
+        true => Ok(()),
+        false => Err(DbErr::Custom(format!("{deltas} deltas were read, and {found} are there")).into()),
+    }
+}
+
+/// What one step takes of its deltas: days of instances, whole. Late requests may be of any days, and a delta of a few
+/// thousand of them would rewrite thousands of segments in one transaction: it is taken in several steps then.
+struct Taken {
+    days: HashMap<i64, HashSet<String>>,
+}
+
+impl Taken {
+    /// Those with the most rows, until they touch enough segments; one day of one instance at least.
+    fn of(rows: &[DeltaRow], overlay: &Overlay) -> Self {
+        let mut quarters: BTreeMap<(i64, u32), (usize, BTreeSet<i64>)> = BTreeMap::new();
+        for row in rows {
+            let of_day = quarters.entry((Level::Day.start_of(row.quarter_us), row.instance)).or_default();
+            of_day.0 += 1;
+            of_day.1.insert(row.quarter_us);
         }
-        Ok(())
+        let mut candidates: Vec<_> = quarters.into_iter().collect();
+        candidates.sort_by_key(|(_, (rows, _))| std::cmp::Reverse(*rows));
+        let mut days: HashMap<i64, HashSet<String>> = HashMap::new();
+        let mut segments = 0;
+        for ((day, instance), (_, quarters)) in candidates {
+            let hours: BTreeSet<i64> = quarters.iter().map(|quarter| Level::Hour.start_of(*quarter)).collect();
+            segments += quarters.len() + hours.len() + 1;
+            if segments > STEP_SEGMENTS && !days.is_empty() {
+                break;
+            }
+            days.entry(day).or_default().insert(overlay.text(Dimension::Instance, instance).to_owned());
+        }
+        Self { days }
+    }
+
+    fn has(&self, quarter_us: i64, instance: &str) -> bool {
+        self.days.get(&Level::Day.start_of(quarter_us)).is_some_and(|instances| instances.contains(instance))
     }
 }
 
