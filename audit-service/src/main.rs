@@ -49,10 +49,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     config::warn_of_unknown::<Config>(ENV_PREFIX, env);
     let stop = CancellationToken::new();
     let server = audit_service::bind(config).await?;
+    let signal = server::shutdown_signal();
     tokio::spawn({
         let stop = stop.clone();
         async move {
-            server::shutdown_signal().await;
+            signal.await;
             stop.cancel();
         }
     });

@@ -116,20 +116,30 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 /// Resolves when the process is asked to stop (SIGTERM or SIGINT).
-pub async fn shutdown_signal() {
+///
+/// It listens from this call on, not from the first poll: who has said that it is ready is stopped gracefully.
+pub fn shutdown_signal() -> impl Future<Output = ()> + use<> {
     use tokio::signal::unix::{SignalKind, signal};
-    let received = async |kind: SignalKind| match signal(kind) {
-        Ok(mut signals) => {
-            signals.recv().await;
-        }
-        Err(error) => {
-            tracing::error!(%error, "cannot listen for a signal");
-            std::future::pending().await
+    let received = |kind: SignalKind| {
+        let signals = signal(kind);
+        async move {
+            match signals {
+                Ok(mut signals) => {
+                    signals.recv().await;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "cannot listen for a signal");
+                    std::future::pending().await
+                }
+            }
         }
     };
-    tokio::select! {
-        () = received(SignalKind::terminate()) => tracing::info!("SIGTERM: stopping"),
-        () = received(SignalKind::interrupt()) => tracing::info!("SIGINT: stopping"),
+    let (terminated, interrupted) = (received(SignalKind::terminate()), received(SignalKind::interrupt()));
+    async move {
+        tokio::select! {
+            () = terminated => tracing::info!("SIGTERM: stopping"),
+            () = interrupted => tracing::info!("SIGINT: stopping"),
+        }
     }
 }
 

@@ -40,7 +40,8 @@ async fn database() -> Accounts {
 
 /// Why PostgreSQL refuses a statement: its state.
 async fn refused(connection: &mut PgConnection, sql: &str) -> String {
-    let error = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.expect_err(sql);
+    let error = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.err();
+    let error = error.unwrap_or_else(|| panic!("{sql}"));
     error.as_database_error().unwrap().code().unwrap().into_owned()
 }
 
@@ -67,7 +68,7 @@ async fn audit_serves_with_an_account_that_cannot_change_entries() {
     let now = SystemTime::now();
     for (service, first) in [(&with_all, 0), (&alone, EVENTS)] {
         let events = (first..first + EVENTS).map(|n| events::audit(now, n)).collect();
-        let request = RecordEventsRequest { events, ..RecordEventsRequest::default() };
+        let request = RecordEventsRequest { events };
         let answer = AuditIngestServiceClient::new(service.channel()).record_events(request).await.unwrap();
         assert_eq!(u64::from(answer.into_inner().accepted()), EVENTS);
     }
@@ -129,7 +130,7 @@ async fn usage_serves_with_an_account_that_cannot_change_requests() {
     let now = SystemTime::now();
     for (service, first) in [(&with_all, 0), (&alone, EVENTS)] {
         let events = (first..first + EVENTS).map(|n| events::usage(now, n)).collect();
-        let request = RecordUsageRequest { events, ..RecordUsageRequest::default() };
+        let request = RecordUsageRequest { events };
         let answer = UsageIngestServiceClient::new(service.channel()).record_usage(request).await.unwrap();
         assert_eq!(u64::from(answer.into_inner().accepted()), EVENTS);
     }
@@ -157,6 +158,7 @@ async fn usage_serves_with_an_account_that_cannot_change_requests() {
         format!("ALTER TABLE usage_requests DETACH PARTITION {partition}"),
         "UPDATE usage_charges SET detail = ''".to_owned(),
         "DELETE FROM usage_producers".to_owned(),
+        "UPDATE usage_retention SET requests_before = 9000000000000000000".to_owned(),
         "DROP FUNCTION usage_drop_partition(date)".to_owned(),
         "CREATE TABLE another (id int)".to_owned(),
         "SET ROLE activity_migrator".to_owned(),
@@ -164,11 +166,26 @@ async fn usage_serves_with_an_account_that_cannot_change_requests() {
     let changes: Vec<&str> = changes.iter().map(String::as_str).collect();
     refuses_all(&accounts.writer, &changes).await;
     refuses_all(&accounts.reader, &changes).await;
-    let calls = ["SELECT usage_add_partition(current_date)", "SELECT usage_drop_partition(current_date)"];
+    let calls = [
+        "SELECT usage_add_partition(current_date)",
+        "SELECT usage_drop_partition(current_date)",
+        "SELECT usage_retain(0, 0)",
+    ];
     refuses_all(&accounts.reader, &calls).await;
     let mut writer = PgConnection::connect(&accounts.writer).await.unwrap();
     let kept = refused(&mut writer, "SELECT usage_drop_partition(current_date)").await;
     assert_eq!(kept, "P0001", "retention has not let it go");
+    // The horizon goes forward, and never over the last 24 hours.
+    let ago = |hours: u32| format!("(extract(epoch FROM now() - interval '{hours} hours') * 1000000)::bigint");
+    for sql in [format!("SELECT usage_retain({}, 0)", ago(23)), format!("SELECT usage_retain(0, {})", ago(23))] {
+        assert_eq!(refused(&mut writer, &sql).await, "P0001", "{sql}");
+    }
+    let moves = [format!("SELECT usage_retain({}, 7)", ago(25)), "SELECT usage_retain(5, 5)".to_owned()];
+    for sql in moves {
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut writer).await.unwrap();
+    }
+    let moved = format!("SELECT requests_before > {} AND rollups_before = 7 FROM usage_retention", ago(26));
+    assert!(sqlx::query_scalar::<_, bool>(AssertSqlSafe(moved)).fetch_one(&mut writer).await.unwrap());
 }
 
 #[tokio::test]

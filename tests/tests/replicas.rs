@@ -83,7 +83,7 @@ async fn usage_is_stored_once_by_four_replicas_and_eight_writers() {
             let mut accepted = 0;
             for round in 0..ROUNDS {
                 let events = numbers(writer, round).into_iter().map(|n| usage(now, n)).collect();
-                let request = RecordUsageRequest { events, ..RecordUsageRequest::default() };
+                let request = RecordUsageRequest { events };
                 let answer = client.record_usage(request).await.unwrap().into_inner();
                 assert_eq!(answer.rejected, []);
                 assert_eq!(u64::from(answer.accepted() + answer.duplicate()), BATCH);
@@ -105,7 +105,7 @@ async fn usage_is_stored_once_by_four_replicas_and_eight_writers() {
     }
     // A number that one replica has stored is taken at another.
     let stranger = UsageEvent { producer: producer(7), ..events::usage(now, EVENTS + 1) };
-    let request = RecordUsageRequest { events: vec![stranger, usage(now, 7)], ..RecordUsageRequest::default() };
+    let request = RecordUsageRequest { events: vec![stranger, usage(now, 7)] };
     for service in &services {
         let mut client = UsageIngestServiceClient::new(service.channel());
         let answer = client.record_usage(request.clone()).await.unwrap().into_inner();
@@ -130,7 +130,7 @@ async fn audit_logs_are_gapless_through_four_replicas_and_eight_writers() {
             let mut accepted = 0;
             for round in 0..ROUNDS {
                 let events = numbers(writer, round).into_iter().map(|n| audit(now, n)).collect();
-                let request = RecordEventsRequest { events, ..RecordEventsRequest::default() };
+                let request = RecordEventsRequest { events };
                 let answer = client.record_events(request).await.unwrap().into_inner();
                 assert_eq!(answer.rejected, []);
                 assert_eq!(answer.receipts.len() as u64, BATCH);

@@ -46,12 +46,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let server = usage_service::bind(config).await?;
 
     let shutdown = CancellationToken::new();
+    let signal = server::shutdown_signal();
     let ready = format!("ready usage={}", server.local_addr());
     let serving = tokio::spawn(server.serve(shutdown.clone()));
     println!("{ready}");
     let stop = shutdown.clone();
     tokio::spawn(async move {
-        server::shutdown_signal().await;
+        signal.await;
         stop.cancel();
     });
     serving.await?

@@ -192,10 +192,11 @@ fn environment() -> impl Iterator<Item = (String, String)> {
 /// Cancelled at SIGTERM or SIGINT.
 fn stop_at_signal() -> CancellationToken {
     let stop = CancellationToken::new();
+    let signal = server::shutdown_signal();
     tokio::spawn({
         let stop = stop.clone();
         async move {
-            server::shutdown_signal().await;
+            signal.await;
             stop.cancel();
         }
     });
