@@ -1,5 +1,8 @@
 //! Lets go of what is older than it is to be kept, in the background: at the start,
 //! and every hour. How is in `store::retention`.
+//!
+//! Time goes on with the requests: a clock that is far ahead removes nothing that is
+//! to be kept as of the newest of them, and without requests nothing is let go.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -50,10 +53,8 @@ pub(crate) async fn run(store: Store, config: RetentionConfig, metrics: Metrics,
 
 async fn sweep(store: &Store, config: &RetentionConfig, now_us: i64, gauges: &Gauges) -> Result<Swept> {
     let before = store.kept().await?;
-    let kept = match config.requests_days {
-        Some(days) => {
-            store.retain(horizon(now_us, days), config.rollups_days.map(|days| horizon(now_us, days))).await?
-        }
+    let kept = match horizons(config, now_us, store.newest_request().await?) {
+        Some((requests_us, rollups_us)) => store.retain(requests_us, rollups_us).await?,
         None => before,
     };
     if kept != before {
@@ -68,6 +69,12 @@ async fn sweep(store: &Store, config: &RetentionConfig, now_us: i64, gauges: &Ga
         tracing::info!(?swept, "removed what is not to be kept");
     }
     Ok(swept)
+}
+
+/// From when requests, and sums, are to be kept.
+fn horizons(config: &RetentionConfig, now_us: i64, newest_us: Option<i64>) -> Option<(i64, Option<i64>)> {
+    let now_us = now_us.min(newest_us?);
+    Some((horizon(now_us, config.requests_days?), config.rollups_days.map(|days| horizon(now_us, days))))
 }
 
 /// Today and so many days before are kept.
@@ -132,5 +139,17 @@ mod tests {
         assert_eq!(horizon(noon, days(1)), noon - DAY_US - DAY_US / 2);
         assert_eq!(horizon(noon, days(30)), noon - 30 * DAY_US - DAY_US / 2);
         assert_eq!(horizon(noon, days(u32::MAX)).rem_euclid(DAY_US), 0);
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_removes_nothing() {
+        let config = RetentionConfig { requests_days: NonZeroU32::new(30), rollups_days: NonZeroU32::new(90) };
+        let noon = 1_767_614_400_000_000;
+        let kept = Some((noon - 30 * DAY_US - DAY_US / 2, Some(noon - 90 * DAY_US - DAY_US / 2)));
+        assert_eq!(horizons(&config, noon, Some(noon)), kept);
+        assert_eq!(horizons(&config, noon + 365 * DAY_US, Some(noon)), kept);
+        assert_eq!(horizons(&config, noon, Some(noon + 365 * DAY_US)), kept);
+        assert_eq!(horizons(&config, noon, None), None);
+        assert_eq!(horizons(&RetentionConfig { requests_days: None, ..config }, noon, Some(noon)), None);
     }
 }

@@ -66,6 +66,7 @@ impl Server {
     /// to the writer, and closes the store.
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let metrics = Metrics::new("usage");
+        sealer::made(metrics.registry().register(Box::new(self.store.partitions_not_made())));
         let stop_partitions = CancellationToken::new();
         let partitions = tokio::spawn(self.store.clone().keep_partitions_ahead(stop_partitions.clone()));
         let writer = ingest::start(self.store.clone(), &self.config.ingest, &metrics);

@@ -58,6 +58,8 @@ pub struct Store {
     partitions: Arc<partitions::Partitions>,
     /// Turns of reads over many rows.
     turns: Arc<Semaphore>,
+    /// Whether requests are spread over a cluster.
+    spread: bool,
 }
 
 impl Store {
@@ -70,7 +72,8 @@ impl Store {
         db.distribute(DISTRIBUTED).await?;
         let turns = Arc::new(Semaphore::new(config.readers.get().saturating_sub(QUICK_READERS).max(1) as usize));
         let rollup = Arc::new(rollup::Rollup::new(cache_bytes));
-        Ok(Self { db, rollup, partitions: Arc::default(), turns })
+        let partitions = Arc::new(partitions::Partitions::new());
+        Ok(Self { db, rollup, partitions, turns, spread: config.citus_shards.is_some() })
     }
 
     /// The key under which this deployment's tokens are sealed.

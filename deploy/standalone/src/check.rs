@@ -39,6 +39,7 @@ pub async fn run(config: &usage_service::Config, repair: bool) -> Result<bool> {
     let outcome = match differing {
         0 => "all are what their requests add up to".to_owned(),
         _ if repaired => format!("{differing} differed and were made anew"),
+        _ if repair => format!("{differing} differ, not all of them were made anew: the log says why"),
         _ => format!("{differing} differ; --repair makes them anew"),
     };
     say(&format!("{days} days, {segments} segments: {outcome}\n"));

@@ -7,7 +7,8 @@ use service_core::database::Grant;
 pub(super) struct Migrator;
 
 /// What the account that serves may do on PostgreSQL, where another one migrates:
-/// requests are only ever added. Partitions come and go by the owner's functions.
+/// requests are only ever added. Partitions come and go, and the horizon of retention
+/// moves, by the owner's functions.
 pub(super) const GRANTS: &[Grant] = &[
     Grant { rights: "SELECT, INSERT", on: "usage_requests" },
     Grant { rights: "SELECT, INSERT", on: "usage_charges" },
@@ -20,11 +21,12 @@ pub(super) const GRANTS: &[Grant] = &[
     Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "usage_spans" },
     Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "usage_segments" },
     Grant { rights: "SELECT, INSERT, DELETE", on: "usage_rollup" },
-    Grant { rights: "SELECT, UPDATE", on: "usage_retention" },
+    Grant { rights: "SELECT", on: "usage_retention" },
     Grant { rights: "EXECUTE", on: "FUNCTION usage_partition_bound(date)" },
     Grant { rights: "EXECUTE", on: "FUNCTION usage_add_partition(date)" },
     Grant { rights: "EXECUTE", on: "FUNCTION usage_drop_partition(date)" },
     Grant { rights: "EXECUTE", on: "FUNCTION usage_remove_requests(integer)" },
+    Grant { rights: "EXECUTE", on: "FUNCTION usage_retain(bigint, bigint)" },
 ];
 
 #[async_trait::async_trait]
@@ -194,6 +196,7 @@ const POSTGRES: &[&str] = &[
     ADD_PARTITION,
     DROP_PARTITION,
     REMOVE_REQUESTS,
+    RETAIN,
     OWN_FUNCTIONS,
 ];
 
@@ -271,6 +274,19 @@ BEGIN
     RETURN removed;
 END $$";
 
+/// Moves the horizons of requests and of sums, only ever forward, and never over the
+/// last 24 hours: what those hold, nobody's retention lets go.
+const RETAIN: &str = "
+CREATE FUNCTION usage_retain(requests bigint, rollups bigint) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    IF GREATEST(requests, rollups) > (extract(epoch FROM now()) * 1000000)::bigint - 86400000000 THEN
+        RAISE EXCEPTION 'the horizons % and % are not all a day ago', requests, rollups;
+    END IF;
+    UPDATE usage_retention
+    SET requests_before = GREATEST(requests_before, requests), rollups_before = GREATEST(rollups_before, rollups);
+END $$";
+
 /// Who calls a function that runs with its owner's rights must not choose what its
 /// names mean; and nobody calls one whom the owner has not let.
 const OWN_FUNCTIONS: &str = "
@@ -279,7 +295,8 @@ DECLARE
     name text;
 BEGIN
     FOREACH name IN ARRAY ARRAY['usage_partition_bound(date)', 'usage_add_partition(date)',
-                                'usage_drop_partition(date)', 'usage_remove_requests(integer)'] LOOP
+                                'usage_drop_partition(date)', 'usage_remove_requests(integer)',
+                                'usage_retain(bigint, bigint)'] LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = %I, pg_temp', name, current_schema());
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', name);
     END LOOP;

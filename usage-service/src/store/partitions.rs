@@ -11,13 +11,18 @@
 //! that inserts. Replicas that race for a day wait for each other in the function that
 //! makes it (`usage_add_partition`, of the schema's owner), and find it made.
 //!
+//! A day that can't be made on demand, for whatever reason (mostly: somebody reads
+//! from the default partition all the time), stops nobody. It is tried again with
+//! later groups, not with each of them: one try may take as long as `PATIENCE`.
+//!
 //! A day that is in memory as made may have been removed since: then its rows go into
 //! the default partition, where they are found all the same.
 
-use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use prometheus::IntCounter;
 use service_core::clock;
 use service_core::database::Engine;
 use service_core::error::{Error, Result};
@@ -40,20 +45,51 @@ const ID_SKEW_US: i64 = DAY_US;
 const PAUSES: (Duration, Duration) = (Duration::from_secs(3_600), Duration::from_secs(60));
 /// Tries to make a day, when others use the default partition all the time.
 const TRIES: u32 = 3;
+/// How long a group waits for a day at most.
+const PATIENCE: &str = "5s";
+/// After a failure: before a writer tries another day, and before one tries that day again.
+const LATER: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 
-/// The days, since the epoch, of which nothing is left to make.
+/// What is known of partitions.
+#[derive(Debug)]
+pub(super) struct Partitions {
+    days: Mutex<Days>,
+    failures: IntCounter,
+}
+
+/// Days since the epoch.
 #[derive(Debug, Default)]
-pub(super) struct Partitions(Mutex<HashSet<i64>>);
+struct Days {
+    /// Nothing is left to make.
+    made: HashSet<i64>,
+    /// Could not be made, and when that was.
+    failed: HashMap<i64, Instant>,
+}
+
+impl Days {
+    /// Whether a writer should try to make this day now.
+    fn is_due(&self, day: i64, now: Instant) -> bool {
+        let ago = |failed: &Instant| now.saturating_duration_since(*failed);
+        !self.made.contains(&day)
+            && self.failed.values().all(|failed| ago(failed) >= LATER.0)
+            && self.failed.get(&day).is_none_or(|failed| ago(failed) >= LATER.1)
+    }
+}
 
 impl Partitions {
-    fn unknown(&self, mut days: Vec<i64>) -> Vec<i64> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        days.retain(|day| !known.contains(day));
-        days
+    pub(super) fn new() -> Self {
+        #[expect(clippy::expect_used, reason = "the name and the help are well-formed")]
+        let failures = IntCounter::new(
+            "activity_usage_partitions_not_made_total",
+            "days that a writer could not make the partition of",
+        )
+        .expect("a counter");
+        Self { days: Mutex::default(), failures }
     }
 
-    fn remember(&self, day: i64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(day);
+    /// A panic while it is held leaves it as it was: each use is one lookup or one insertion.
+    fn days(&self) -> MutexGuard<'_, Days> {
+        self.days.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -65,9 +101,22 @@ impl Store {
         }
         let today = day_of(clock::now_us());
         for day in AHEAD {
-            self.make_partition(today + day).await?;
+            let mut tries = 1;
+            // Somebody read from the default partition for too long: it has no turn to wait for, or all who come
+            // after would wait too.
+            while let Err(error) = self.make_partition(today + day, None).await {
+                if tries == TRIES || !matches!(error, Error::Contention(_)) {
+                    return Err(error);
+                }
+                tries += 1;
+            }
         }
         Ok(())
+    }
+
+    /// Counts the days that writers could not make a partition of.
+    pub fn partitions_not_made(&self) -> IntCounter {
+        self.partitions.failures.clone()
     }
 
     /// Keeps partitions made ahead until `stop` is cancelled. A failure is logged, and
@@ -88,45 +137,46 @@ impl Store {
         }
     }
 
-    /// Makes the partitions that these ids belong to.
-    pub(super) async fn make_partitions_of(&self, ids: impl Iterator<Item = Uuid>) -> Result<()> {
+    /// Makes the partitions that these ids belong to, as far as that can be done now.
+    pub(super) async fn make_partitions_of(&self, ids: impl Iterator<Item = Uuid>) {
         if self.db.engine == Engine::Sqlite {
-            return Ok(());
+            return;
         }
         let today = day_of(clock::now_us());
         let mut days: Vec<i64> = ids.map(|id| day_of(time_of(id))).collect();
         days.sort_unstable();
         days.dedup();
         days.retain(|day| ON_DEMAND.contains(&(day - today)));
-        for day in self.partitions.unknown(days) {
-            self.make_partition(day).await?;
-        }
-        Ok(())
-    }
-
-    async fn make_partition(&self, day: i64) -> Result<()> {
-        let pool = self.db.writer.get_postgres_connection_pool();
-        let mut tries = 1;
-        loop {
-            let made: Result<bool, sqlx::Error> =
-                sqlx::query_scalar("SELECT usage_add_partition(date '1970-01-01' + $1)")
-                    .bind(i32::try_from(day).map_err(Error::internal)?)
-                    .fetch_one(pool)
-                    .await;
-            match made.map_err(Error::from) {
-                Ok(made) => {
-                    if !made {
-                        tracing::debug!(day, "requests of a day stay in the default partition");
-                    }
-                    self.partitions.remember(day);
-                    return Ok(());
-                }
-                // Somebody read from the default partition for too long: it has no turn to wait for, or all who
-                // come after would wait too.
-                Err(Error::Contention(_)) if tries < TRIES => tries += 1,
-                Err(error) => return Err(error),
+        for day in days {
+            if !self.partitions.days().is_due(day, Instant::now()) {
+                continue;
+            }
+            if let Err(error) = self.make_partition(day, Some(PATIENCE)).await {
+                tracing::warn!(day, %error, "a partition cannot be made, the default partition takes its requests");
+                self.partitions.failures.inc();
+                self.partitions.days().failed.insert(day, Instant::now());
             }
         }
+    }
+
+    async fn make_partition(&self, day: i64, patience: Option<&str>) -> Result<()> {
+        let mut transaction = self.db.writer.get_postgres_connection_pool().begin().await?;
+        if let Some(patience) = patience {
+            let sql = "SELECT set_config('statement_timeout', $1, true)";
+            sqlx::query(sql).bind(patience).execute(&mut *transaction).await?;
+        }
+        let made: bool = sqlx::query_scalar("SELECT usage_add_partition(date '1970-01-01' + $1)")
+            .bind(i32::try_from(day).map_err(Error::internal)?)
+            .fetch_one(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        if !made {
+            tracing::debug!(day, "requests of a day stay in the default partition");
+        }
+        let mut days = self.partitions.days();
+        days.failed.remove(&day);
+        days.made.insert(day);
+        Ok(())
     }
 }
 
@@ -135,7 +185,7 @@ fn day_of(us: i64) -> i64 {
 }
 
 /// The time in a UUIDv7: its first 48 bits are milliseconds.
-fn time_of(id: Uuid) -> i64 {
+pub(super) fn time_of(id: Uuid) -> i64 {
     // 48 bits of milliseconds fit an i64 of microseconds.
     (id.as_u128() >> 80) as i64 * 1_000
 }
@@ -210,9 +260,7 @@ mod tests {
         let other = Store::open(&url, &DatabaseConfig::default(), 1 << 20).await.expect("opens");
         let days: Vec<Uuid> = (0..30).map(|day| at(now - (20 + day) * DAY_US, 1)).collect();
         let ids = || days.iter().copied().chain([at(now - 500 * DAY_US, 1), Uuid::nil(), Uuid::max()]);
-        let (one, two) = tokio::join!(store.make_partitions_of(ids()), other.make_partitions_of(ids().rev()));
-        one.expect("made");
-        two.expect("made");
+        tokio::join!(store.make_partitions_of(ids()), other.make_partitions_of(ids().rev()));
         assert_eq!(partitions(&store).await.len(), 1 + 9 + 30, "very old and impossible days have none");
     }
 
@@ -230,10 +278,38 @@ mod tests {
         );
         let pool = store.db.writer.get_postgres_connection_pool();
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(pool).await.expect("inserted");
-        store.make_partitions_of([id].into_iter()).await.expect("goes on");
+        store.make_partitions_of([id].into_iter()).await;
         assert_eq!(partitions(&store).await, ["usage_requests_default"]);
-        store.make_partitions_of([at(clock::now_us() - 31 * DAY_US, 1)].into_iter()).await.expect("made");
+        store.make_partitions_of([at(clock::now_us() - 31 * DAY_US, 1)].into_iter()).await;
         assert_eq!(partitions(&store).await.len(), 2, "its neighbour is made");
+    }
+
+    #[tokio::test]
+    async fn a_day_that_cannot_be_made_stops_nobody_and_is_made_later() {
+        let Some((store, _)) = postgres().await else { return };
+        let id = |n: u64| at(clock::now_us() - 30 * DAY_US, n);
+        let day = day_of(time_of(id(0)));
+        let pool = store.db.reader.get_postgres_connection_pool();
+        let mut reader = pool.begin().await.expect("begun");
+        sqlx::query("SELECT 1 FROM usage_requests_default").execute(&mut *reader).await.expect("read");
+        for n in 0..9 {
+            store.make_partitions_of([id(n)].into_iter()).await;
+        }
+        assert_eq!(partitions(&store).await, ["usage_requests_default"]);
+        assert_eq!(store.partitions_not_made().get(), 1, "it is not tried for each group");
+        reader.rollback().await.expect("ended");
+
+        let now = Instant::now();
+        {
+            let days = store.partitions.days();
+            let due = |day, later| days.is_due(day, now + later);
+            assert_eq!((due(day, LATER.0), due(day, LATER.1)), (false, true));
+            assert_eq!((due(day - 1, Duration::ZERO), due(day - 1, LATER.0)), (false, true));
+        }
+        store.partitions.days().failed.clear();
+        store.make_partitions_of([id(1)].into_iter()).await;
+        assert_eq!(partitions(&store).await.len(), 2);
+        assert!(!store.partitions.days().is_due(day, now + LATER.1));
     }
 
     #[tokio::test]
@@ -241,7 +317,7 @@ mod tests {
         use sea_orm::{ConnectionTrait as _, QueryTrait as _, Statement};
         let Some((store, _)) = postgres().await else { return };
         let midnight = day_of(clock::now_us()) * DAY_US;
-        store.make_partitions_of((0..30).map(|day| at(midnight - day * DAY_US, 1))).await.expect("made");
+        store.make_partitions_of((0..30).map(|day| at(midnight - day * DAY_US, 1))).await;
         let day = |back: i64| midnight - back * DAY_US;
         let plan = async |scope: &Scope, order, after| {
             let page = store.page(scope, order, after, 50).build(store.backend());

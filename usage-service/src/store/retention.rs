@@ -160,20 +160,28 @@ impl Store {
         }
     }
 
+    /// When the newest request happened.
+    pub async fn newest_request(&self) -> Result<Option<i64>> {
+        let sql = "SELECT CAST(MAX(occurred_at) AS BIGINT) FROM usage_requests";
+        let row = self.db.reader.query_one_raw(self.statement(sql, [])).await?;
+        Ok(row.map_or(Ok(None), |row| row.try_get_by_index(0))?)
+    }
+
     /// Moves the horizons forward, to the start of the day (UTC); from now on what is before them counts as removed.
     /// A horizon that is further already stays. That of sums is never behind that of requests.
     pub async fn retain(&self, requests_from_us: i64, rollups_from_us: Option<i64>) -> Result<Kept> {
         let requests = Level::Day.start_of(requests_from_us);
-        let transaction = self.db.writer.begin().await?;
-        let mut moves = vec![("UPDATE usage_retention SET requests_before = $1 WHERE requests_before < $2", requests)];
-        if let Some(rollups) = rollups_from_us {
-            let sql = "UPDATE usage_retention SET rollups_before = $1 WHERE rollups_before < $2";
-            moves.push((sql, Level::Day.start_of(rollups).min(requests)));
-        }
-        for (sql, horizon) in moves {
-            transaction.execute_raw(self.statement(sql, [horizon.into(), horizon.into()])).await?;
-        }
-        transaction.commit().await?;
+        // Lower than any horizon: it stays where it is.
+        let rollups = rollups_from_us.map_or(i64::MIN, |rollups| Level::Day.start_of(rollups).min(requests));
+        let sql = match self.db.engine {
+            Engine::Sqlite => {
+                "UPDATE usage_retention \
+                 SET requests_before = MAX(requests_before, $1), rollups_before = MAX(rollups_before, $2)"
+            }
+            // It refuses what is no day old.
+            Engine::Postgres => "SELECT usage_retain($1, $2)",
+        };
+        self.db.writer.execute_raw(self.statement(sql, [requests.into(), rollups.into()])).await?;
         // On the writer's side: a replica for reading may be behind.
         self.kept_in(&self.db.writer).await
     }

@@ -113,7 +113,7 @@ impl Store {
         }
         let mut outcomes = Vec::new();
         if !rows.is_empty() || !references.dropped.is_empty() {
-            self.make_partitions_of(rows.iter().map(|row| row.request.event.id)).await?;
+            self.make_partitions_of(rows.iter().map(|row| row.request.event.id)).await;
             let (mut transaction, stamp) = self.begin().await?;
             transaction.write_references(&references, stamp).await?;
             let blocks = rows.iter().filter_map(|row| row.number().map(|(block, _)| block)).collect();

@@ -52,6 +52,8 @@ async fn removed_requests_leave_their_sums(mut config: Config, folder: tempfile:
     // One in each minute of an hour, ten days ago, and some today.
     service.record_new((0..60).map(|n| at(old + 60 * n as i64, n)).collect()).await;
     service.record_new((0..5).map(|n| at(today + n as i64 - 60, 100 + n)).collect()).await;
+    // The newest is what days are counted from.
+    service.record_new(vec![at(today, 200)]).await;
     let ragged = range(old + 600, old + 1_500);
     let exact = service.query.clone().get_summary(summary(&ragged)).await.unwrap().into_inner();
     assert_eq!((exact.summary.unwrap().requests, exact.resolution_seconds), (Some(15), 0));

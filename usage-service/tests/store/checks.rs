@@ -151,6 +151,23 @@ pub(crate) async fn what_waits_to_be_sealed_is_no_difference(bench: Bench) {
     assert_eq!(check(store, true).await, (14, 0));
 }
 
+/// What deltas tell of is not there: nobody knows what is right, and the rows may come back.
+pub(crate) async fn nothing_is_made_of_fewer_requests_than_none(bench: Bench) {
+    let store = &bench.store;
+    let mut all = requests();
+    write_new(store, all.clone()).await;
+    seal_all(store).await;
+    let stranger = changed(&request(MIDNIGHT + 40 * QUARTER + 7, 99), |event| event.user_id = "stranger".into());
+    write_new(store, [stranger.clone()]).await;
+    bench.execute("DELETE FROM usage_requests WHERE user_id = 'stranger'").await;
+    for repair in [false, true] {
+        let checked = store.check_day(MIDNIGHT, repair).await.unwrap();
+        assert_eq!((checked.differing, checked.repaired), (3, false));
+    }
+    all.push(stranger);
+    assert_answers(store, &all).await;
+}
+
 pub(crate) async fn a_repair_reaches_every_replica(bench: Bench) {
     let all = requests();
     write_new(&bench.store, all.clone()).await;

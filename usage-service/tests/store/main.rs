@@ -112,6 +112,7 @@ macro_rules! on_all_engines {
 on_all_engines!(
     checks::a_check_finds_what_was_changed_and_repairs_it,
     checks::what_waits_to_be_sealed_is_no_difference,
+    checks::nothing_is_made_of_fewer_requests_than_none,
     checks::a_repair_reaches_every_replica,
     retention::sums_of_removed_requests_stay,
     retention::events_before_the_horizon_are_refused,

@@ -60,12 +60,14 @@ async fn assert_answers(store: &Store, all: &[NewRequest]) {
 pub(crate) async fn sums_of_removed_requests_stay(bench: Bench) {
     let store = &bench.store;
     let other = bench.replica().await;
+    assert_eq!(store.newest_request().await.unwrap(), None);
     let all = ten_days(2_000);
     write_new(store, all.iter().take(1_500).cloned()).await;
     seal_all(store).await;
     // These are not in segments when the horizon moves.
     write_new(store, all.iter().skip(1_500).cloned()).await;
     assert_answers(store, &all).await;
+    assert_eq!(store.newest_request().await.unwrap(), all.iter().map(|request| request.event.occurred_at_us).max());
 
     let from = MIDNIGHT - 4 * DAY;
     // In the middle of the day: it is kept as a whole.

@@ -3,6 +3,9 @@
 //! What a segment must hold is what raw rows add up to, less what is still in deltas. Each cut of each span of the
 //! day is compared, key by key, sum by sum and set by set, and whether an answer would find it: its texts, and that it
 //! is listed. What is in memory plays no part. Where the rows are gone (retention), there is nothing to compare with.
+//!
+//! A segment is only made anew of rows that are there. Where fewer rows are left than deltas tell of, or some of a
+//! cluster's may be on their way back, the difference is reported and segments stay as they are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,12 +13,13 @@ use std::sync::Arc;
 use futures::TryStreamExt as _;
 use sea_orm::{ConnectionTrait as _, DatabaseTransaction, StreamTrait as _};
 use service_core::error::{Error, Result};
+use service_core::time_range::rfc3339;
 
 use super::Place;
 use super::read::{dimensions_with_ids, level};
 use super::seal::{Made, make};
 use crate::model::{Dimension, Filter, Scope};
-use crate::rollup::{Cut, FullRow, Level, Overlay, Section, Span, Values};
+use crate::rollup::{Cut, FullRow, Level, MEASURES, Overlay, Section, Span, Values};
 use crate::store::Store;
 use crate::store::cells::{Cell, Cut as CellCut};
 
@@ -42,6 +46,8 @@ struct Day {
     less: HashMap<Place, Vec<FullRow>>,
     checked: Checked,
     differing: Vec<Made>,
+    /// There are fewer rows than in deltas.
+    rows_missing: bool,
     day: BTreeMap<u32, Section>,
 }
 
@@ -80,7 +86,11 @@ impl Store {
         // and without its delta. What is up to a watermark is there with both; and while nobody seals, segments hold
         // nothing beyond it.
         let until = match &lock {
-            Some(_) => Some(self.watermark().await?),
+            Some(_) => {
+                let until = self.watermark().await?;
+                self.all_recovered().await?;
+                Some(until)
+            }
             None => None,
         };
         let snapshot = self.snapshot().await?;
@@ -108,6 +118,7 @@ impl Store {
             less,
             checked: Checked::default(),
             differing: Vec::new(),
+            rows_missing: false,
             day: BTreeMap::new(),
         };
         let mut hour = Span::at(Level::Hour, span.start_us);
@@ -120,12 +131,18 @@ impl Store {
             expected.map(|(instance, full)| (Place { level: Level::Day, start_us: span.start_us, instance }, full));
         self.compare(&mut day, Level::Day, &[span.start_us], expected.collect()).await?;
 
-        let Day { snapshot, overlay, differing, mut checked, .. } = day;
+        let Day { snapshot, overlay, differing, rows_missing, mut checked, .. } = day;
         snapshot.rollback().await?;
         // On PostgreSQL rows are gone from older snapshots too, once they are removed: what was read is then no
         // measure. Whoever removes rows has moved the horizon before.
         let removed = span.start_us < self.kept().await?.requests_from_us;
-        if removed || !repair || differing.is_empty() {
+        if repair && rows_missing && !removed {
+            tracing::error!(
+                day = rfc3339(span.start_us),
+                "requests are missing that were acknowledged: nothing is made anew from what is left"
+            );
+        }
+        if removed || !repair || rows_missing || differing.is_empty() {
             if let Some(lock) = lock {
                 lock.rollback().await?;
             }
@@ -134,6 +151,23 @@ impl Store {
         self.repair(differing, &overlay, lock, base).await?;
         checked.repaired = true;
         Ok(checked)
+    }
+
+    /// Refuses while a cluster has transactions that a worker may not have finished: of a worker that died after the
+    /// first phase of a commit, and is back, rows are missing until Citus has looked after it.
+    async fn all_recovered(&self) -> Result<()> {
+        if !self.spread {
+            return Ok(());
+        }
+        let sql = "SELECT COUNT(*) FROM pg_dist_transaction";
+        let row = self.db.writer.query_one_raw(self.statement(sql, [])).await?;
+        match row.map_or(Ok(0), |row| row.try_get_by_index::<i64>(0))? {
+            0 => Ok(()),
+            left => Err(Error::storage_unavailable(anyhow::anyhow!(
+                "nothing is repaired while pg_dist_transaction is not empty: Citus still has to look whether the \
+                 workers have finished {left} transactions (citus.recover_2pc_interval)"
+            ))),
+        }
     }
 
     /// The texts of ids as they are stored, with gaps where some are not.
@@ -166,7 +200,9 @@ impl Store {
         self.cells(&day.snapshot, &cut, &mut day.overlay, sink).await?;
         for (place, less) in &day.less {
             if place.level == Level::Quarter && Level::Hour.start_of(place.start_us) == hour.start_us {
-                rows.entry(*place).or_default().extend(less);
+                let rows = rows.entry(*place).or_default();
+                rows.extend(less);
+                day.rows_missing |= any_negative(rows, less);
             }
         }
         let mut hours: BTreeMap<Place, Vec<FullRow>> = BTreeMap::new();
@@ -267,6 +303,20 @@ impl Store {
         tracing::warn!(segments, "segments were made anew from their requests");
         Ok(())
     }
+}
+
+/// Whether with what is taken away a sum is less than nothing.
+fn any_negative(rows: &[FullRow], less: &[FullRow]) -> bool {
+    // All others are of rows only.
+    let mut sums: HashMap<_, [i128; MEASURES]> = less.iter().map(|row| (row.keys, [0; MEASURES])).collect();
+    for row in rows {
+        if let Some(sums) = sums.get_mut(&row.keys) {
+            for (sum, measure) in sums.iter_mut().zip(row.measures) {
+                *sum += i128::from(measure);
+            }
+        }
+    }
+    sums.values().flatten().any(|sum| *sum < 0)
 }
 
 fn negative(row: &FullRow) -> FullRow {

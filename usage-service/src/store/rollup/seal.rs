@@ -173,6 +173,8 @@ impl Store {
             return Ok(Some(None));
         }
         let transaction = self.db.writer.begin().await?;
+        // It stands still while the work is done.
+        transaction.execute_unprepared("SET LOCAL idle_in_transaction_session_timeout = 0").await?;
         let row = transaction
             .query_one_raw(self.statement("SELECT pg_try_advisory_xact_lock($1)", [SEAL_LOCK.into()]))
             .await?

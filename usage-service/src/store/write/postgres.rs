@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::columns::{COLUMNS, POSTGRES_TYPES, count, map};
 use super::{Known, NumberBlock, References, Row, Stamp, charge_texts};
 use crate::model::{Event, Tokens};
+use crate::store::partitions::time_of;
 use crate::store::watermark::COMMIT_LOCK;
 
 /// Takes the lock that watermarks respect, and only then a commit number and the
@@ -186,6 +187,17 @@ pub(super) async fn save_numbers(
     Ok(())
 }
 
+/// The bounds leave out all partitions that hold none of these ids: without them the
+/// planner counts with a look into each partition for each id, and rather reads all
+/// of the table.
+const LOOKUP: &str = "
+SELECT kept.id, kept.content_hash, kept.commit_number
+FROM UNNEST($1::uuid[]) AS wanted (id) JOIN usage_requests AS kept ON kept.id = wanted.id
+WHERE kept.id BETWEEN $2 AND $3";
+/// Ids whose times are further apart than this are looked up apart, in microseconds:
+/// what lies between them is of no interest.
+const APART_US: i64 = 7 * 86_400_000_000;
+
 /// Finds what is known of some ids. A join, of which each row looks into its own
 /// partition; a list would look for all of them in all partitions.
 pub(super) async fn lookup(
@@ -193,16 +205,46 @@ pub(super) async fn lookup(
     ids: &[Uuid],
     known: &mut HashMap<Uuid, Known>,
 ) -> Result<()> {
-    let rows = sqlx::query(
-        "SELECT kept.id, kept.content_hash, kept.commit_number \
-         FROM UNNEST($1::uuid[]) AS wanted (id) JOIN usage_requests AS kept ON kept.id = wanted.id",
-    )
-    .bind(ids)
-    .fetch_all(&mut **transaction)
-    .await?;
-    for row in rows {
-        let found = Known { content_hash: row.try_get(1)?, commit_number: row.try_get(2)? };
-        known.insert(row.try_get(0)?, found);
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    for ids in ids.chunk_by(|one, next| time_of(*next) - time_of(*one) <= APART_US) {
+        let rows =
+            sqlx::query(LOOKUP).bind(ids).bind(ids.first()).bind(ids.last()).fetch_all(&mut **transaction).await?;
+        for row in rows {
+            let found = Known { content_hash: row.try_get(1)?, commit_number: row.try_get(2)? };
+            known.insert(row.try_get(0)?, found);
+        }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use service_core::clock;
+    use service_core::config::{DatabaseConfig, DatabaseUrl};
+
+    use super::*;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn ids_are_looked_up_in_their_own_partitions() {
+        if testkit::Postgres::skipped() {
+            return;
+        }
+        let url = DatabaseUrl::new(testkit::Postgres::shared().await.create_database().await).expect("valid");
+        let store = Store::open(&url, &DatabaseConfig::default(), 1 << 20).await.expect("opens");
+        let now_ms = clock::now_us() / 1_000;
+        let id = |day: i64, n: u128| Uuid::from_u128((((now_ms - day * 86_400_000) as u128) << 80) | n);
+        store.make_partitions_of((0..40).map(|day| id(day, 1))).await;
+        let ids: Vec<Uuid> = (0..500).flat_map(|n| [id(21, n), id(20, n)]).collect();
+        let plan: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("EXPLAIN {LOOKUP}")))
+            .bind(&ids)
+            .bind(ids.iter().min())
+            .bind(ids.iter().max())
+            .fetch_all(store.db.writer.get_postgres_connection_pool())
+            .await
+            .expect("explained");
+        let on = |name: &str| plan.iter().filter(|line| line.contains(&format!(" on {name}"))).count();
+        assert_eq!((on("usage_requests_p2"), on("usage_requests_default")), (2, 0), "{plan:#?}");
+    }
 }
