@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! write   gateway ─▶ grpc ─▶ convert ─▶ ingest (cost, group commit) ─▶ store
-//! read    client  ─▶ grpc ─▶ store ─▶ fold ─▶ convert ─▶ client
+//! read    client  ─▶ grpc ─▶ store ─▶ rollup ─▶ convert ─▶ client
 //! export  client  ─▶ grpc ─▶ store, page by page ─▶ export ─▶ client
 //! ```
 //!
@@ -13,8 +13,8 @@
 //! - `ingest`: cost, then many streams into one writer.
 //! - `pricing`: the price book and the arithmetic of a cost.
 //! - `store`: SQLite or PostgreSQL; nothing else names SQL.
-//! - `fold`: the one exact fold behind every total.
-//! - `rollup`: sums made ahead, and the fold over them.
+//! - [`answer`]: what an answer is made of.
+//! - `rollup`: sums made ahead, and the one fold behind every total.
 //! - `sealer`: takes what writers left into the rollups, in the background.
 //! - [`checker`]: compares rollups with their requests, in the background and on demand.
 //! - `retention`: removes what is not to be kept, in the background.
@@ -31,11 +31,11 @@
 //! # }
 //! ```
 
+pub mod answer;
 pub mod checker;
 pub mod config;
 mod convert;
 mod export;
-pub mod fold;
 mod grpc;
 mod ingest;
 pub mod model;

@@ -5,15 +5,17 @@
 //! usage_requests     a row a request        key id; (occurred_at, id); (user_id, occurred_at, id)
 //! usage_charges      what rows refer to: the price that made a cost, or why there is none
 //! usage_producers    what rows refer to: one SDK instance and epoch
-//! usage_producer_numbers   which numbers of a producer are there, as bitmaps
+//! usage_producer_numbers  which numbers of a producer are there, as bitmaps
 //! usage_dropped      numbers that producers say they have dropped
+//! usage_deltas, usage_segments, usage_spans, usage_values, usage_rollup    sums made ahead (`rollup`)
+//! usage_retention    from when on requests and rollups are kept (`retention`)
 //! ```
 //!
 //! - **Written once.** Rows are only inserted. `id` is unique; what an insert skips
 //!   is looked up and told apart. A producer's number belongs to one row (`write`).
 //! - **A partition a day** on PostgreSQL, by the time in the ids (`partitions`).
 //! - **One snapshot an answer.** Every answer is one statement, or one read
-//!   transaction (`cells`, `page`).
+//!   transaction (`totals`, `page`).
 //! - **Commit numbers.** Every transaction marks its rows with a number, such that
 //!   an export can be frozen: see [`Store::watermark`].
 

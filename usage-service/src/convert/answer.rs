@@ -4,7 +4,7 @@ use activity_proto::common::v1 as common;
 use activity_proto::usage::v1 as proto;
 use service_core::clock;
 
-use crate::fold;
+use crate::answer;
 use crate::model::{Charge, Dimension, StoredRequest, Tokens};
 use crate::money;
 
@@ -19,7 +19,7 @@ pub(crate) fn interval(start_us: i64, end_us: i64) -> common::Interval {
 }
 
 /// Totals.
-pub(crate) fn metrics(metrics: &fold::Metrics) -> proto::Metrics {
+pub(crate) fn metrics(metrics: &answer::Metrics) -> proto::Metrics {
     let totals = &metrics.totals;
     proto::Metrics {
         requests: Some(totals.requests),
@@ -47,18 +47,18 @@ fn tokens(tokens: &Tokens) -> proto::Tokens {
 }
 
 /// A row of a breakdown.
-pub(crate) fn breakdown_row(group: &fold::Group) -> proto::BreakdownRow {
+pub(crate) fn breakdown_row(group: &answer::Group) -> proto::BreakdownRow {
     proto::BreakdownRow { keys: group.keys.clone(), metrics: group.buckets.first().map(metrics) }
 }
 
 /// A series: one point for each bucket between two edges.
-pub(crate) fn series(keys: Vec<String>, edges: &[i64], buckets: &[fold::Metrics]) -> proto::Series {
+pub(crate) fn series(keys: Vec<String>, edges: &[i64], buckets: &[answer::Metrics]) -> proto::Series {
     let points = edges.windows(2).zip(buckets);
     proto::Series { keys, points: points.map(|(edge, bucket)| point(edge[0], edge[1], bucket)).collect() }
 }
 
 /// One point.
-fn point(start_us: i64, end_us: i64, bucket: &fold::Metrics) -> proto::Point {
+fn point(start_us: i64, end_us: i64, bucket: &answer::Metrics) -> proto::Point {
     proto::Point { interval: Some(interval(start_us, end_us)), metrics: Some(metrics(bucket)) }
 }
 

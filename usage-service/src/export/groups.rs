@@ -5,7 +5,7 @@ use service_core::time_range::rfc3339;
 
 use super::csv::Line;
 use super::{Format, json};
-use crate::fold::{Metrics, Ranked};
+use crate::answer::{Metrics, Ranked};
 use crate::model::Dimension;
 use crate::money;
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer};
 use service_core::time_range::rfc3339;
 
-use crate::fold;
+use crate::answer;
 use crate::model::{Charge, StoredRequest, Tokens};
 use crate::money;
 
@@ -141,8 +141,8 @@ pub(super) struct Metrics {
     unpriced_tokens: i64,
 }
 
-impl From<&fold::Metrics> for Metrics {
-    fn from(metrics: &fold::Metrics) -> Self {
+impl From<&answer::Metrics> for Metrics {
+    fn from(metrics: &answer::Metrics) -> Self {
         let totals = &metrics.totals;
         Self {
             requests: totals.requests,

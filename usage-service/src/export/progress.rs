@@ -5,7 +5,7 @@ use sha2::digest::common::hazmat::SerializableState as _;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use crate::fold::Totals;
+use crate::answer::Totals;
 use crate::model::{Position, StoredRequest, Tokens};
 
 /// The window, the watermark, the position, and what the end will say of

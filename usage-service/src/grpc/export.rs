@@ -16,9 +16,9 @@ use tonic::Status;
 
 use super::Shared;
 use super::query::{Answered, SeriesQuery, breakdown_limit, resolve, series_limit};
+use crate::answer::Metrics;
 use crate::convert;
 use crate::export::{self, Format, Lines, Progress, Shape};
-use crate::fold::Metrics;
 use crate::model::Scope;
 use crate::store::Order;
 

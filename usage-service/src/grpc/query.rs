@@ -12,8 +12,8 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{Shared, export};
+use crate::answer::Ranked;
 use crate::convert;
-use crate::fold::Ranked;
 use crate::model::{Dimension, Filter, Metric, Position, Scope};
 use crate::store::{Kept, Order, Window};
 

@@ -10,7 +10,7 @@ use super::index::{GroupKey, Index};
 use super::question::{BATCH, Question, Sieve};
 use super::section::{Section, counts};
 use super::{FullRow, MEASURES, MODEL, Malformed, OutOfRange, Overlay, USER, measure};
-use crate::fold::{Group, Metrics, Ranked, Totals};
+use crate::answer::{Group, Metrics, Ranked, Totals};
 use crate::model::{Dimension, Metric, Tokens};
 
 /// The groups that rank highest.

@@ -12,7 +12,7 @@ use service_core::error::{Error, Result};
 
 use super::cells::{Cell, Cut};
 use super::{Kept, Store};
-use crate::fold::{Group, Metrics, Ranked};
+use crate::answer::{Group, Metrics, Ranked};
 use crate::model::{Dimension, Metric, Scope};
 use crate::rollup::{IdFilter, Level, Overlay, Plan, Question, Ranker, Ranking, Tally, Values, plan};
 

@@ -142,7 +142,7 @@ async fn check(store: &Store, all: &[NewRequest], question: &Question) {
 
     // Rows and other are the total, to the nano-dollar.
     let rows = ranked.rows.iter().flat_map(|row| &row.buckets).chain(ranked.other.iter().flatten());
-    let mut sum = usage_service::fold::Totals::default();
+    let mut sum = usage_service::answer::Totals::default();
     rows.for_each(|row| sum.add(&row.totals));
     assert_eq!(sum, total.totals, "{question:?}");
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use usage_service::fold::Metrics;
+use usage_service::answer::Metrics;
 use usage_service::model::{Dimension, Filter, Metric, Position, Scope};
 use usage_service::store::{Order, Store};
 use uuid::Uuid;

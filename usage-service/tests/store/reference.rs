@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use usage_service::fold::{Group, Metrics, Totals};
+use usage_service::answer::{Group, Metrics, Totals};
 use usage_service::model::{Dimension, Filter, Metric, NewRequest, Scope, Status, Tokens};
 
 pub(crate) fn within<'a>(all: &'a [NewRequest], scope: &Scope) -> Vec<&'a NewRequest> {

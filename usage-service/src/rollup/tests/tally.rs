@@ -10,7 +10,7 @@ use super::super::{
     tally::totals,
 };
 use super::{SIZES, overlay, row, text};
-use crate::fold::{Group, Metrics, Ranked};
+use crate::answer::{Group, Metrics, Ranked};
 use crate::model::{Dimension, Filter, Metric, Status};
 
 const INSTANCES: u32 = 3;
