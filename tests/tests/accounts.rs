@@ -26,11 +26,15 @@ struct Accounts {
     reader: String,
 }
 
+/// Roles are the server's, and not of one database: who makes them twice at once fails.
+static ROLES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// A new database after `roles.sql`, which may be run again.
 async fn database() -> Accounts {
     let owner = Postgres::shared().await.create_database().await;
     let roles = std::fs::read_to_string(root().join("deploy/postgres/roles.sql")).unwrap();
     let mut connection = PgConnection::connect(&owner).await.unwrap();
+    let _alone = ROLES.lock().await;
     for _ in 0..2 {
         sqlx::raw_sql(AssertSqlSafe(roles.clone())).execute(&mut connection).await.unwrap();
     }
