@@ -11,11 +11,12 @@
 //!   in one transaction; so in every snapshot each request is counted once, however late it came. Nothing is open,
 //!   closed or dirty, and no clock is involved.
 //! - **Never in a writer's way.** A writer adds one row of a table that nobody else writes; the sealer takes rows that
-//!   are committed. On SQLite, which has one writer, all is read and worked out before the write lock is taken.
+//!   are committed, in short steps. On SQLite, which has one writer, a step is read and worked out before the write lock
+//!   is taken, unless a single day's segments come to more than is kept waiting in memory.
 //! - **One chain of versions.** Each sealing names the version it builds on, which no other may name again: two
-//!   sealers that overlap can't both commit. A version is a time in microseconds, so that a database that went back
-//!   behind us (a failover to a replica that lagged, a restored backup) doesn't give a number a second time: what a
-//!   process has in memory is good as long as the database knows the version it is of.
+//!   sealers that overlap can't both commit. A version is a time in microseconds and a random lead, so that a database
+//!   that went back behind us (a failover to a replica that lagged, a restored backup) hardly ever gives a number a
+//!   second time: what a process has in memory is good as long as the database knows the version it is of.
 
 mod cache;
 mod check;
