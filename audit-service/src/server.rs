@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use service_core::ingest_stream::StreamOptions;
 use service_core::page::Sealer;
-use service_core::server::{self as core, HealthCheck};
+use service_core::server::{self as core, HealthCheck, Security};
 use service_core::telemetry::{Metrics, serve_metrics};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -36,9 +36,9 @@ pub struct Server {
 /// A configuration that is refused is a [`service_core::config::ConfigError`].
 pub async fn bind(config: Config) -> anyhow::Result<Server> {
     config.check()?;
-    let listener = core::bind(ENV_PREFIX, "listen", config.listen).await?;
+    let listener = core::bind(ENV_PREFIX, "listen", config.listen, &Security::none()).await?;
     let metrics_listener = match config.metrics_listen {
-        Some(address) => Some(core::bind(ENV_PREFIX, "metrics_listen", address).await?),
+        Some(address) => Some(core::bind(ENV_PREFIX, "metrics_listen", address, &Security::none()).await?),
         None => None,
     };
     let store = Store::open(&config.database_url, &config.database).await?;
@@ -95,7 +95,16 @@ impl Server {
         let heartbeat = Duration::from_millis(config.tail.heartbeat_ms.get());
         let query_service = QueryService::new(store.clone(), tails, sealer, heartbeat, shutdown.clone());
         let routes = grpc::routes(ingest_service, query_service);
-        let served = core::serve(listener, routes, health(&store, &ingest), &config.server, &metrics, shutdown).await;
+        let served = core::serve(
+            listener,
+            routes,
+            health(&store, &ingest),
+            &config.server,
+            Security::none(),
+            &metrics,
+            shutdown,
+        )
+        .await;
 
         ingest.close().await;
         stop.cancel();

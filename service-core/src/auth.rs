@@ -5,13 +5,18 @@
 //! client certificate (TLS) ─▶ rules of the configuration ────────────────────────┴▶ Principal
 //!                                                                                     │
 //! layer: health open; reflection if configured; else the table of roles ◀─────────────┘
+//!   │                                                     └─ refused ─▶ Denials ─▶ an audit log
+//!   └─▶ Caller, in the request's extensions ─▶ handler ─▶ Access ─▶ store
 //! ```
 //!
 //! A token that does not hold is refused even beside a good certificate. The caller
 //! reads which kind of credential is missing or expired and nothing else; the log has
 //! no token either.
 
+mod access;
+mod caller;
 mod crypto;
+mod denials;
 mod fetch;
 mod keys;
 mod layer;
@@ -27,8 +32,11 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use tokio_util::sync::CancellationToken;
 
+pub use access::Access;
+pub use caller::Caller;
+pub use denials::{Denial, DenialQueue, Denials, Record, Why};
 pub(crate) use layer::AuthLayer;
-pub use roles::{RoleRow, RoleTable};
+pub use roles::{RoleRow, RoleTable, Sees};
 
 use crate::config::{AuthConfig, ConfigError};
 use crate::error::{Error, Result};
@@ -140,16 +148,16 @@ pub enum CredentialKind {
     Certificate,
 }
 
-/// Who calls. In the extensions of every request of a server with authentication, as
-/// `Arc<Principal>`.
+/// Somebody who has shown who it is. Nobody else makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Principal {
     /// The name that records are made under.
     pub subject: String,
     /// What it may do.
     pub roles: Roles,
     /// Where.
-    pub instances: Instances,
+    pub instances: Arc<Instances>,
     /// Whose own usage a member sees.
     pub user_id: Option<String>,
     /// How it has shown who it is.
@@ -224,7 +232,7 @@ impl Authenticator {
             let principal = Principal {
                 subject: subject.clone(),
                 roles,
-                instances,
+                instances: Arc::new(instances),
                 user_id: None,
                 kind: CredentialKind::Certificate,
                 expires_at_us: None,

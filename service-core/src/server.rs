@@ -59,23 +59,12 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// How long connections have to notice that they were cut.
 const CUT_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Opens a listener, or refuses an address that is not of this machine: without
-/// authentication anyone who can connect may read and write everything.
+/// Opens a listener, or refuses an address that is not of this machine: without TLS
+/// and authentication, both, anyone who can connect may read and write everything.
 ///
 /// `prefix` and `key` name the variable and the key of the configuration, for the
 /// message. The refusal is a [`ConfigError`] (exit status 64, see [`exit_code`]).
-pub async fn bind(prefix: &str, key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    bind_secured(prefix, key, address, &Security::none()).await
-}
-
-/// The same for a server that may have TLS and authentication: with both of them any
-/// address will do.
-pub async fn bind_secured(
-    prefix: &str,
-    key: &str,
-    address: SocketAddr,
-    security: &Security,
-) -> anyhow::Result<TcpListener> {
+pub async fn bind(prefix: &str, key: &str, address: SocketAddr, security: &Security) -> anyhow::Result<TcpListener> {
     let variable = format!("{prefix}_{}", key.to_uppercase());
     if !address.ip().to_canonical().is_loopback() && !security.is_complete() {
         let missing = if security.auth.is_some() { "TLS" } else { "authentication" };
@@ -147,21 +136,9 @@ pub fn shutdown_signal() -> impl Future<Output = ()> + use<> {
 ///
 /// `routes` holds the service's own generated servers, each with its message
 /// limits set; health, reflection and the layers are added here. `health` has one
-/// entry for each of them. Streams of the services must watch `shutdown`.
+/// entry for each of them. Streams of the services must watch `shutdown`. A table of
+/// roles that does not fit what is served is refused.
 pub async fn serve(
-    listener: TcpListener,
-    routes: RoutesBuilder,
-    health: Vec<HealthCheck>,
-    config: &ServerConfig,
-    metrics: &Metrics,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    serve_secured(listener, routes, health, config, Security::none(), metrics, shutdown).await
-}
-
-/// The same behind TLS and authentication. Refuses a table of roles that does not fit
-/// what is served.
-pub async fn serve_secured(
     listener: TcpListener,
     mut routes: RoutesBuilder,
     health: Vec<HealthCheck>,
@@ -171,8 +148,10 @@ pub async fn serve_secured(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let services: Vec<&'static str> = health.iter().map(HealthCheck::service).collect();
+    if let Some(roles) = &security.roles {
+        roles.check(&services)?;
+    }
     if let Some(auth) = &security.auth {
-        security.roles.check(&services)?;
         auth.start(metrics, &shutdown);
     }
     if let Some(tls) = &security.tls {
@@ -184,7 +163,7 @@ pub async fn serve_secured(
 
     let cut = CancellationToken::new();
     let incoming = connection::incoming(listener, config, security.tls, metrics.clone(), cut.clone());
-    let auth = AuthLayer::new(security.auth, security.roles, metrics.clone());
+    let auth = AuthLayer::new(security.auth, security.roles, metrics.clone(), security.denials);
     let layer = rpc::RpcLayer::new(config, &services, metrics.clone(), shutdown.clone());
     let serving = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(millis(config.keepalive_interval_ms)))

@@ -8,7 +8,7 @@ use std::time::Duration;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use service_core::config::{ServerConfig, TelemetryConfig};
-use service_core::server::{bind, serve};
+use service_core::server::{Security, bind, serve};
 use service_core::telemetry::{self, Metrics};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -53,11 +53,12 @@ async fn the_callers_trace_goes_on_to_the_collector() {
     let telemetry = telemetry::init(&config, "sample-service").expect("set up");
     telemetry::init(&TelemetryConfig::default(), "again").expect_err("once a process");
 
-    let listener = bind("TEST", "listen", "127.0.0.1:0".parse().expect("address")).await.expect("bound");
+    let listener =
+        bind("TEST", "listen", "127.0.0.1:0".parse().expect("address"), &Security::none()).await.expect("bound");
     let uri = format!("http://{}", listener.local_addr().expect("address"));
     let shutdown = CancellationToken::new();
     let (config, metrics) = (ServerConfig::default(), Metrics::new("test"));
-    let serving = serve(listener, Routes::builder(), vec![], &config, &metrics, shutdown.clone());
+    let serving = serve(listener, Routes::builder(), vec![], &config, Security::none(), &metrics, shutdown.clone());
     let calling = async {
         let mut request = Request::new(HealthCheckRequest::default());
         let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use service_core::page::Sealer;
-use service_core::server;
+use service_core::server::{self, Security};
 use service_core::telemetry::{Metrics, serve_metrics};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -35,10 +35,10 @@ pub struct Server {
 /// [`service_core::config::ConfigError`].
 pub async fn bind(config: Config) -> anyhow::Result<Server> {
     config.retention.check()?;
-    let listener = server::bind(ENV_PREFIX, "listen", config.listen).await?;
+    let listener = server::bind(ENV_PREFIX, "listen", config.listen, &Security::none()).await?;
     let local_addr = listener.local_addr().context("the address of the listener")?;
     let metrics_listener = match config.metrics_listen {
-        Some(address) => Some(server::bind(ENV_PREFIX, "metrics_listen", address).await?),
+        Some(address) => Some(server::bind(ENV_PREFIX, "metrics_listen", address, &Security::none()).await?),
         None => None,
     };
     let book = PriceBook::load(config.prices_file.as_deref())
@@ -96,7 +96,9 @@ impl Server {
         let metrics_task = self
             .metrics_listener
             .map(|listener| tokio::spawn(serve_metrics(listener, metrics.clone(), stop_metrics.clone())));
-        let served = server::serve(self.listener, routes, health, &self.config.server, &metrics, shutdown).await;
+        let served =
+            server::serve(self.listener, routes, health, &self.config.server, Security::none(), &metrics, shutdown)
+                .await;
         // After the last stream: what it handed over is committed all the same.
         writer.close().await;
         stop.cancel();

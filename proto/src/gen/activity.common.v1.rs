@@ -88,7 +88,8 @@ pub enum ErrorReason {
     OutOfRange = 18,
     /// No or bad credentials (`UNAUTHENTICATED`).
     Unauthenticated = 19,
-    /// A role or an instance that may not (`PERMISSION_DENIED`).
+    /// A role or an instance that may not (`PERMISSION_DENIED`). Of a single event:
+    /// its instance is not among the writer's.
     PermissionDenied = 20,
     /// Too many at once: calls, streams, exports (`RESOURCE_EXHAUSTED`, with
     /// RetryInfo).

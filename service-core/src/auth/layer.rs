@@ -17,47 +17,84 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use super::{Authenticator, Principal, Refusal, RoleTable};
+use super::caller::From as CallFrom;
+use super::{Access, Authenticator, Caller, Denial, Denials, Principal, Refusal, RoleTable, Sees, Why};
 use crate::clock::now_us;
 use crate::error::{Error, Result};
 use crate::server::connection::ConnectionInfo;
 use crate::server::methods;
 use crate::telemetry::Metrics;
 
-/// Attaches `Arc<Principal>` to requests; also `TcpConnectInfo` and
-/// [`PeerCertificate`](crate::tls::PeerCertificate), with or without authentication.
+/// Attaches `Arc<Caller>` to requests; also `TcpConnectInfo` and
+/// [`PeerCertificate`](crate::tls::PeerCertificate).
 #[derive(Clone)]
 pub(crate) struct AuthLayer {
     /// `None`: everybody may do everything, on loopback.
     auth: Option<Arc<Authenticator>>,
-    roles: RoleTable,
+    roles: Option<RoleTable>,
     metrics: Metrics,
+    denials: Denials,
 }
 
 impl AuthLayer {
-    pub(crate) fn new(auth: Option<Arc<Authenticator>>, roles: RoleTable, metrics: Metrics) -> Self {
-        Self { auth, roles, metrics }
+    pub(crate) fn new(
+        auth: Option<Arc<Authenticator>>,
+        roles: Option<RoleTable>,
+        metrics: Metrics,
+        denials: Option<Denials>,
+    ) -> Self {
+        let denials = denials.unwrap_or_else(|| Denials::counted(metrics.clone()));
+        Self { auth, roles, metrics, denials }
     }
 
-    /// The caller; `None` where anybody may call.
-    async fn admit(&self, auth: &Authenticator, request: &Parts) -> Result<Option<Arc<Principal>>, Status> {
+    /// The caller; `None` for what is open to everybody.
+    async fn admit(&self, request: &Parts) -> Result<Option<Caller>, Status> {
+        let from =
+            CallFrom::new(request.extensions.get::<ConnectionInfo>().and_then(ConnectionInfo::peer), &request.headers);
+        let method = methods::lookup(request.uri.path());
+        let caller =
+            |principal, access| Caller::new(principal, access, &method.path, from.clone(), self.denials.clone());
+        let Some(auth) = &self.auth else {
+            return Ok(Some(caller(None, Access::unrestricted())));
+        };
         let path = request.uri.path();
-        let method = methods::lookup(path);
         let is_of = |service: &str| method.infrastructure && path.starts_with(service);
         let is_reflection = is_of("/grpc.reflection.");
         if is_of("/grpc.health.v1.Health/") || is_reflection && auth.open_reflection {
             return Ok(None);
         }
         let certificate = request.extensions.get::<ConnectionInfo>().and_then(|info| info.certificate.as_ref());
-        let principal = auth.authenticate(&request.headers, certificate, &self.metrics).await?;
+        let refuse = |why, principal: Option<&Principal>, error: Error| {
+            self.denials.record(Denial::new(why, principal, &method.path, &from, error.to_string()));
+            Status::from(error)
+        };
+        let principal = match auth.authenticate(&request.headers, certificate, &self.metrics).await {
+            Ok(principal) => principal,
+            Err(error @ Error::Unauthenticated(_)) => return Err(refuse(Why::Credential, None, error)),
+            Err(error) => return Err(error.into()),
+        };
         // Of no descriptor: it is not asked whether there is such a thing all the same.
         if method.path != path {
             return Err(Status::unimplemented(""));
         }
-        if !is_reflection && !self.roles.allows(path, principal.roles) {
-            return Err(Error::PermissionDenied(format!("none of the caller's roles may call {path}")).into());
+        let access = Access::of(&principal);
+        if is_reflection {
+            return Ok(Some(caller(Some(principal), access)));
         }
-        Ok(Some(principal))
+        let access = match (self.roles.and_then(|roles| roles.sees(path, principal.roles)), &principal.user_id) {
+            (Some(Sees::All), _) => access,
+            (Some(Sees::Own), Some(user)) => access.to_user(user),
+            (Some(Sees::Own), None) => {
+                let error =
+                    Error::PermissionDenied(format!("the caller sees its own usage only, and is no user: {path}"));
+                return Err(refuse(Why::User, Some(&principal), error));
+            }
+            (None, _) => {
+                let error = Error::PermissionDenied(format!("none of the caller's roles may call {path}"));
+                return Err(refuse(Why::Role, Some(&principal), error));
+            }
+        };
+        Ok(Some(caller(Some(principal), access)))
     }
 }
 
@@ -96,9 +133,6 @@ where
                 request.extensions_mut().insert(certificate);
             }
         }
-        let Some(auth) = self.layer.auth.clone() else {
-            return Box::pin(self.inner.call(request));
-        };
         // The clone that takes our place may not be ready; we, who were polled, are.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
@@ -106,13 +140,13 @@ where
         Box::pin(async move {
             let streaming = methods::lookup(request.uri().path()).streaming;
             let (mut head, body) = request.into_parts();
-            let principal = match layer.admit(&auth, &head).await {
-                Ok(principal) => principal,
+            let caller = match layer.admit(&head).await {
+                Ok(caller) => caller,
                 Err(status) => return Ok(status.into_http()),
             };
-            let expires_at_us = principal.as_ref().and_then(|principal| principal.expires_at_us);
-            if let Some(principal) = principal {
-                head.extensions.insert(principal);
+            let expires_at_us = caller.as_ref().and_then(Caller::expires_at_us);
+            if let Some(caller) = caller {
+                head.extensions.insert(Arc::new(caller));
             }
             let response = inner.call(Request::from_parts(head, body)).await?;
             Ok(match expires_at_us {

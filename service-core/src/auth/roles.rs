@@ -6,8 +6,45 @@ use prost_types::FileDescriptorSet;
 use super::{Role, Roles};
 use crate::config::ConfigError;
 
-/// A row: the RPC as `/package.Service/Method`, and who may call it.
-pub type RoleRow = (&'static str, &'static [Role]);
+/// What a role gets of an RPC that it may call, within its instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sees {
+    /// Everything.
+    All,
+    /// Its own usage.
+    Own,
+}
+
+/// A row: an RPC, and who may call it.
+#[derive(Debug, Clone, Copy)]
+pub struct RoleRow {
+    /// As `/package.Service/Method`.
+    pub path: &'static str,
+    /// Who sees everything of its instances, or writes to them.
+    pub all: &'static [Role],
+    /// Who sees its own usage.
+    pub own: &'static [Role],
+}
+
+impl RoleRow {
+    /// An RPC that these roles may call.
+    pub const fn new(path: &'static str, all: &'static [Role]) -> Self {
+        Self { path, all, own: &[] }
+    }
+
+    /// And these, who see nothing but their own usage.
+    #[must_use]
+    pub const fn own(self, own: &'static [Role]) -> Self {
+        Self { own, ..self }
+    }
+
+    /// What somebody gets who has these roles; the one that sees more counts. `None`
+    /// for whom it is closed.
+    pub fn sees(&self, roles: Roles) -> Option<Sees> {
+        let has = |allowed: &[Role]| allowed.iter().any(|role| roles.has(*role));
+        if has(self.all) { Some(Sees::All) } else { has(self.own).then_some(Sees::Own) }
+    }
+}
 
 /// Who may call what. An RPC that is not in it is refused.
 #[derive(Debug, Clone, Copy)]
@@ -24,9 +61,9 @@ impl RoleTable {
         self.0
     }
 
-    /// Whether one of these roles may call the RPC.
-    pub fn allows(&self, path: &str, roles: Roles) -> bool {
-        self.0.iter().any(|(row, allowed)| *row == path && allowed.iter().any(|role| roles.has(*role)))
+    /// What somebody with these roles gets of an RPC; `None` if it may not be called.
+    pub fn sees(&self, path: &str, roles: Roles) -> Option<Sees> {
+        self.0.iter().find(|row| row.path == path)?.sees(roles)
     }
 
     /// Everything that is wrong with the table for these services, read off their
@@ -45,7 +82,7 @@ impl RoleTable {
                 }
             }
         }
-        let rows_of = |path: &str| self.0.iter().filter(|(row, _)| *row == path).count();
+        let rows_of = |path: &str| self.0.iter().filter(|row| row.path == path).count();
         let mut faults: Vec<String> = services
             .iter()
             .filter(|service| !served.iter().any(|path| path.starts_with(&format!("/{service}/"))))
@@ -57,12 +94,16 @@ impl RoleTable {
                 .filter(|path| rows_of(path) != 1)
                 .map(|path| format!("{path} has {} rows in the table of roles, allowed is one", rows_of(path))),
         );
-        for (path, roles) in self.0 {
+        for row in self.0 {
+            let path = row.path;
             if !served.iter().any(|served| served == path) {
                 faults.push(format!("{path} of the table of roles is not served"));
             }
-            if roles.is_empty() {
+            if row.all.is_empty() && row.own.is_empty() {
                 faults.push(format!("{path} of the table of roles has no role"));
+            }
+            if let Some(role) = row.own.iter().find(|role| row.all.contains(role)) {
+                faults.push(format!("{path} of the table of roles gives {} both all and its own", role.name()));
             }
         }
         faults

@@ -6,104 +6,15 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::rand::SystemRandom;
-use ring::signature::{
-    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RSA_PKCS1_SHA256, RsaKeyPair,
-};
-use ring::{hmac, rsa::PublicKeyComponents};
 use serde_json::{Value, json};
-use testkit::eventually;
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use testkit::{AUDIENCE, ISSUER, Signer, base64url, eventually};
 
 use super::*;
 use crate::clock::{MICROS_PER_SECOND, now_us};
 use crate::config::{ClaimsConfig, Secret};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-pub(crate) const ISSUER: &str = "https://login.example.com";
-pub(crate) const AUDIENCE: &str = "activity";
 const SECRET: &str = "correct horse battery staple, twice over";
-
-/// What a provider signs with.
-pub(crate) enum Signer {
-    Rs256(Box<RsaKeyPair>),
-    Es256(Box<EcdsaKeyPair>),
-    EdDsa(Box<Ed25519KeyPair>),
-    Hs256(Vec<u8>),
-}
-
-fn encoded(bytes: impl AsRef<[u8]>) -> String {
-    URL_SAFE_NO_PAD.encode(bytes)
-}
-
-impl Signer {
-    fn rsa() -> Self {
-        let PrivateKeyDer::Pkcs8(key) =
-            PrivateKeyDer::from_pem_slice(include_bytes!("tests/rsa_test_key.pem")).unwrap()
-        else {
-            panic!("PKCS #8")
-        };
-        Self::Rs256(Box::new(RsaKeyPair::from_pkcs8(key.secret_pkcs8_der()).unwrap()))
-    }
-
-    fn ec() -> Self {
-        let (kind, random) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
-        let key = EcdsaKeyPair::generate_pkcs8(kind, &random).unwrap();
-        Self::Es256(Box::new(EcdsaKeyPair::from_pkcs8(kind, key.as_ref(), &random).unwrap()))
-    }
-
-    pub(crate) fn ed() -> Self {
-        let key = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
-        Self::EdDsa(Box::new(Ed25519KeyPair::from_pkcs8(key.as_ref()).unwrap()))
-    }
-
-    fn algorithm(&self) -> &'static str {
-        match self {
-            Self::Rs256(_) => "RS256",
-            Self::Es256(_) => "ES256",
-            Self::EdDsa(_) => "EdDSA",
-            Self::Hs256(_) => "HS256",
-        }
-    }
-
-    pub(crate) fn jwk(&self, id: &str) -> Value {
-        let mut jwk = match self {
-            Self::Rs256(key) => {
-                let public: PublicKeyComponents<Vec<u8>> = key.public().into();
-                json!({ "kty": "RSA", "n": encoded(public.n), "e": encoded(public.e), "use": "sig", "alg": "RS256" })
-            }
-            Self::Es256(key) => {
-                let (x, y) = key.public_key().as_ref()[1..].split_at(32);
-                json!({ "kty": "EC", "crv": "P-256", "x": encoded(x), "y": encoded(y) })
-            }
-            Self::EdDsa(key) => json!({ "kty": "OKP", "crv": "Ed25519", "x": encoded(key.public_key()) }),
-            Self::Hs256(secret) => json!({ "kty": "oct", "k": encoded(secret) }),
-        };
-        jwk["kid"] = json!(id);
-        jwk
-    }
-
-    fn signed(&self, header: &Value, claims: &Value) -> String {
-        let message = format!("{}.{}", encoded(header.to_string()), encoded(claims.to_string()));
-        let (bytes, random) = (message.as_bytes(), SystemRandom::new());
-        let signature = match self {
-            Self::Rs256(key) => {
-                let mut signature = vec![0; key.public().modulus_len()];
-                key.sign(&RSA_PKCS1_SHA256, &random, bytes, &mut signature).unwrap();
-                signature
-            }
-            Self::Es256(key) => key.sign(&random, bytes).unwrap().as_ref().to_vec(),
-            Self::EdDsa(key) => key.sign(bytes).as_ref().to_vec(),
-            Self::Hs256(secret) => hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), bytes).as_ref().to_vec(),
-        };
-        format!("{message}.{}", encoded(signature))
-    }
-
-    pub(crate) fn token(&self, id: &str, claims: &Value) -> String {
-        self.signed(&json!({ "alg": self.algorithm(), "kid": id, "typ": "JWT" }), claims)
-    }
-}
 
 fn now_s() -> i64 {
     now_us() / MICROS_PER_SECOND
@@ -169,7 +80,7 @@ async fn a_token_of_every_algorithm_says_who_calls() {
             let expected = Principal {
                 subject: "gateway-1".to_owned(),
                 roles: [Role::Writer].into_iter().collect(),
-                instances: Instances::Only(["prod", "staging"].map(str::to_owned).into()),
+                instances: Arc::new(Instances::Only(["prod", "staging"].map(str::to_owned).into())),
                 user_id: Some("gateway-1".to_owned()),
                 kind: CredentialKind::Token,
                 expires_at_us: Some((claims["exp"].as_i64().unwrap() + 5) * MICROS_PER_SECOND),
@@ -192,7 +103,7 @@ async fn nothing_else_passes_for_a_token() {
     let public = rsa.jwk("rsa")["n"].as_str().unwrap().to_owned();
     let header = |alg: &str, kid: &str| json!({ "alg": alg, "kid": kid });
     let with = |changes| ed.token("ed", &claims(changes));
-    let none = format!("{}.{}.", encoded(header("none", "ed").to_string()), encoded(claims(json!({})).to_string()));
+    let none = format!("{}.{}.", base64url(header("none", "ed").to_string()), base64url(claims(json!({})).to_string()));
     let table = [
         ("alg none", none),
         ("no signature", good.rsplit_once('.').unwrap().0.to_owned() + "."),
@@ -257,10 +168,10 @@ async fn claims_are_found_where_the_provider_puts_them() {
     );
     let principal = ask(&auth, &token).await.unwrap();
     assert_eq!(principal.roles, [Role::Auditor, Role::Member].into_iter().collect());
-    assert_eq!((principal.subject.as_str(), &principal.instances), ("dashboard", &Instances::All));
+    assert_eq!((principal.subject.as_str(), &*principal.instances), ("dashboard", &Instances::All));
     assert_eq!(principal.user_id.as_deref(), Some("ada@example.com"));
     let nothing = ask(&auth, &ed.token("1", &claims(json!({ "client_id": "x" })))).await.unwrap();
-    assert_eq!((nothing.roles, &nothing.instances), (Roles::default(), &Instances::Only(BTreeSet::new())));
+    assert_eq!((nothing.roles, &*nothing.instances), (Roles::default(), &Instances::Only(BTreeSet::new())));
 }
 
 #[tokio::test]
@@ -386,18 +297,23 @@ fn what_is_configured_by_half_is_refused() {
 #[test]
 fn a_table_of_roles_forgets_no_rpc() {
     const SERVICE: &str = "activity.usage.v1.UsageIngestService";
-    const RECORD: RoleRow = ("/activity.usage.v1.UsageIngestService/RecordUsage", &[Role::Writer]);
-    const STREAM: RoleRow = ("/activity.usage.v1.UsageIngestService/StreamUsage", &[Role::Writer]);
+    const RECORD: RoleRow = RoleRow::new("/activity.usage.v1.UsageIngestService/RecordUsage", &[Role::Writer]);
+    const STREAM: RoleRow = RoleRow::new("/activity.usage.v1.UsageIngestService/StreamUsage", &[Role::Writer]);
+    const MADE_UP: RoleRow = RoleRow::new("/made.Up/Rpc", &[Role::Writer]);
     let faults = |rows| RoleTable::new(rows).faults(&[SERVICE], activity_proto::FILE_DESCRIPTOR_SET);
     assert_eq!(faults(const { &[RECORD, STREAM] }), [""; 0]);
     assert_eq!(faults(const { &[RECORD] }).len(), 1);
     assert_eq!(faults(const { &[RECORD, STREAM, STREAM] }).len(), 1);
-    assert_eq!(faults(const { &[RECORD, STREAM, ("/made.Up/Rpc", &[Role::Writer])] }).len(), 1);
-    assert_eq!(faults(const { &[RECORD, (STREAM.0, &[])] }).len(), 1);
-    let table = RoleTable::new(const { &[RECORD, STREAM] });
-    assert!(table.allows(RECORD.0, [Role::Writer].into_iter().collect()));
-    assert!(!table.allows(RECORD.0, [Role::SuperAdmin, Role::Auditor].into_iter().collect()));
-    assert!(!table.allows("/made.Up/Rpc", Role::ALL.into_iter().collect()));
+    assert_eq!(faults(const { &[RECORD, STREAM, MADE_UP] }).len(), 1);
+    assert_eq!(faults(const { &[RECORD, RoleRow::new(STREAM.path, &[])] }).len(), 1);
+    assert_eq!(faults(const { &[RECORD, STREAM.own(&[Role::Writer])] }).len(), 1);
+    let table = RoleTable::new(const { &[RECORD.own(&[Role::Member]), STREAM] });
+    let sees = |path, roles: &[Role]| table.sees(path, roles.iter().copied().collect());
+    assert_eq!(sees(RECORD.path, &[Role::Writer]), Some(Sees::All));
+    assert_eq!(sees(RECORD.path, &[Role::Member]), Some(Sees::Own));
+    assert_eq!(sees(RECORD.path, &[Role::Member, Role::Writer]), Some(Sees::All));
+    assert_eq!(sees(RECORD.path, &[Role::SuperAdmin, Role::Auditor]), None);
+    assert_eq!(sees(MADE_UP.path, &Role::ALL), None);
 }
 
 /// Run by hand: `cargo test -p service-core --release checked_again -- --ignored --nocapture`.

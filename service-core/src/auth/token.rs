@@ -140,7 +140,7 @@ impl Tokens {
         Some(Principal {
             subject: name(claim(claims, &self.claims.subject)?.as_str()?)?,
             roles: Roles::named(&texts(claim(claims, &self.claims.roles))),
-            instances,
+            instances: Arc::new(instances),
             user_id: claim(claims, &self.claims.user).and_then(|user| name(user.as_str()?)),
             kind: CredentialKind::Token,
             expires_at_us: Some(expires_s.saturating_mul(MICROS_PER_SECOND)),

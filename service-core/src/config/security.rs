@@ -1,12 +1,13 @@
-//! Tables `[tls]` and `[auth]`: how a server shows who it is, and learns who calls.
+//! Tables `[tls]`, `[auth]` and `[denials]`: how a server shows who it is, learns who
+//! calls, and records what it refuses.
 
-use std::num::{NonZeroU64, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
 use serde::Deserialize;
 
 use super::Secret;
-use super::shared::{nonzero, nonzero_usize};
+use super::shared::{nonzero, nonzero_u32, nonzero_usize};
 
 /// Whether clients show certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -148,4 +149,23 @@ pub struct CertificateRule {
     pub roles: Vec<String>,
     /// Its instances; `*` stands for all of them.
     pub instances: Vec<String>,
+}
+
+/// Table `[denials]`: refused calls as entries `access.denied` of an audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct DenialsConfig {
+    /// The instance whose log has them. Default `activity`.
+    pub instance: String,
+    /// Recorded of one caller (without a name: of one address) in a minute; the rest is
+    /// counted. Default 20.
+    pub per_caller_per_minute: NonZeroU32,
+    /// Recorded in a minute in all. Default 300.
+    pub per_minute: NonZeroU32,
+}
+
+impl Default for DenialsConfig {
+    fn default() -> Self {
+        Self { instance: "activity".to_owned(), per_caller_per_minute: nonzero_u32(20), per_minute: nonzero_u32(300) }
+    }
 }

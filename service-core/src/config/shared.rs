@@ -318,7 +318,7 @@ pub(super) const fn nonzero(value: u64) -> NonZeroU64 {
     }
 }
 
-const fn nonzero_u32(value: u32) -> NonZeroU32 {
+pub(super) const fn nonzero_u32(value: u32) -> NonZeroU32 {
     match NonZeroU32::new(value) {
         Some(value) => value,
         None => NonZeroU32::MIN,

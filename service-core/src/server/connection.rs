@@ -165,10 +165,16 @@ impl Drop for Place {
 }
 
 /// One who has an IPv6 address has the 2^64 of its network.
-fn network(peer: IpAddr) -> IpAddr {
+pub(crate) fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
         address => address,
+    }
+}
+
+impl ConnectionInfo {
+    pub(crate) fn peer(&self) -> Option<IpAddr> {
+        self.tcp.remote_addr.map(|address| address.ip().to_canonical())
     }
 }
 

@@ -2,33 +2,46 @@
 
 use std::sync::Arc;
 
-use crate::auth::{Authenticator, RoleTable};
+use crate::auth::{Authenticator, Denials, RoleTable};
 use crate::config::{AuthConfig, ClientCertificates, ConfigError, TlsConfig};
 use crate::tls::ServerTls;
 
-/// What [`serve_secured`](super::serve_secured) guards a server with.
+/// What [`serve`](super::serve) guards a server with.
 #[derive(Debug, Clone)]
 pub struct Security {
     pub(super) tls: Option<Arc<ServerTls>>,
     pub(super) auth: Option<Arc<Authenticator>>,
-    pub(super) roles: RoleTable,
+    /// `None` only where nobody is asked who calls.
+    pub(super) roles: Option<RoleTable>,
+    pub(super) denials: Option<Denials>,
 }
 
 impl Security {
     /// Neither TLS nor authentication: everybody may do everything, on loopback.
     pub fn none() -> Self {
-        Self { tls: None, auth: None, roles: RoleTable::new(&[]) }
+        Self { tls: None, auth: None, roles: None, denials: None }
     }
 
-    /// Reads certificates and keys; refuses what is there by half. `roles` counts only
-    /// where authentication is configured.
+    /// Reads certificates and keys; refuses what is there by half. `roles` has to fit what
+    /// is served, and counts where authentication is configured.
     pub fn load(tls: &TlsConfig, auth: &AuthConfig, roles: RoleTable) -> Result<Self, ConfigError> {
         if !auth.certificates.is_empty() && tls.client_certificates == ClientCertificates::Off {
             return Err(ConfigError::Refused(
                 "tls.client_certificates is off, required beside auth.certificates is optional or required".to_owned(),
             ));
         }
-        Ok(Self { tls: ServerTls::load(tls)?, auth: Authenticator::new(auth)?, roles })
+        Ok(Self { tls: ServerTls::load(tls)?, auth: Authenticator::new(auth)?, roles: Some(roles), denials: None })
+    }
+
+    /// With refused calls told here, for the service to record them.
+    #[must_use]
+    pub fn telling(self, denials: Denials) -> Self {
+        Self { denials: Some(denials), ..self }
+    }
+
+    /// Whether callers are asked who they are.
+    pub fn authenticates(&self) -> bool {
+        self.auth.is_some()
     }
 
     /// Whether calls may come from other machines: with TLS and authentication, both.

@@ -142,7 +142,8 @@ async fn start(change: impl FnOnce(&mut ServerConfig)) -> Running {
 async fn start_secured(change: impl FnOnce(&mut ServerConfig), security: Security) -> Running {
     let mut config = ServerConfig { health_interval_ms: 10.try_into().expect("not zero"), ..ServerConfig::default() };
     change(&mut config);
-    let listener = bind("TEST", "listen", "127.0.0.1:0".parse().expect("address")).await.expect("bound");
+    let listener =
+        bind("TEST", "listen", "127.0.0.1:0".parse().expect("address"), &Security::none()).await.expect("bound");
     let address = listener.local_addr().expect("address");
     let shutdown = CancellationToken::new();
     let service = Obedient {
@@ -164,7 +165,7 @@ async fn start_secured(change: impl FnOnce(&mut ServerConfig), security: Securit
     let metrics = Metrics::new("test");
     let serving = tokio::spawn({
         let (metrics, shutdown) = (metrics.clone(), shutdown.clone());
-        async move { serve_secured(listener, routes, vec![health], &config, security, &metrics, shutdown).await }
+        async move { serve(listener, routes, vec![health], &config, security, &metrics, shutdown).await }
     });
     Running { service, address, healthy, metrics, shutdown, serving }
 }
@@ -324,17 +325,20 @@ async fn calls_are_counted_by_method_and_code() {
 #[tokio::test]
 async fn an_address_beyond_this_machine_is_refused_with_the_reason() {
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:50051", "[::ffff:192.0.2.1]:1"] {
-        let error = bind("TEST", "listen", address.parse().expect("address")).await.expect_err("refused");
+        let error =
+            bind("TEST", "listen", address.parse().expect("address"), &Security::none()).await.expect_err("refused");
         assert_eq!(exit_code(&error), 64);
         let text = error.to_string();
         assert!(text.contains("authentication") && text.contains("loopback"), "{text}");
         assert!(text.starts_with("listen (TEST_LISTEN) is "), "{text}");
     }
     for address in ["127.0.0.1:0", "127.1.2.3:0"] {
-        bind("TEST", "listen", address.parse().expect("address")).await.expect("bound");
+        bind("TEST", "listen", address.parse().expect("address"), &Security::none()).await.expect("bound");
     }
-    let taken = bind("TEST", "listen", "127.0.0.1:0".parse().expect("address")).await.expect("bound");
-    let again = bind("TEST", "listen", taken.local_addr().expect("address")).await.expect_err("taken");
+    let taken =
+        bind("TEST", "listen", "127.0.0.1:0".parse().expect("address"), &Security::none()).await.expect("bound");
+    let again =
+        bind("TEST", "listen", taken.local_addr().expect("address"), &Security::none()).await.expect_err("taken");
     assert_eq!(exit_code(&again), 1);
     let text = explain(&again);
     let address = taken.local_addr().expect("address");

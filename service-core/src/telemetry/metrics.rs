@@ -13,6 +13,8 @@
 //! | `activity_connections` | | connections open now, handshakes included |
 //! | `activity_connections_refused_total` | why | closed before a call: `peer_cap`, `handshake` |
 //! | `activity_auth_total` | outcome | checks of credentials: `cached`, `verified`, `refused`, `busy` |
+//! | `activity_denied_total` | why | what was refused to callers: `credential`, `role`, `instance`, `user`, `hidden` |
+//! | `activity_denials_left_out_total` | | of these, those that were not recorded, for there were too many |
 //! | `activity_reloads_total` | what, outcome | certificates and keys read again |
 //! | `activity_healthy` | probe | 1 while the probe of storage succeeds |
 //!
@@ -25,8 +27,8 @@ use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -58,6 +60,8 @@ pub struct Metrics {
     connections: IntGauge,
     connections_refused: IntCounterVec,
     auth: IntCounterVec,
+    denied: IntCounterVec,
+    denials_left_out: IntCounter,
     reloads: IntCounterVec,
 }
 
@@ -97,6 +101,11 @@ impl Metrics {
                 &["why"],
             )),
             auth: made(IntCounterVec::new(opts("activity_auth_total", "checks of credentials"), &["outcome"])),
+            denied: made(IntCounterVec::new(opts("activity_denied_total", "what was refused to callers"), &["why"])),
+            denials_left_out: made(IntCounter::with_opts(opts(
+                "activity_denials_left_out_total",
+                "refusals that were not recorded, for there were too many",
+            ))),
             reloads: made(IntCounterVec::new(
                 opts("activity_reloads_total", "certificates and keys read again"),
                 &["what", "outcome"],
@@ -124,7 +133,7 @@ impl Metrics {
             },
             registry,
         };
-        let collectors: [Box<dyn Collector>; 13] = [
+        let collectors: [Box<dyn Collector>; 15] = [
             Box::new(STORAGE_ERRORS.clone()),
             Box::new(metrics.rpcs.clone()),
             Box::new(metrics.rpc_seconds.clone()),
@@ -133,6 +142,8 @@ impl Metrics {
             Box::new(metrics.connections.clone()),
             Box::new(metrics.connections_refused.clone()),
             Box::new(metrics.auth.clone()),
+            Box::new(metrics.denied.clone()),
+            Box::new(metrics.denials_left_out.clone()),
             Box::new(metrics.reloads.clone()),
             Box::new(metrics.group.batches.clone()),
             Box::new(metrics.group.events.clone()),
@@ -187,6 +198,14 @@ impl Metrics {
 
     pub(crate) fn authenticated(&self, outcome: &str) {
         self.auth.with_label_values(&[outcome]).inc();
+    }
+
+    pub(crate) fn denied(&self, why: &str) {
+        self.denied.with_label_values(&[why]).inc();
+    }
+
+    pub(crate) fn denial_left_out(&self) {
+        self.denials_left_out.inc();
     }
 
     pub(crate) fn reloaded(&self, what: &str, well: bool) {

@@ -5,6 +5,7 @@
 //! Citus          a database on a Citus cluster, if one is given
 //! ChildProcess   any program: wait for a line, signal it, wait for its end; its log shows when a test fails
 //! binary         the path of one of the workspace's own programs, built first
+//! Realm          certificates and tokens, and the settings of a server that believes them
 //! eventually     wait for a condition instead of sleeping
 //! free_port      a port nobody listens on
 //! rss_bytes      the memory a process holds
@@ -18,12 +19,14 @@
 mod binary;
 mod citus;
 mod guard;
+mod identity;
 mod postgres;
 mod process;
 mod wait;
 
 pub use binary::binary;
 pub use citus::Citus;
+pub use identity::{AUDIENCE, Authority, ISSUER, Realm, Signer, base64url};
 pub use postgres::{Durability, Postgres};
 pub use process::{ChildProcess, Signal, free_port, rss_bytes};
 pub use wait::{Condition, eventually};

@@ -3,54 +3,21 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use serde_json::json;
+use testkit::{Authority, Signer};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use super::*;
-use crate::auth::tests::{Signer, claims, config_with};
-use crate::auth::{Role, RoleTable};
-use crate::config::{AuthConfig, CertificateRule, ClientCertificates, TlsConfig};
+use crate::auth::tests::{claims, config_with};
+use crate::auth::{Denials, Record, Role, RoleRow, RoleTable, Why};
+use crate::config::{AuthConfig, CertificateRule, ClientCertificates, DenialsConfig, TlsConfig};
 
 const TABLE: RoleTable = RoleTable::new(&[
-    ("/activity.usage.v1.UsageIngestService/RecordUsage", &[Role::Writer]),
-    ("/activity.usage.v1.UsageIngestService/StreamUsage", &[Role::Writer]),
+    RoleRow::new("/activity.usage.v1.UsageIngestService/RecordUsage", &[Role::Writer]),
+    RoleRow::new("/activity.usage.v1.UsageIngestService/StreamUsage", &[Role::Writer]),
 ]);
-
-/// A root, and what is made under it.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new(name: &str) -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("root"))
-    }
-
-    fn pem(&self) -> String {
-        self.0.pem()
-    }
-
-    /// Certificate and key for `dns:` or `uri:`.
-    fn issue(&self, san: &str) -> (String, String) {
-        let mut params = CertificateParams::default();
-        let (kind, name) = san.split_once(':').expect("a kind");
-        let text = name.try_into().expect("ASCII");
-        params.subject_alt_names = vec![if kind == "dns" { SanType::DnsName(text) } else { SanType::URI(text) }];
-        let key = KeyPair::generate().expect("key");
-        (params.signed_by(&key, &self.0).expect("signed").pem(), key.serialize_pem())
-    }
-
-    /// Files of a server's certificate under this root.
-    fn write(&self, folder: &Path) {
-        let (certificate, key) = self.issue("dns:localhost");
-        std::fs::write(folder.join("key.pem"), key).expect("written");
-        std::fs::write(folder.join("certificate.pem"), certificate).expect("written");
-    }
-}
 
 fn tls_config(folder: &Path) -> TlsConfig {
     TlsConfig {
@@ -73,6 +40,14 @@ async fn start_with(
     change: impl FnOnce(&mut ServerConfig),
     secure: impl FnOnce(&mut TlsConfig, &mut AuthConfig, &Authority),
 ) -> Secured {
+    start_telling(change, secure, None).await
+}
+
+async fn start_telling(
+    change: impl FnOnce(&mut ServerConfig),
+    secure: impl FnOnce(&mut TlsConfig, &mut AuthConfig, &Authority),
+    denials: Option<Denials>,
+) -> Secured {
     let (authority, signer) = (Authority::new("root"), Signer::ed());
     let folder = tempfile::tempdir().expect("folder");
     authority.write(folder.path());
@@ -82,6 +57,10 @@ async fn start_with(
     secure(&mut tls, &mut auth, &authority);
     let security = Security::load(&tls, &auth, TABLE).expect("accepted");
     assert!(security.is_complete());
+    let security = match denials {
+        Some(denials) => security.telling(denials),
+        None => security,
+    };
     Secured { running: start_secured(change, security).await, authority, signer, folder, _keys: keys }
 }
 
@@ -151,6 +130,44 @@ async fn every_call_but_health_needs_a_caller_with_a_role() {
         let path = format!("/{SERVICE}/EraseUsage").parse().expect("path");
         assert_eq!(grpc.unary(request, path, codec()).await.expect_err("not served").code(), code);
     }
+    server.running.stop().await;
+}
+
+#[tokio::test]
+async fn refused_calls_are_told_without_their_credentials() {
+    let (denials, mut queue) = Denials::queue(&DenialsConfig::default(), &Metrics::new("test"));
+    let server = start_telling(|_| {}, |_, _, _| {}, Some(denials)).await;
+    let mut client = server.client().await;
+    let auditor = server.token(json!({ "sub": "ada", "roles": ["auditor"] }));
+    let old = server.token(json!({ "exp": 1 }));
+    record(&mut client, &auditor).await.expect_err("no writer");
+    record(&mut client, &old).await.expect_err("old");
+    client.record_usage(RecordUsageRequest::default()).await.expect_err("nobody");
+    record(&mut client, &server.token(json!({}))).await.expect("a writer");
+    queue.close();
+    let mut told = Vec::new();
+    while let Some(record) = queue.next().await {
+        let text = format!("{record:?}");
+        assert!(!text.contains(&auditor) && !text.contains(&old) && !text.contains("eyJ"), "{text}");
+        let Record::Denial(denial) = record else { panic!("{record:?}") };
+        assert_eq!(denial.method, "/activity.usage.v1.UsageIngestService/RecordUsage");
+        assert_eq!(denial.peer.map(|peer| peer.to_string()).as_deref(), Some("127.0.0.1"));
+        assert!(denial.user_agent.starts_with("tonic/"), "{}", denial.user_agent);
+        told.push((denial.why, denial.subject, denial.message));
+    }
+    let text = str::to_owned;
+    assert_eq!(
+        told,
+        [
+            (
+                Why::Role,
+                Some(text("ada")),
+                text("none of the caller's roles may call /activity.usage.v1.UsageIngestService/RecordUsage")
+            ),
+            (Why::Credential, None, text("the bearer token has expired")),
+            (Why::Credential, None, text("a bearer token or a client certificate is required")),
+        ]
+    );
     server.running.stop().await;
 }
 
@@ -296,7 +313,7 @@ async fn another_machine_may_call_only_with_tls_and_credentials() {
         [(&no_tls, &auth, Some("TLS")), (&tls, &AuthConfig::default(), Some("authentication")), (&tls, &auth, None)]
     {
         let security = Security::load(tls, auth, TABLE).expect("accepted");
-        let bound = bind_secured("TEST", "listen", any, &security).await;
+        let bound = bind("TEST", "listen", any, &security).await;
         match missing {
             None => drop(bound.expect("bound")),
             Some(what) => assert!(bound.expect_err("refused").to_string().contains(what)),
