@@ -5,8 +5,11 @@ use std::num::NonZeroU64;
 
 use serde::Deserialize;
 use service_core::config::{
-    ConfigError, DatabaseConfig, DatabaseUrl, IngestConfig, ServerConfig, TelemetryConfig, listen, optional_listen,
+    AuthConfig, ConfigError, DatabaseConfig, DatabaseUrl, DenialsConfig, IngestConfig, ServerConfig, TelemetryConfig,
+    TlsConfig, listen, optional_listen,
 };
+
+use crate::convert;
 
 /// Prefix of the environment variables that override the file: `AUDIT_LISTEN`, `AUDIT_TELEMETRY__LOG`.
 pub const ENV_PREFIX: &str = "AUDIT";
@@ -25,6 +28,12 @@ pub struct Config {
     pub database_url: DatabaseUrl,
     /// Limits and time-outs of the server.
     pub server: ServerConfig,
+    /// The server's certificate, and clients' certificates.
+    pub tls: TlsConfig,
+    /// Who may call.
+    pub auth: AuthConfig,
+    /// Refused calls as entries.
+    pub denials: DenialsConfig,
     /// Pools.
     pub database: DatabaseConfig,
     /// Group commit and streams of events.
@@ -43,6 +52,9 @@ impl Default for Config {
             metrics_listen: Some(local(9464)),
             database_url: DatabaseUrl::sqlite("data/audit.db"),
             server: ServerConfig::default(),
+            tls: TlsConfig::default(),
+            auth: AuthConfig::default(),
+            denials: DenialsConfig::default(),
             database: DatabaseConfig::default(),
             ingest: IngestConfig::default(),
             tail: TailConfig::default(),
@@ -52,8 +64,10 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Refuses what both services can be told, and only the other can do.
+    /// Refuses what both services can be told, and only the other can do; and a name that no log can have.
     pub fn check(&self) -> Result<(), ConfigError> {
+        convert::instance_id("denials.instance", &self.denials.instance)
+            .map_err(|error| ConfigError::Refused(error.to_string()))?;
         match self.database.citus_shards {
             None => Ok(()),
             Some(shards) => Err(ConfigError::Refused(format!(

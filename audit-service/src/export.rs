@@ -11,6 +11,7 @@
 use std::vec;
 
 use serde::{Deserialize, Serialize};
+use service_core::auth::Access;
 use service_core::error::{Error, Reason, Result};
 use sha2::digest::common::hazmat::{SerializableState as _, SerializedState};
 use sha2::{Digest as _, Sha256};
@@ -78,7 +79,8 @@ enum SavedHeads {
 #[derive(Debug)]
 pub struct Export {
     store: Store,
-    filter: Filter,
+    /// `None`: nothing may be seen.
+    filter: Option<Filter>,
     format: Format,
     scope: Scope,
     heads: Heads,
@@ -93,6 +95,12 @@ pub struct Export {
     fresh: bool,
     /// Whether every entry is wanted.
     whole: bool,
+}
+
+/// Where an export is frozen.
+struct Frozen {
+    heads: Heads,
+    kept: Option<[u8; 32]>,
 }
 
 #[derive(Debug)]
@@ -115,26 +123,28 @@ pub struct End {
 }
 
 impl Export {
-    /// Opens an export, frozen at the heads of now.
-    pub async fn open(store: Store, filter: Filter, format: Format, scope: Scope) -> Result<Self> {
-        let instances = filter.instance_ids.values();
+    /// Opens an export of what may be seen, frozen at the heads of now.
+    pub async fn open(store: Store, access: &Access, filter: Filter, format: Format, scope: Scope) -> Result<Self> {
+        let filter = filter.within(access);
+        let instances = filter.as_ref().map(|filter| filter.instance_ids.values()).unwrap_or_default();
         let (heads, scope) = match scope {
             Scope::Log { instance_id, from, to } => {
-                let heads = store.heads(std::slice::from_ref(&instance_id)).await?;
+                let heads = store.heads(access, std::slice::from_ref(&instance_id)).await?;
                 let head = heads.get(&instance_id).copied().unwrap_or(0);
                 (heads, Scope::Log { instance_id, from, to: to.min(head) })
             }
-            scope if instances.is_empty() => (store.all_heads().await?, scope),
-            scope => (store.heads(instances).await?, scope),
+            scope if filter.is_none() => (Heads::new(), scope),
+            scope if instances.is_empty() => (store.all_heads(access).await?, scope),
+            scope => (store.heads(access, instances).await?, scope),
         };
         let large = serde_json::to_string(&heads).map_err(Error::internal)?.len() > TOKEN_HEADS_BYTES;
         let kept = if large { Some(store.freeze(&heads).await?) } else { None };
-        Ok(Self::at(store.for_export().await, filter, format, scope, heads, kept, None))
+        Ok(Self::at(store.for_export().await, access, filter, format, scope, Frozen { heads, kept }, None))
     }
 
-    /// Goes on behind the chunk that came with a token's payload. Filter and format are the same as when it was
+    /// Goes on behind the chunk that came with a token's payload. Access, filter and format are the same as when it was
     /// opened; the token is bound to them.
-    pub async fn resume(store: Store, filter: Filter, format: Format, payload: &[u8]) -> Result<Self> {
+    pub async fn resume(store: Store, access: &Access, filter: Filter, format: Format, payload: &[u8]) -> Result<Self> {
         // Sealed by us, so a payload that cannot be read is of another version.
         let refused = || {
             let message = "resume_token cannot be resumed any more; open the export anew";
@@ -150,7 +160,8 @@ impl Export {
             }
         };
         let store = store.for_export().await;
-        let mut export = Self::at(store, filter, format, saved.scope, heads, kept, saved.after);
+        let mut export =
+            Self::at(store, access, filter.within(access), format, saved.scope, Frozen { heads, kept }, saved.after);
         export.entries = saved.entries;
         export.sha256 = sha256;
         export.fresh = false;
@@ -159,25 +170,25 @@ impl Export {
 
     fn at(
         store: Store,
-        filter: Filter,
+        access: &Access,
+        filter: Option<Filter>,
         format: Format,
         scope: Scope,
-        heads: Heads,
-        kept: Option<[u8; 32]>,
+        Frozen { heads, kept }: Frozen,
         after: Option<(i64, Uuid)>,
     ) -> Self {
         let walk = match &scope {
             Scope::Time { start_us, end_us } => {
                 let range = Range { start_us: *start_us, end_us: *end_us };
                 let after = after.map(|(occurred_at_us, id)| Key { occurred_at_us, id });
-                Walk::Time(TimeWalk::new(range, Order::OldestFirst, after, usize::MAX))
+                Walk::Time(TimeWalk::new(access, range, Order::OldestFirst, after, usize::MAX))
             }
             Scope::Log { instance_id, from, to } => {
                 let from = after.map_or(*from, |(sequence, _)| sequence.cast_unsigned() + 1);
-                Walk::Log(LogWalk::new(instance_id.as_str(), from, *to))
+                Walk::Log(LogWalk::new(access, instance_id.as_str(), from, *to))
             }
         };
-        let whole = !filter.narrows();
+        let whole = filter.as_ref().is_some_and(|filter| !filter.narrows());
         Self {
             store,
             filter,
@@ -209,12 +220,10 @@ impl Export {
                 }
             }
             let rows = match &mut self.walk {
-                Walk::Time(walk) => walk.next(&self.store).await?,
-                Walk::Log(walk) => walk.next(&self.store).await?,
+                Walk::Time(walk) => walk.next(&self.store).await?.map(|rows| rows.seen),
+                Walk::Log(walk) => Some(walk.next(&self.store).await?).filter(|rows| !rows.is_empty()),
             };
-            if rows.is_empty() {
-                break;
-            }
+            let Some(rows) = rows else { break };
             self.rows = rows.into_iter();
         }
         if data.is_empty() {
@@ -234,7 +243,7 @@ impl Export {
             data.push('\n');
         } else {
             let entry = row.entry()?;
-            if !self.filter.matches(&entry.event) {
+            if !self.filter.as_ref().is_some_and(|filter| filter.matches(&entry.event)) {
                 return Ok(());
             }
             match self.format {

@@ -5,6 +5,8 @@
 
 mod needles;
 
+use service_core::auth::{Access, Instances};
+
 use crate::event::{Event, Outcome, Stage};
 use crate::words;
 
@@ -106,6 +108,16 @@ impl Filter {
     /// Every entry, whatever its stage.
     pub fn everything() -> Self {
         Self { stages: Stages::All, ..Self::default() }
+    }
+
+    /// The same of what a caller may see only; `None` where that is nothing.
+    pub fn within(&self, access: &Access) -> Option<Self> {
+        let Instances::Only(seen) = access.instances() else {
+            return Some(self.clone());
+        };
+        let instance_ids: OneOf<String> =
+            seen.iter().filter(|instance| self.instance_ids.has(instance)).cloned().collect();
+        (!instance_ids.is_empty()).then(|| Self { instance_ids, ..self.clone() })
     }
 
     /// Whether it looks at more than the stage that no stages mean.

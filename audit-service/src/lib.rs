@@ -10,6 +10,7 @@
 //!
 //! - [`event`]: what an event and an entry are. [`canonical`]: the JSON that is hashed, stored and exported.
 //! - [`filter`]: which entries a query wants; `words`: how a text is split.
+//! - [`ROLES`]: who may call what; `denials`: what was refused, as entries.
 //! - [`store`]: one log an instance, without gaps; the only place that knows SQL.
 //!
 //! Invariants: an entry is never changed or removed; what is acknowledged is on disk; a sequence has no gaps; an
@@ -19,12 +20,14 @@ pub mod canonical;
 mod config;
 mod convert;
 mod csv;
+mod denials;
 pub mod event;
 pub mod export;
 pub mod filter;
 mod grpc;
 pub mod ingest;
 mod numbers;
+mod roles;
 mod server;
 pub mod store;
 mod tail;
@@ -32,4 +35,5 @@ mod time;
 mod words;
 
 pub use config::{Config, ENV_PREFIX, TailConfig};
+pub use roles::ROLES;
 pub use server::{Server, bind};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use service_core::auth::Denials;
 use service_core::ingest_stream::StreamOptions;
 use service_core::page::Sealer;
 use service_core::server::{self as core, HealthCheck, Security};
@@ -18,7 +19,7 @@ use crate::grpc::{self, IngestService, QueryService};
 use crate::ingest::Ingest;
 use crate::store::{Indexer, Store};
 use crate::tail::Tails;
-use crate::{Config, ENV_PREFIX};
+use crate::{Config, ENV_PREFIX, ROLES, denials};
 
 /// A server that is ready: its ports are open, its schema is up to date.
 #[derive(Debug)]
@@ -26,6 +27,7 @@ pub struct Server {
     config: Config,
     listener: TcpListener,
     metrics_listener: Option<TcpListener>,
+    security: Security,
     store: Store,
     sealer: Sealer,
 }
@@ -36,14 +38,15 @@ pub struct Server {
 /// A configuration that is refused is a [`service_core::config::ConfigError`].
 pub async fn bind(config: Config) -> anyhow::Result<Server> {
     config.check()?;
-    let listener = core::bind(ENV_PREFIX, "listen", config.listen, &Security::none()).await?;
+    let security = Security::load(&config.tls, &config.auth, ROLES)?;
+    let listener = core::bind(ENV_PREFIX, "listen", config.listen, &security).await?;
     let metrics_listener = match config.metrics_listen {
-        Some(address) => Some(core::bind(ENV_PREFIX, "metrics_listen", address, &Security::none()).await?),
+        Some(address) => Some(core::bind_metrics(ENV_PREFIX, address).await?),
         None => None,
     };
     let store = Store::open(&config.database_url, &config.database).await?;
     let sealer = Sealer::new(store.seal_key().await?);
-    let server = Server { config, listener, metrics_listener, store, sealer };
+    let server = Server { config, listener, metrics_listener, security, store, sealer };
     let metrics = server.metrics_addr()?.map_or_else(|| "none".to_owned(), |at| format!("http://{at}/metrics"));
     let listen = server.local_addr()?;
     tracing::info!(%listen, metrics, database = %server.config.database_url, "audit-service is ready to serve");
@@ -68,7 +71,7 @@ impl Server {
     /// shutdown ─▶ streams get their last answers ─▶ writer commits what it has ─▶ background tasks end ─▶ pools close
     /// ```
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { config, listener, metrics_listener, store, sealer } = self;
+        let Self { config, listener, metrics_listener, security, store, sealer } = self;
         let metrics = Metrics::new("audit");
         let tails = Tails::default();
         let behind = Arc::new(Notify::new());
@@ -95,16 +98,17 @@ impl Server {
         let heartbeat = Duration::from_millis(config.tail.heartbeat_ms.get());
         let query_service = QueryService::new(store.clone(), tails, sealer, heartbeat, shutdown.clone());
         let routes = grpc::routes(ingest_service, query_service);
-        let served = core::serve(
-            listener,
-            routes,
-            health(&store, &ingest),
-            &config.server,
-            Security::none(),
-            &metrics,
-            shutdown,
-        )
-        .await;
+        let health = health(&store, &ingest);
+        let (denials, refused) = Denials::queue(&config.denials, &metrics);
+        let (security, all_told) = (security.telling(denials), CancellationToken::new());
+        let recording = denials::record(refused, config.denials.instance, ingest.clone(), all_told.clone());
+        let recording = tokio::spawn(recording);
+        let served = core::serve(listener, routes, health, &config.server, security, &metrics, shutdown).await;
+
+        all_told.cancel();
+        if let Err(error) = recording.await {
+            tracing::error!(%error, "refused calls were not recorded to the end");
+        }
 
         ingest.close().await;
         stop.cancel();

@@ -9,7 +9,8 @@
 //! audit_export_heads       heads at which an export is frozen, where they are too many for its resume token
 //! ```
 //!
-//! Writing is `write`; everything else reads, through the pool of readers, a bounded number of rows at a time.
+//! Writing is `write`; everything else reads, through the pool of readers, a bounded number of rows at a time. Whatever
+//! reads entries is given an [`Access`](service_core::auth::Access), and finds nothing beyond it.
 
 mod candidates;
 mod entities;
@@ -39,7 +40,7 @@ use crate::event::{Entry, Key};
 
 pub use facets::{Facet, Facets};
 pub use index::{BLOCK_ENTRIES, Indexer};
-pub use read::Page;
+pub use read::{Page, Sought};
 pub use walk::{LogWalk, TimeWalk};
 pub use write::{EventResult, Written};
 

@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use service_core::auth::Access;
 use service_core::error::{Error, Result};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -52,6 +53,7 @@ impl Default for Tails {
 /// One who follows a log.
 #[derive(Debug)]
 pub struct Tail {
+    access: Access,
     instance_id: String,
     head: watch::Receiver<u64>,
     latest: Latest,
@@ -83,7 +85,7 @@ impl Tail {
 
     async fn read(&self, store: &Store, from: u64) -> Result<Arc<[Row]>> {
         let _turn = self.reads.acquire().await.map_err(Error::internal)?;
-        Ok(LogWalk::new(self.instance_id.as_str(), from, u64::MAX).next(store).await?.into())
+        Ok(LogWalk::new(&self.access, self.instance_id.as_str(), from, u64::MAX).next(store).await?.into())
     }
 
     /// Whether nothing from `next` on is known to be there.
@@ -100,13 +102,24 @@ impl Tail {
 }
 
 impl Tails {
-    /// Follows an instance. The first head is 0, whatever the log holds.
-    pub fn follow(&self, instance_id: &str) -> Tail {
+    /// Follows an instance. The first head is 0, whatever the log holds; and so it stays where the log may not be seen.
+    pub fn follow(&self, access: &Access, instance_id: &str) -> Tail {
+        if !access.has_instance(instance_id) {
+            let (head, latest) = (watch::Sender::new(0).subscribe(), Latest::default());
+            return Tail {
+                access: access.clone(),
+                instance_id: instance_id.to_owned(),
+                head,
+                latest,
+                reads: self.reads.clone(),
+            };
+        }
         let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
         heads.retain(|_, followed| followed.head.receiver_count() > 0);
         let new = || Followed { head: watch::Sender::new(0), latest: Latest::default() };
         let followed = heads.entry(instance_id.to_owned()).or_insert_with(new);
         Tail {
+            access: access.clone(),
             instance_id: instance_id.to_owned(),
             head: followed.head.subscribe(),
             latest: followed.latest.clone(),
@@ -146,7 +159,7 @@ impl Tails {
             if instances.is_empty() {
                 continue;
             }
-            match store.heads(&instances).await {
+            match store.heads(&Access::unrestricted(), &instances).await {
                 Ok(heads) => self.publish(&heads),
                 Err(error) => tracing::warn!(%error, "the heads of the logs cannot be read; tails wait"),
             }
@@ -165,8 +178,8 @@ mod tests {
     #[tokio::test]
     async fn who_waits_hears_of_its_own_log_only() {
         let tails = Tails::default();
-        let mut a = tails.follow("a");
-        let b = tails.follow("b");
+        let mut a = tails.follow(&Access::unrestricted(), "a");
+        let b = tails.follow(&Access::unrestricted(), "b");
         tails.publish(&Heads::from([("a".to_owned(), 3), ("c".to_owned(), 1)]));
         a.moved_beyond(2).await;
         assert!(a.has_read_all(3) && !a.has_read_all(2) && !b.has_read_all(3));
@@ -178,8 +191,8 @@ mod tests {
     #[test]
     fn logs_that_nobody_follows_are_forgotten() {
         let tails = Tails::default();
-        drop(tails.follow("a"));
-        let _b = tails.follow("b");
+        drop(tails.follow(&Access::unrestricted(), "a"));
+        let _b = tails.follow(&Access::unrestricted(), "b");
         assert_eq!(tails.waited_for(), ["b"]);
         assert_eq!(tails.heads.lock().unwrap().len(), 1);
     }
@@ -197,7 +210,8 @@ mod tests {
         store.write(&[Batch { events, ..Batch::default() }]).await.unwrap();
 
         let tails = Tails::default();
-        let (a, b) = (tails.follow(&instance), tails.follow(&instance));
+        let follow = || tails.follow(&Access::unrestricted(), &instance);
+        let (a, b) = (follow(), follow());
         let sequences = |rows: &[Row]| rows.iter().map(|row| row.sequence).collect::<Vec<_>>();
         let first = a.rows(&store, 6).await.unwrap();
         assert_eq!(sequences(&first), [6, 7, 8, 9]);

@@ -4,12 +4,15 @@
 mod support;
 
 use audit_service::event::{Change, Event, Operation, Outcome, Resource, Stage};
+use audit_service::export::{Export, Format, Scope};
 use audit_service::filter::{ActionPattern, Filter, OneOf, Stages};
-use audit_service::store::{Order, Range, Store};
+use audit_service::store::{Heads, Order, Range, Sought, Store};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestRunner};
-use support::{ALL, Engine, Home, T0, event_with, reference, write};
+use service_core::auth::Access;
+use support::{ALL, Engine, Home, T0, event_with, full, reference, write};
+use uuid::Uuid;
 
 const ACTORS: [&str; 4] = ["u-1", "u-2", "Ada", "ada"];
 const INSTANCES: [&str; 3] = ["prod", "PROD", "dev"];
@@ -92,15 +95,26 @@ fn a_filter() -> impl Strategy<Value = Filter> {
 }
 
 /// Events, at which of them the index is made, how many entries a run has at first, and questions.
-type Case = (Vec<Event>, Vec<Index>, u64, Vec<(Filter, Range, Order, usize)>);
+type Case = (Vec<Event>, Vec<Index>, u64, Vec<(Access, Filter, Range, Order, usize)>);
+
+/// What somebody may see: everything, or some instances, among them none and one that is not there.
+fn an_access() -> impl Strategy<Value = Access> {
+    let some = prop::collection::vec(select(&["prod", "PROD", "dev", "nowhere"][..]), 0..3);
+    prop_oneof![Just(Access::unrestricted()), some.prop_map(|instances| Access::unrestricted().to_instances(instances)),]
+}
 
 fn a_case() -> impl Strategy<Value = Case> {
     let range = prop_oneof![
         Just(ALL),
         (0..40_i64, 0..40_i64).prop_map(|(start, length)| Range { start_us: T0 + start, end_us: T0 + start + length }),
     ];
-    let question =
-        (a_filter(), range, select(&[Order::NewestFirst, Order::OldestFirst][..]), select(&[1, 7, 1_000][..]));
+    let question = (
+        an_access(),
+        a_filter(),
+        range,
+        select(&[Order::NewestFirst, Order::OldestFirst][..]),
+        select(&[1, 7, 1_000][..]),
+    );
     (
         prop::collection::vec(an_event(), 0..400),
         prop::collection::vec(any::<Index>(), 0..4),
@@ -123,15 +137,58 @@ async fn holds(home: &Home, store: Store, (events, indexed, block_entries, quest
             store.index_all().await.unwrap();
         }
     }
-    for (filter, range, order, page) in questions {
-        let expected = reference::list(&events, &filter, range, order);
-        let found = support::ids(&store, &filter, range, order, page).await;
-        assert_eq!(found, expected, "{:?} {filter:?} {range:?} {order:?}", home.engine);
+    for (access, filter, range, order, page) in questions {
+        let what = format!("{:?} {access:?} {filter:?} {range:?} {order:?}", home.engine);
+        let seen: Vec<Event> = events.iter().filter(|event| access.has_instance(&event.instance_id)).cloned().collect();
+        let expected = reference::list(&seen, &filter, range, order);
+        let found = support::ids_within(&store, &access, &filter, range, order, page).await;
+        assert_eq!(found, expected, "{what}");
         for limit in [1, 3, 1_000] {
-            let facets = store.facets(&filter, range, limit).await.unwrap();
-            assert_eq!(facets, reference::facets(&events, &expected, limit), "{:?} {filter:?}", home.engine);
+            let facets = store.facets(&access, &filter, range, limit).await.unwrap();
+            assert_eq!(facets, reference::facets(&seen, &expected, limit), "{what}");
+        }
+        exports_what_is_seen(&store, &access, &filter, range, &seen, &what).await;
+        for event in events.iter().take(5) {
+            let found = store.by_id(&access, event.id).await.unwrap();
+            assert_eq!(matches!(found, Sought::Found(_)), access.has_instance(&event.instance_id), "{what}");
         }
     }
+}
+
+/// Whole and resumed, an export has what the list has, and tells the heads of the logs that may be seen.
+async fn exports_what_is_seen(
+    store: &Store,
+    access: &Access,
+    filter: &Filter,
+    range: Range,
+    seen: &[Event],
+    what: &str,
+) {
+    // What an intent has become counts for lists only.
+    let stages = if filter.stages == Stages::Settled { Stages::All } else { filter.stages.clone() };
+    let filter = Filter { stages, ..filter.clone() };
+    let expected = reference::list(seen, &filter, range, Order::OldestFirst);
+    let scope = Scope::Time { start_us: range.start_us, end_us: range.end_us };
+    let open = Export::open(store.clone(), access, filter.clone(), Format::Jsonl, scope);
+    let mut export = open.await.unwrap();
+    let mut data = Vec::new();
+    while let Some(chunk) = export.chunk().await.unwrap() {
+        data.extend(chunk);
+        let saved = export.save().unwrap();
+        export = Export::resume(store.clone(), access, filter.clone(), Format::Jsonl, &saved).await.unwrap();
+    }
+    let ids: Vec<Uuid> = String::from_utf8(data)
+        .unwrap()
+        .lines()
+        .map(|line| audit_service::canonical::parse(line).unwrap().event.id)
+        .collect();
+    assert_eq!(ids, expected, "{what}");
+    let asked = filter.instance_ids.values();
+    let mut heads = Heads::new();
+    for event in seen.iter().filter(|event| asked.is_empty() || asked.contains(&event.instance_id)) {
+        *heads.entry(event.instance_id.clone()).or_default() += 1;
+    }
+    assert_eq!(export.end().heads, heads, "{what}");
 }
 
 fn run(engine: Engine, cases: u32) {
@@ -231,7 +288,7 @@ async fn an_index_far_behind_misses_nothing(engine: Engine) {
             assert_eq!(support::ids(&store, filter, range, Order::OldestFirst, page).await, oldest, "{filter:?}");
             let expected = reference::list(&events, filter, range, Order::NewestFirst);
             assert_eq!(support::ids(&store, filter, range, Order::NewestFirst, page).await, expected, "{filter:?}");
-            let facets = store.facets(filter, range, 10).await.unwrap();
+            let facets = store.facets(&full(), filter, range, 10).await.unwrap();
             assert_eq!(facets, reference::facets(&events, &expected, 10), "{filter:?}");
         }
         if !again {

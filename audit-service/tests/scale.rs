@@ -18,7 +18,7 @@ use audit_service::event::{Change, Event, Operation, Outcome, Resource, Stage};
 use audit_service::filter::{ActionPattern, Filter, OneOf, Stages};
 use audit_service::store::{Indexer, Order, Range, Store};
 use service_core::config::{DatabaseConfig, DatabaseUrl};
-use support::{T0, batch, event_with};
+use support::{T0, batch, event_with, full};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -250,7 +250,7 @@ async fn ask(store: &Store, entries: u64, budget: Duration) {
         for n in 0..100 {
             let (filter, range, order) = question(n, entries);
             let asked = Instant::now();
-            let page = store.list(&filter, range, order, None, 50, 1 << 20).await.unwrap();
+            let page = store.list(&full(), &filter, range, order, None, 50, 1 << 20).await.unwrap();
             times.push(asked.elapsed());
             rows = rows.max(page.entries.len());
             if begun.elapsed() > budget {
@@ -265,13 +265,13 @@ async fn ask(store: &Store, entries: u64, budget: Duration) {
     let filter = Filter { actors: one("user-00000"), ..Filter::default() };
     let begun = Instant::now();
     for _ in 0..100 {
-        after = store.list(&filter, WHOLE, Order::NewestFirst, after, 50, 1 << 20).await.unwrap().next;
+        after = store.list(&full(), &filter, WHOLE, Order::NewestFirst, after, 50, 1 << 20).await.unwrap().next;
     }
     println!("a hundred pages of a frequent actor, each: {:.2} ms", begun.elapsed().as_secs_f64() * 10.0);
     for (name, filter) in [("all", Filter::default()), ("of an actor", filter)] {
         for range in [WHOLE, last(1)] {
             let begun = Instant::now();
-            let facets = store.facets(&filter, range, 100).await.unwrap();
+            let facets = store.facets(&full(), &filter, range, 100).await.unwrap();
             let total: u64 = facets.instances.iter().map(|facet| facet.count).sum();
             println!("facets, {name}, of {total}: {:?}", begun.elapsed());
         }
@@ -294,7 +294,7 @@ async fn pages_of_millions() {
         _ => DatabaseUrl::sqlite(folder.unwrap_or(own.path().to_owned()).join("audit.db")),
     };
     let store = Store::open(&url, &DatabaseConfig::default()).await.unwrap();
-    if store.all_heads().await.unwrap().is_empty() {
+    if store.all_heads(&full()).await.unwrap().is_empty() {
         let wake = Arc::new(Notify::new());
         let stop = CancellationToken::new();
         if variable("SCALE_INDEXER").is_some_and(|indexer| indexer == "none") {
@@ -307,7 +307,7 @@ async fn pages_of_millions() {
         let rare = Filter { words: words(["nowhere"]), ..Filter::default() };
         for _ in 0..5 {
             let asked = Instant::now();
-            store.list(&rare, WHOLE, Order::NewestFirst, None, 50, 1 << 20).await.unwrap();
+            store.list(&full(), &rare, WHOLE, Order::NewestFirst, None, 50, 1 << 20).await.unwrap();
             println!("{:?} after the load, a page by a word of none: {:?}", begun.elapsed(), asked.elapsed());
         }
         stop.cancel();

@@ -65,12 +65,30 @@ const CUT_PATIENCE: Duration = Duration::from_secs(1);
 /// `prefix` and `key` name the variable and the key of the configuration, for the
 /// message. The refusal is a [`ConfigError`] (exit status 64, see [`exit_code`]).
 pub async fn bind(prefix: &str, key: &str, address: SocketAddr, security: &Security) -> anyhow::Result<TcpListener> {
+    let why = match (&security.auth, security.is_complete()) {
+        (_, true) => None,
+        (Some(_), false) => Some("as long as TLS is not configured"),
+        (None, false) => Some("as long as authentication is not configured"),
+    };
+    listen(prefix, key, address, why).await
+}
+
+/// Opens the listener for metrics, which have neither TLS nor authentication.
+pub async fn bind_metrics(prefix: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    listen(prefix, "metrics_listen", address, Some("for metrics, which are open to whoever can connect")).await
+}
+
+/// With a reason why it has to be loopback, if it has to.
+async fn listen(
+    prefix: &str,
+    key: &str,
+    address: SocketAddr,
+    loopback: Option<&'static str>,
+) -> anyhow::Result<TcpListener> {
     let variable = format!("{prefix}_{}", key.to_uppercase());
-    if !address.ip().to_canonical().is_loopback() && !security.is_complete() {
-        let missing = if security.auth.is_some() { "TLS" } else { "authentication" };
+    if let Some(why) = loopback.filter(|_| !address.ip().to_canonical().is_loopback()) {
         return Err(ConfigError::Refused(format!(
-            "{key} ({variable}) is {address}, allowed are loopback addresses such as 127.0.0.1:{} \
-             as long as {missing} is not configured",
+            "{key} ({variable}) is {address}, allowed are loopback addresses such as 127.0.0.1:{} {why}",
             address.port()
         ))
         .into());

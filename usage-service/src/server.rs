@@ -38,7 +38,7 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
     let listener = server::bind(ENV_PREFIX, "listen", config.listen, &Security::none()).await?;
     let local_addr = listener.local_addr().context("the address of the listener")?;
     let metrics_listener = match config.metrics_listen {
-        Some(address) => Some(server::bind(ENV_PREFIX, "metrics_listen", address, &Security::none()).await?),
+        Some(address) => Some(server::bind_metrics(ENV_PREFIX, address).await?),
         None => None,
     };
     let book = PriceBook::load(config.prices_file.as_deref())

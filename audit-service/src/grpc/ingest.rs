@@ -6,6 +6,7 @@ use activity_proto::audit::v1 as proto;
 use activity_proto::audit::v1::audit_ingest_service_server::AuditIngestService;
 use activity_proto::common::v1::DroppedRange;
 use futures::Stream;
+use service_core::auth::Caller;
 use service_core::clock;
 use service_core::error::{Error, Result, Violation};
 use service_core::ingest_stream::{self, StreamOptions};
@@ -42,7 +43,8 @@ impl AuditIngestService for IngestService {
         &self,
         request: Request<proto::RecordEventsRequest>,
     ) -> Result<Response<proto::RecordEventsResponse>, Status> {
-        let settling = submit(&self.ingest, request.into_inner().events, Vec::new()).await?;
+        let caller = Caller::of(&request)?;
+        let settling = submit(&self.ingest, &caller, request.into_inner().events, Vec::new()).await?;
         Ok(Response::new(settling.answer().await?))
     }
 
@@ -52,6 +54,7 @@ impl AuditIngestService for IngestService {
         &self,
         request: Request<Streaming<proto::StreamEventsRequest>>,
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
+        let caller = Caller::of(&request)?;
         let ingest = self.ingest.clone();
         let stream = ingest_stream::run(
             request.into_inner(),
@@ -59,10 +62,10 @@ impl AuditIngestService for IngestService {
             self.shutdown.clone(),
             |batch: &proto::StreamEventsRequest| batch.batch_id,
             move |batch: proto::StreamEventsRequest| {
-                let ingest = ingest.clone();
+                let (ingest, caller) = (ingest.clone(), caller.clone());
                 async move {
                     let batch_id = batch.batch_id;
-                    let answering = submit(&ingest, batch.events, batch.dropped).await?;
+                    let answering = submit(&ingest, &caller, batch.events, batch.dropped).await?;
                     Ok(async move {
                         let answer = answering.answer().await?;
                         Ok(proto::StreamEventsResponse {
@@ -81,14 +84,23 @@ impl AuditIngestService for IngestService {
 }
 
 /// Checks a batch and hands what is good of it to the writer.
-async fn submit(ingest: &Ingest, events: Vec<proto::AuditEvent>, dropped: Vec<DroppedRange>) -> Result<Answering> {
+async fn submit(
+    ingest: &Ingest,
+    caller: &Caller,
+    events: Vec<proto::AuditEvent>,
+    dropped: Vec<DroppedRange>,
+) -> Result<Answering> {
     at_most("events", events.len(), MAX_EVENTS)?;
     at_most("dropped ranges", dropped.len(), MAX_DROPPED)?;
     let ids = events.iter().map(|event| event.id.clone()).collect();
     let now_us = clock::now_us();
     let mut checked = Checked::default();
+    checked.batch.recorded_by = caller.subject().to_owned();
     for (at, event) in events.into_iter().enumerate() {
-        checked.push(convert::event(event, now_us));
+        checked.push(convert::event(event, now_us).and_then(|event| {
+            caller.may_write("instance_id", &event.instance_id)?;
+            Ok(event)
+        }));
         if at % TURN == TURN - 1 {
             tokio::task::yield_now().await;
         }

@@ -7,6 +7,7 @@ use activity_proto::audit::v1 as proto;
 use activity_proto::audit::v1::audit_query_service_server::AuditQueryService;
 use async_stream::try_stream;
 use futures::Stream;
+use service_core::auth::{Access, Caller};
 use service_core::clock;
 use service_core::error::{Error, Reason, Result};
 use service_core::page::{self, Sealer};
@@ -18,8 +19,8 @@ use uuid::Uuid;
 use crate::convert;
 use crate::event::Key;
 use crate::export::{End, Export, Format, Scope};
-use crate::filter::Stages;
-use crate::store::{self, Range, Row, Store};
+use crate::filter::{Filter, Stages};
+use crate::store::{self, Range, Row, Sought, Store};
 use crate::tail::Tails;
 
 /// Kinds of tokens, so that none is taken for another.
@@ -57,13 +58,13 @@ impl QueryService {
     }
 
     /// The sequence that the next entry of the instance gets.
-    async fn head(&self, instance_id: &String) -> Result<u64> {
-        Ok(self.store.heads(std::slice::from_ref(instance_id)).await?.remove(instance_id).unwrap_or(0))
+    async fn head(&self, access: &Access, instance_id: &String) -> Result<u64> {
+        Ok(self.store.heads(access, std::slice::from_ref(instance_id)).await?.remove(instance_id).unwrap_or(0))
     }
 
     /// Why there is nothing at a place of a log.
-    async fn no_entry_at(&self, instance_id: &String, sequence: u64) -> Result<Error> {
-        Ok(Error::NotFound(match self.head(instance_id).await? {
+    async fn no_entry_at(&self, access: &Access, instance_id: &String, sequence: u64) -> Result<Error> {
+        Ok(Error::NotFound(match self.head(access, instance_id).await? {
             0 => format!("the log of instance {instance_id:?} has no entries"),
             head => format!("there is no entry with sequence {sequence} in this log, which ends with {}", head - 1),
         }))
@@ -76,13 +77,14 @@ impl AuditQueryService for QueryService {
         &self,
         request: Request<proto::ListEntriesRequest>,
     ) -> Result<Response<proto::ListEntriesResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let mut request = request.into_inner();
         let limit = page::page_size(request.page_size)?;
         let token = std::mem::take(&mut request.page_token);
         request.page_size = 0;
-        let query = query_hash(&request);
+        let query = query_hash(&request, caller.access());
         let order = convert::order(request.order)?;
-        let filter = convert::filter(request.filter, Stages::Settled)?;
+        let filter = filter(&caller, request.filter, Stages::Settled)?;
         let (range, after) = if token.is_empty() {
             let range = time_range::resolve(request.time_range.as_ref(), clock::now_us(), WhenMissing::Last24Hours)?;
             (Range { start_us: range.start_us, end_us: range.end_us }, None)
@@ -90,7 +92,7 @@ impl AuditQueryService for QueryService {
             let (range, after) = Position::read(&self.sealer.open(PAGE_TOKEN, &query, &token)?)?;
             (range, Some(after))
         };
-        let page = self.store.list(&filter, range, order, after, limit, page::MAX_PAGE_BYTES).await?;
+        let page = self.store.list(caller.access(), &filter, range, order, after, limit, page::MAX_PAGE_BYTES).await?;
         let next = page.next.map(|next| self.sealer.seal(PAGE_TOKEN, &query, &Position::write(range, next)));
         Ok(Response::new(proto::ListEntriesResponse {
             entries: page.entries.into_iter().map(|(entry, leaf)| convert::entry(entry, leaf)).collect(),
@@ -104,6 +106,7 @@ impl AuditQueryService for QueryService {
         request: Request<proto::GetEntryRequest>,
     ) -> Result<Response<proto::GetEntryResponse>, Status> {
         use proto::get_entry_request::Key;
+        let caller = Caller::of(&request)?;
         let row = match request.into_inner().key {
             None => {
                 let message = "key is required: id or position";
@@ -113,16 +116,26 @@ impl AuditQueryService for QueryService {
                 let id = Uuid::try_parse(&text).map_err(|_| {
                     Error::invalid_because(Reason::InvalidId, "id", "id is not a UUID, allowed is the id of an event")
                 })?;
-                let row = self.store.by_id(id).await?;
-                row.ok_or_else(|| Error::NotFound(format!("there is no entry with id {id}")))?
+                match self.store.by_id(caller.access(), id).await? {
+                    Sought::Found(row) => *row,
+                    sought => {
+                        if let Sought::Hidden { instance_id } = sought {
+                            caller.was_hidden(Some(&instance_id), None);
+                        }
+                        return Err(Error::NotFound(format!("there is no entry with id {id}")).into());
+                    }
+                }
             }
             Some(Key::Position(position)) => {
                 convert::instance_id("position.instance_id", &position.instance_id)?;
+                caller.may_see("position.instance_id", [position.instance_id.as_str()])?;
                 let sequence = position.sequence.ok_or_else(|| Error::required("position.sequence"))?;
-                let row = self.store.by_place(&position.instance_id, sequence).await?;
+                let row = self.store.by_place(caller.access(), &position.instance_id, sequence).await?;
                 match row {
                     Some(row) => row,
-                    None => return Err(self.no_entry_at(&position.instance_id, sequence).await?.into()),
+                    None => {
+                        return Err(self.no_entry_at(caller.access(), &position.instance_id, sequence).await?.into());
+                    }
                 }
             }
         };
@@ -133,6 +146,7 @@ impl AuditQueryService for QueryService {
         &self,
         request: Request<proto::ListFacetsRequest>,
     ) -> Result<Response<proto::ListFacetsResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let limit = match usize::try_from(request.limit) {
             Ok(0) => DEFAULT_FACETS,
@@ -143,10 +157,10 @@ impl AuditQueryService for QueryService {
                 return Err(Error::invalid("limit", message).into());
             }
         };
-        let filter = convert::filter(request.filter, Stages::Settled)?;
+        let filter = filter(&caller, request.filter, Stages::Settled)?;
         let range = time_range::resolve(request.time_range.as_ref(), clock::now_us(), WhenMissing::Last24Hours)?;
         let range = Range { start_us: range.start_us, end_us: range.end_us };
-        let facets = self.store.facets(&filter, range, limit).await?;
+        let facets = self.store.facets(caller.access(), &filter, range, limit).await?;
         Ok(Response::new(proto::ListFacetsResponse {
             actors: facet(facets.actors),
             actions: facet(facets.actions),
@@ -162,18 +176,20 @@ impl AuditQueryService for QueryService {
         &self,
         request: Request<proto::TailEntriesRequest>,
     ) -> Result<Response<Self::TailEntriesStream>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let instance_id = request.instance_id;
         convert::instance_id("instance_id", &instance_id)?;
-        let filter = convert::filter(request.filter, Stages::All)?;
+        caller.may_see("instance_id", [instance_id.as_str()])?;
+        let filter = filter(&caller, request.filter, Stages::All)?;
         if filter.instance_ids.values().iter().any(|other| *other != instance_id) {
             let message = "filter.instance_ids names another instance than instance_id, allowed is just that or none";
             return Err(Error::invalid("filter.instance_ids", message).into());
         }
         // Waiting begins before the head is read, so nothing falls between the two.
-        let mut tail = self.tails.follow(&instance_id);
+        let mut tail = self.tails.follow(caller.access(), &instance_id);
         let (store, shutdown, heartbeat) = (self.store.clone(), self.shutdown.clone(), self.heartbeat);
-        let head = self.head(&instance_id).await?;
+        let head = self.head(caller.access(), &instance_id).await?;
         let mut next = request.from_sequence.unwrap_or(head);
         if next > head {
             // Whoever resumes there has seen entries that this log does not have: of another instance, or from before
@@ -241,9 +257,10 @@ impl AuditQueryService for QueryService {
     ) -> Result<Response<Self::ExportEntriesStream>, Status> {
         use proto::export_entries_request::Range as Wire;
         use proto::export_entries_response::Part;
+        let caller = Caller::of(&request)?;
         let mut request = request.into_inner();
         let token = std::mem::take(&mut request.resume_token);
-        let query = query_hash(&request);
+        let query = query_hash(&request, caller.access());
         let format = match proto::ExportFormat::try_from(request.format) {
             Ok(proto::ExportFormat::Jsonl) => Format::Jsonl,
             Ok(proto::ExportFormat::Csv) => Format::Csv,
@@ -253,21 +270,24 @@ impl AuditQueryService for QueryService {
                 return Err(Error::invalid("format", message).into());
             }
         };
-        let filter = convert::filter(request.filter, Stages::All)?;
+        let filter = filter(&caller, request.filter, Stages::All)?;
         let scope = match request.range {
             None => return Err(Error::required("range").into()),
             Some(Wire::TimeRange(range)) => {
                 let range = time_range::resolve(Some(&range), clock::now_us(), WhenMissing::Refuse)?;
                 Scope::Time { start_us: range.start_us, end_us: range.end_us }
             }
-            Some(Wire::SequenceRange(range)) => log_scope(range)?,
+            Some(Wire::SequenceRange(range)) => {
+                caller.may_see("sequence_range.instance_id", [range.instance_id.as_str()])?;
+                log_scope(range)?
+            }
         };
         let store = self.store.clone();
         let mut export = if token.is_empty() {
-            Export::open(store, filter, format, scope).await?
+            Export::open(store, caller.access(), filter, format, scope).await?
         } else {
             let payload = self.sealer.open_field("resume_token", RESUME_TOKEN, &query, &token)?;
-            Export::resume(store, filter, format, &payload).await?
+            Export::resume(store, caller.access(), filter, format, &payload).await?
         };
         let (sealer, shutdown) = (self.sealer.clone(), self.shutdown.clone());
         Ok(Response::new(Box::pin(try_stream! {
@@ -283,6 +303,13 @@ impl AuditQueryService for QueryService {
             yield proto::ExportEntriesResponse { part: Some(Part::End(end(export.end()))) };
         })))
     }
+}
+
+/// A filter that names nothing that the caller may not see.
+fn filter(caller: &Caller, wire: Option<proto::AuditFilter>, none: Stages) -> Result<Filter> {
+    let filter = convert::filter(wire, none)?;
+    caller.may_see("filter.instance_ids", filter.instance_ids.values().iter().map(String::as_str))?;
+    Ok(filter)
 }
 
 fn log_scope(range: proto::SequenceRange) -> Result<Scope> {
@@ -321,10 +348,10 @@ fn beat(next: u64) -> proto::TailEntriesResponse {
     proto::TailEntriesResponse { event: Some(proto::tail_entries_response::Event::Heartbeat(heartbeat)) }
 }
 
-/// What a token is bound to: the request without its token, and without what may change between pages. Our messages
-/// have no maps, so the same request always has the same bytes.
-fn query_hash(request: &impl prost::Message) -> [u8; 32] {
-    page::query_hash([request.encode_to_vec().as_slice()])
+/// What a token is bound to: what its caller may see, and the request without its token, and without what may change
+/// between pages. Our messages have no maps, so the same request always has the same bytes.
+fn query_hash(request: &impl prost::Message, access: &Access) -> [u8; 32] {
+    page::query_hash([request.encode_to_vec().as_slice(), &access.fingerprint()])
 }
 
 /// What a page token carries: the range of the first page, and the last entry.

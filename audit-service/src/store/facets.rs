@@ -6,6 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
+use service_core::auth::Access;
 use service_core::error::{Error, Result};
 use uuid::Uuid;
 
@@ -35,7 +36,7 @@ pub struct Facet {
 }
 
 /// What a range holds; most entries first, ties by value.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Facets {
     /// Actor ids.
     pub actors: Vec<Facet>,
@@ -63,7 +64,10 @@ type Counts = [HashMap<u64, (u64, Name)>; 4];
 
 impl Store {
     /// Counts what a range holds.
-    pub async fn facets(&self, filter: &Filter, range: Range, limit: usize) -> Result<Facets> {
+    pub async fn facets(&self, access: &Access, filter: &Filter, range: Range, limit: usize) -> Result<Facets> {
+        let Some(filter) = &filter.within(access) else {
+            return Ok(Facets::default());
+        };
         let query = Query::new(filter, range, Order::OldestFirst, None);
         let snapshot = self.index_snapshot().await?;
         let mut counts = Counts::default();

@@ -1,6 +1,7 @@
 //! Pages, single entries and heads.
 
 use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _};
+use service_core::auth::Access;
 use service_core::error::Result;
 use uuid::Uuid;
 
@@ -68,8 +69,10 @@ impl PageBuilder {
 
 impl Store {
     /// A page of the entries that match, behind `after` or from the range's beginning.
+    #[expect(clippy::too_many_arguments, reason = "each decides which entries come")]
     pub async fn list(
         &self,
+        access: &Access,
         filter: &Filter,
         range: Range,
         order: Order,
@@ -78,7 +81,10 @@ impl Store {
         bytes: usize,
     ) -> Result<Page> {
         let mut page = PageBuilder::new(limit, bytes);
-        let mut walk = TimeWalk::new(range, order, after, limit + 1);
+        let Some(filter) = &filter.within(access) else {
+            return Ok(page.finish());
+        };
+        let mut walk = TimeWalk::new(access, range, order, after, limit + 1);
         let mut after = after;
         // Without a filter the nearest entries are it, but for intents that may have to be skipped.
         let unfiltered = filter.terms().is_empty();
@@ -109,14 +115,13 @@ impl Store {
     async fn walk(&self, filter: &Filter, walk: &mut TimeWalk, page: &mut PageBuilder) -> Result<Walked> {
         let mut read = 0;
         while read < NEAREST {
-            let rows = walk.next(self).await?;
-            if rows.is_empty() {
+            let Some(rows) = walk.next(self).await? else {
                 return Ok(Walked::Done);
-            }
-            read += rows.len();
+            };
+            read += rows.read;
             let mut found: Vec<Option<(Row, Entry)>> = Vec::new();
             let mut intents = Vec::new();
-            for row in rows {
+            for row in rows.seen {
                 let entry = row.entry()?;
                 if filter.matches(&entry.event) {
                     intents.extend(Intent::of(&entry.event, found.len()));
@@ -138,13 +143,19 @@ impl Store {
     }
 
     /// The entry with an id.
-    pub async fn by_id(&self, id: Uuid) -> Result<Option<Row>> {
-        let model = entry::Entity::find_by_id(id).one(self.reader()).await?;
-        model.map(Row::try_from).transpose()
+    pub async fn by_id(&self, access: &Access, id: Uuid) -> Result<Sought> {
+        Ok(match entry::Entity::find_by_id(id).one(self.reader()).await? {
+            None => Sought::Nowhere,
+            Some(model) if access.has_instance(&model.instance_id) => Sought::Found(Box::new(model.try_into()?)),
+            Some(model) => Sought::Hidden { instance_id: model.instance_id },
+        })
     }
 
     /// The entry at a place.
-    pub async fn by_place(&self, instance_id: &str, sequence: u64) -> Result<Option<Row>> {
+    pub async fn by_place(&self, access: &Access, instance_id: &str, sequence: u64) -> Result<Option<Row>> {
+        if !access.has_instance(instance_id) {
+            return Ok(None);
+        }
         let model = entry::Entity::find()
             .filter(entry::Column::InstanceId.eq(instance_id))
             .filter(entry::Column::Sequence.eq(signed(sequence)))
@@ -154,10 +165,11 @@ impl Store {
     }
 
     /// The heads of these logs; those without an entry are left out.
-    pub async fn heads(&self, instances: &[String]) -> Result<Heads> {
+    pub async fn heads(&self, access: &Access, instances: &[String]) -> Result<Heads> {
         let mut heads = Heads::new();
+        let instances: Vec<&String> = instances.iter().filter(|instance| access.has_instance(instance)).collect();
         for instances in instances.chunks(LOOKUP) {
-            let find = head::Entity::find().filter(head::Column::InstanceId.is_in(instances));
+            let find = head::Entity::find().filter(head::Column::InstanceId.is_in(instances.iter().copied()));
             for model in find.all(self.reader()).await? {
                 heads.insert(model.instance_id, unsigned(model.next_sequence)?);
             }
@@ -167,15 +179,33 @@ impl Store {
     }
 
     /// The heads of all logs, a consistent cut: read in one statement.
-    pub async fn all_heads(&self) -> Result<Heads> {
+    pub async fn all_heads(&self, access: &Access) -> Result<Heads> {
         let models = head::Entity::find()
             .filter(head::Column::NextSequence.gt(0))
             .order_by_asc(head::Column::InstanceId)
             .limit(None)
             .all(self.reader())
             .await?;
-        models.into_iter().map(|model| Ok((model.instance_id, unsigned(model.next_sequence)?))).collect()
+        models
+            .into_iter()
+            .filter(|model| access.has_instance(&model.instance_id))
+            .map(|model| Ok((model.instance_id, unsigned(model.next_sequence)?)))
+            .collect()
     }
+}
+
+/// What was found of an id.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Sought {
+    /// The entry.
+    Found(Box<Row>),
+    /// There is one that the caller may not know of: it hears what it would hear of none.
+    Hidden {
+        /// Whose it is.
+        instance_id: String,
+    },
+    /// There is none.
+    Nowhere,
 }
 
 /// How a walk ended.

@@ -6,6 +6,7 @@
 
 use futures::TryStreamExt as _;
 use sea_orm::{StreamTrait as _, Value};
+use service_core::auth::{Access, Instances};
 use service_core::database::Engine;
 use service_core::error::Result;
 use uuid::Uuid;
@@ -75,9 +76,19 @@ impl Store {
     }
 }
 
+/// Rows of a walk over time.
+#[derive(Debug)]
+pub struct Rows {
+    /// Those that may be seen, maybe none.
+    pub seen: Vec<Row>,
+    /// How many were read.
+    pub read: usize,
+}
+
 /// A walk over a range of time, in either order.
 #[derive(Debug, Clone)]
 pub struct TimeWalk {
+    access: Access,
     range: Range,
     order: Order,
     after: Key,
@@ -87,13 +98,14 @@ pub struct TimeWalk {
 
 impl TimeWalk {
     /// A walk that begins behind `after`, or at the range's beginning, for somebody who wants about `wanted` rows.
-    pub fn new(range: Range, order: Order, after: Option<Key>, wanted: usize) -> Self {
+    pub fn new(access: &Access, range: Range, order: Order, after: Option<Key>, wanted: usize) -> Self {
         let edge = match order {
             Order::NewestFirst => Key { occurred_at_us: range.end_us, id: Uuid::nil() },
             Order::OldestFirst => Key { occurred_at_us: range.start_us.saturating_sub(1), id: Uuid::max() },
         };
-        let done = range.start_us >= range.end_us;
-        Self { range, order, after: after.unwrap_or(edge), pace: Pace::new(wanted), done }
+        let nothing = matches!(access.instances(), Instances::Only(instances) if instances.is_empty());
+        let done = range.start_us >= range.end_us || nothing;
+        Self { access: access.clone(), range, order, after: after.unwrap_or(edge), pace: Pace::new(wanted), done }
     }
 
     /// Behind which key it goes on.
@@ -101,10 +113,10 @@ impl TimeWalk {
         self.after
     }
 
-    /// The next rows in order; empty at the end.
-    pub async fn next(&mut self, store: &Store) -> Result<Vec<Row>> {
+    /// The next rows in order; `None` at the end.
+    pub async fn next(&mut self, store: &Store) -> Result<Option<Rows>> {
         if self.done {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let (beyond, bound, edge, direction) = match self.order {
             Order::NewestFirst => ("<", "e.occurred_at >= $3", self.range.start_us, "DESC"),
@@ -119,13 +131,15 @@ impl TimeWalk {
         let values: Vec<Value> =
             vec![self.after.occurred_at_us.into(), self.after.id.into(), edge.into(), (limit as i64).into()];
         let by = format!("e.occurred_at {direction}, e.id {direction}");
-        let Page { rows, full } = store.read_page(sql, &by, values).await?;
+        let Page { mut rows, full } = store.read_page(sql, &by, values).await?;
         self.done = rows.len() < limit && !full;
         if let Some(last) = rows.last() {
             self.after = last.key;
         }
         self.pace.learn(&rows);
-        Ok(rows)
+        let read = rows.len();
+        rows.retain(|row| self.access.has_instance(&row.instance_id));
+        Ok((read > 0).then_some(Rows { seen: rows, read }))
     }
 }
 
@@ -140,8 +154,10 @@ pub struct LogWalk {
 
 impl LogWalk {
     /// A walk over `from` ≤ sequence < `to`.
-    pub fn new(instance_id: impl Into<String>, from: u64, to: u64) -> Self {
-        Self { instance_id: instance_id.into(), next: from, end: to, pace: Pace::new(FIRST_ROWS) }
+    pub fn new(access: &Access, instance_id: impl Into<String>, from: u64, to: u64) -> Self {
+        let instance_id = instance_id.into();
+        let end = if access.has_instance(&instance_id) { to } else { 0 };
+        Self { instance_id, next: from, end, pace: Pace::new(FIRST_ROWS) }
     }
 
     /// The next rows in order; empty where the log, or the range, ends for now.

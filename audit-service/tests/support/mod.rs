@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use audit_service::event::{Actor, Event, Operation, Outcome, Producer, Resource, Stage};
 use audit_service::filter::Filter;
 use audit_service::ingest::Batch;
-use audit_service::store::{EventResult, Order, Range, Store};
+use audit_service::store::{EventResult, Order, Range, Row, Sought, Store};
+use service_core::auth::Access;
 use service_core::config::{DatabaseConfig, DatabaseUrl};
 use uuid::Uuid;
 
@@ -16,6 +17,9 @@ use uuid::Uuid;
 pub const T0: i64 = 1_767_225_600_000_000;
 /// Everything that the tests write.
 pub const ALL: Range = Range { start_us: T0 - 1_000_000_000, end_us: T0 + 1_000_000_000_000 };
+
+/// All times.
+pub const EVER: Range = Range { start_us: i64::MIN, end_us: i64::MAX };
 
 /// Which database a test runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +109,20 @@ pub async fn write(store: &Store, events: impl IntoIterator<Item = Event>) -> Ve
     store.write(&[batch(events)]).await.unwrap().results.remove(0)
 }
 
+/// The access of who sees everything.
+pub fn full() -> Access {
+    Access::unrestricted()
+}
+
+/// The row with an id.
+pub async fn found(store: &Store, id: Uuid) -> Option<Row> {
+    match store.by_id(&full(), id).await.unwrap() {
+        Sought::Found(row) => Some(*row),
+        Sought::Nowhere => None,
+        hidden @ Sought::Hidden { .. } => panic!("{hidden:?}"),
+    }
+}
+
 /// The sequence that an event was given, if it was stored by this write.
 pub fn accepted(result: &EventResult) -> u64 {
     match result {
@@ -115,10 +133,22 @@ pub fn accepted(result: &EventResult) -> u64 {
 
 /// All ids of a list, read in pages.
 pub async fn ids(store: &Store, filter: &Filter, range: Range, order: Order, page: usize) -> Vec<Uuid> {
+    ids_within(store, &full(), filter, range, order, page).await
+}
+
+/// The same of what may be seen.
+pub async fn ids_within(
+    store: &Store,
+    access: &Access,
+    filter: &Filter,
+    range: Range,
+    order: Order,
+    page: usize,
+) -> Vec<Uuid> {
     let mut ids = Vec::new();
     let mut after = None;
     loop {
-        let page = store.list(filter, range, order, after, page, 1 << 20).await.unwrap();
+        let page = store.list(access, filter, range, order, after, page, 1 << 20).await.unwrap();
         ids.extend(page.entries.iter().map(|(entry, _)| entry.event.id));
         after = page.next;
         if after.is_none() {

@@ -1,0 +1,15 @@
+//! Who may call what.
+
+use service_core::auth::Role::{Auditor, SuperAdmin, Writer};
+use service_core::auth::{RoleRow, RoleTable};
+
+/// Every RPC of the service. Instances narrow each of them: nobody reads or writes a log of another instance.
+pub const ROLES: RoleTable = RoleTable::new(&[
+    RoleRow::new("/activity.audit.v1.AuditIngestService/RecordEvents", &[Writer]),
+    RoleRow::new("/activity.audit.v1.AuditIngestService/StreamEvents", &[Writer]),
+    RoleRow::new("/activity.audit.v1.AuditQueryService/ListEntries", &[SuperAdmin, Auditor]),
+    RoleRow::new("/activity.audit.v1.AuditQueryService/GetEntry", &[SuperAdmin, Auditor]),
+    RoleRow::new("/activity.audit.v1.AuditQueryService/ListFacets", &[SuperAdmin, Auditor]),
+    RoleRow::new("/activity.audit.v1.AuditQueryService/TailEntries", &[SuperAdmin, Auditor]),
+    RoleRow::new("/activity.audit.v1.AuditQueryService/ExportEntries", &[SuperAdmin, Auditor]),
+]);
