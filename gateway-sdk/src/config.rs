@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
 use crate::GatewaySdk;
 use crate::audit::event::AuditEvent;
 use crate::audit::{Audit, AuditLane};
+use crate::credentials::{Access, Credentials};
+use crate::endpoint::{Connections, Target};
 use crate::error::{Error, Rejection};
 use crate::feed::{Feed, MAX_EVENT_BYTES};
 use crate::id;
@@ -19,6 +20,7 @@ use crate::query::Reader;
 use crate::queue::Limits;
 use crate::retry::Backoff;
 use crate::sender::{Lane, Options};
+use crate::tls::Tls;
 use crate::usage::event::UsageEvent;
 use crate::usage::{Usage, UsageLane};
 
@@ -79,6 +81,8 @@ impl fmt::Debug for OnRejected {
 pub struct Builder {
     audit_endpoint: Option<String>,
     usage_endpoint: Option<String>,
+    credentials: Option<Credentials>,
+    tls: Option<Tls>,
     instance: String,
     producer_id: Option<String>,
     usage: Limits,
@@ -106,6 +110,8 @@ impl Default for Builder {
         Self {
             audit_endpoint: None,
             usage_endpoint: None,
+            credentials: None,
+            tls: None,
             instance: String::new(),
             producer_id: None,
             usage: limits,
@@ -124,17 +130,38 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// Where the audit-service is: `http://127.0.0.1:50051`, or `127.0.0.1:50051`.
+    /// Where the audit-service is: `https://audit.internal:50051`, `http://127.0.0.1:50051`,
+    /// or `127.0.0.1:50051`, which is `https` where [`tls`](Self::tls) is set, else `http`.
     /// Default: none, and `audit()` answers [`Error::NotConfigured`].
     pub fn audit_endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.audit_endpoint = Some(endpoint.into());
         self
     }
 
-    /// Where the usage-service is: `http://127.0.0.1:50052`, or `127.0.0.1:50052`.
+    /// Where the usage-service is, in the same way: `https://usage.internal:50052`.
     /// Default: none, and what `usage()` records is counted as dropped.
     pub fn usage_endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.usage_endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// The bearer token that goes with every call and stream, for both services. Over plain
+    /// text it goes to this machine only: [`build`](Self::build) refuses anything else.
+    /// Default: none.
+    ///
+    /// A token is renewed before it expires, without a break: a stream takes no new batches,
+    /// gets its last answers, and the next one begins with the new token. Where a service
+    /// refuses one all the same, a new one is taken and tried once at once, and from then on
+    /// at the pace of the [`backoff`](Self::backoff); nothing that was recorded is lost by it.
+    pub fn credentials(mut self, credentials: Credentials) -> Self {
+        self.credentials = Some(credentials);
+        self
+    }
+
+    /// Whom to believe, and which certificate to show, at `https://` endpoints. Default: the
+    /// roots of Mozilla, and none.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -260,10 +287,10 @@ impl Builder {
     pub fn build(self) -> Result<GatewaySdk, Error> {
         self.check()?;
         let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
-        let usage_endpoint = self.endpoint("usage_endpoint", self.usage_endpoint.as_deref())?;
-        let audit_endpoint = self.endpoint("audit_endpoint", self.audit_endpoint.as_deref())?;
-        let connect =
-            |endpoint: &Option<Endpoint>| -> Option<Channel> { endpoint.as_ref().map(Endpoint::connect_lazy) };
+        let usage_target = self.target("usage_endpoint", self.usage_endpoint.as_deref())?;
+        let audit_target = self.target("audit_endpoint", self.audit_endpoint.as_deref())?;
+        let connect = |target: &Option<Target>| target.as_ref().map(Target::connect);
+        let access = Access::new(self.credentials.clone(), self.backoff);
 
         let epoch = id::now_micros();
         let producer_id = self.producer_id.clone();
@@ -275,58 +302,56 @@ impl Builder {
             backoff: self.backoff,
             drop_grace: self.drop_grace,
         };
+        let (query_timeout, backoff) = (self.query_timeout, self.backoff);
         // Streams and queries have connections of their own: an export that fills the
         // pipe must not hold up acknowledgements.
+        let reader = |service, target| Reader::new(service, connect(target), access.clone(), query_timeout, backoff);
         let usage = Usage {
             feed: Arc::new(Feed::start(
                 UsageLane { on_rejected: self.on_rejected.clone() },
                 &runtime,
-                connect(&usage_endpoint),
+                connect(&usage_target),
+                access.clone(),
                 self.usage,
                 options,
                 producer,
                 &self.instance,
             )),
-            reader: Reader::new(UsageLane::NAME, connect(&usage_endpoint), self.query_timeout, self.backoff),
+            reader: reader(UsageLane::NAME, &usage_target),
             on_rejected: self.on_rejected.clone(),
         };
         let audit = Audit {
             feed: Arc::new(Feed::start(
                 AuditLane { on_rejected: self.on_rejected },
                 &runtime,
-                connect(&audit_endpoint),
+                connect(&audit_target),
+                access.clone(),
                 self.audit,
                 options,
                 producer,
                 &self.instance,
             )),
-            reader: Reader::new(AuditLane::NAME, connect(&audit_endpoint), self.query_timeout, self.backoff),
+            reader: reader(AuditLane::NAME, &audit_target),
             timeout: self.audit_timeout,
         };
         Ok(GatewaySdk { usage, audit, producer_id: producer_id.into() })
     }
 
-    fn endpoint(&self, setting: &'static str, address: Option<&str>) -> Result<Option<Endpoint>, Error> {
-        let Some(address) = address else {
-            return Ok(None);
+    fn target(&self, setting: &'static str, address: Option<&str>) -> Result<Option<Target>, Error> {
+        let with = Connections {
+            tls: self.tls.as_ref(),
+            secret: self.credentials.is_some(),
+            connect_timeout: self.connect_timeout,
+            keep_alive: self.keep_alive,
         };
-        let address = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-        let wrong = |message: String| Error::Config { setting, message };
-        if !address.starts_with("http://") {
-            return Err(wrong(format!("`{address}` is not usable; `http://HOST:PORT` is")));
-        }
-        let endpoint = Endpoint::from_shared(address.clone())
-            .map_err(|error| wrong(format!("`{address}` is not an address: {error}")))?
-            .user_agent(concat!("gateway-sdk/", env!("CARGO_PKG_VERSION")))
-            .map_err(|error| wrong(error.to_string()))?
-            .connect_timeout(self.connect_timeout)
-            .http2_keep_alive_interval(self.keep_alive.0)
-            .keep_alive_timeout(self.keep_alive.1)
-            .keep_alive_while_idle(true);
-        Ok(Some(endpoint))
+        let target = address.map(|address| Target::new(address, &with)).transpose();
+        target.map_err(|message| Error::Config { setting, message })
     }
 
     fn check(&self) -> Result<(), Error> {
+        if let Some(Err(message)) = self.tls.as_ref().map(Tls::check) {
+            return Err(Error::Config { setting: "tls", message });
+        }
         let batch = &self.usage;
         let duration = |d: Duration| usize::try_from(d.as_millis()).unwrap_or(usize::MAX);
         // At least one event of the largest size, framed.
@@ -391,7 +416,7 @@ mod tests {
 
     #[tokio::test]
     async fn endpoints_that_are_none_are_named() {
-        for address in ["https://localhost:1", "ftp://x", "http://a b"] {
+        for address in ["ftp://x", "http://a b"] {
             let error = GatewaySdk::builder().usage_endpoint(address).build();
             assert!(matches!(error, Err(Error::Config { setting: "usage_endpoint", .. })), "{address}: {error:?}");
         }

@@ -84,6 +84,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// What about credentials or certificates is to blame, where they are.
+    #[must_use]
+    pub fn access(&self) -> Option<AccessProblem> {
+        match self {
+            Self::Service(error) => error.access,
+            _ => None,
+        }
+    }
+
     /// The service's reason, where it gave one.
     #[must_use]
     pub fn reason(&self) -> Option<ErrorReason> {
@@ -170,6 +179,57 @@ impl Rejection {
     }
 }
 
+/// What is wrong with how client and service know each other; see
+/// [`ServiceError::access`]. Recorded events stay queued through all of them, and are
+/// counted in [`ServiceStats::refused`](crate::ServiceStats::refused).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AccessProblem {
+    /// The service wants credentials, and the SDK has none.
+    #[error("no credentials are configured, and the service wants some")]
+    Missing,
+    /// The token holds by its own word, and the service does not take it.
+    #[error("the token is refused")]
+    Refused,
+    /// The token has expired.
+    #[error("the token has expired")]
+    Expired,
+    /// File or callback gave no token.
+    #[error("there is no token")]
+    NoToken,
+    /// The service knows who asks, and that is not allowed to them.
+    #[error("the caller has no right to this")]
+    NotAllowed,
+    /// The server's certificate is under none of the roots that are configured.
+    #[error("the server's certificate is of an unknown issuer")]
+    UnknownServer,
+    /// The server's certificate is for another name.
+    #[error("the server's certificate is for another name")]
+    ServerName,
+    /// The server's certificate has expired, or is no good in another way.
+    #[error("the server's certificate is not valid")]
+    ServerCertificate,
+    /// The server wants a client certificate, or not this one.
+    #[error("the client certificate is missing or refused")]
+    ClientCertificate,
+    /// The files that [`Tls`](crate::Tls) names can't be read or used.
+    #[error("the files for TLS are not usable")]
+    TlsFiles,
+    /// Who answers speaks no TLS, or no HTTP/2 in it.
+    #[error("the server does not speak TLS with HTTP/2")]
+    NotTls,
+}
+
+impl AccessProblem {
+    /// What a status says of it.
+    pub(crate) fn of(status: &Status) -> Option<Self> {
+        if let Some(cause) = std::error::Error::source(status) {
+            return cause.downcast_ref().copied().or_else(|| crate::tls::find_problem(cause));
+        }
+        (status.code() == Code::PermissionDenied).then_some(Self::NotAllowed)
+    }
+}
+
 /// What a service, or the way to it, answered to a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -187,6 +247,8 @@ pub struct ServiceError {
     pub retry_after: Option<Duration>,
     /// Whether the same call may succeed later.
     pub retryable: bool,
+    /// Where credentials or certificates are to blame: what about them.
+    pub access: Option<AccessProblem>,
 }
 
 impl fmt::Display for ServiceError {
@@ -230,6 +292,7 @@ impl From<&Status> for ServiceError {
             violations,
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
             retryable: matches!(classify(status), Verdict::Retry { .. }),
+            access: AccessProblem::of(status),
         }
     }
 }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use crate::Error;
+use crate::credentials::Access;
 use crate::queue::frame::{Numbering, put_varint};
 use crate::queue::{Limits, Queue};
 use crate::sender::{Lane, Options, Sender};
@@ -39,10 +40,12 @@ pub(crate) struct Feed<T> {
 
 impl<T: Send + 'static> Feed<T> {
     /// With a sender where there is a channel; without one the queue is closed.
+    #[allow(clippy::too_many_arguments, reason = "each is a setting of its own")]
     pub(crate) fn start<L: Lane<Extra = T>>(
         lane: L,
         runtime: &Handle,
         channel: Option<Channel>,
+        access: Access,
         limits: Limits,
         options: Options,
         producer: (&str, u64),
@@ -51,7 +54,7 @@ impl<T: Send + 'static> Feed<T> {
         let numbering = Numbering::new(L::PRODUCER_FIELD, producer.0, producer.1);
         let queue = Arc::new(Queue::new(limits, numbering));
         let task = channel.map(|channel| {
-            let sender = Sender::new(lane, Arc::clone(&queue), channel, options);
+            let sender = Sender::new(lane, Arc::clone(&queue), channel, access, options);
             runtime.spawn(sender.run()).abort_handle()
         });
         if task.is_none() {

@@ -18,6 +18,7 @@
 //! | [`Audit`] | recording administrative actions; entries, tail, export |
 //! | `queue` | the bounded queue and what happens when it is full |
 //! | `sender` | batches, acknowledgements, reconnecting, the one bad event |
+//! | [`Credentials`], [`Tls`] | tokens that are renewed, certificates, mutual TLS |
 //! | `retry` | what may be tried again, and when: pure functions |
 //!
 //! # What is promised
@@ -32,6 +33,8 @@
 //!   as such; what is refused is counted and handed to [`Builder::on_rejected`].
 //! - **Bounded**: memory by the queues and the batches under way; [`GatewaySdk::flush`] and
 //!   [`GatewaySdk::shutdown`] by their time-outs, with an honest answer.
+//! - **No secret** goes over plain text to another machine, or into a log, an error or a
+//!   `Debug`. What a service refuses for want of credentials or rights stays queued.
 //! - **No panic** leaves this crate, and it starts nothing but one task a service.
 //!
 //! # What a crash loses
@@ -90,6 +93,8 @@
 
 mod audit;
 mod config;
+mod credentials;
+mod endpoint;
 mod error;
 mod feed;
 mod id;
@@ -98,6 +103,7 @@ mod queue;
 mod retry;
 mod sender;
 mod stats;
+mod tls;
 mod usage;
 
 use std::sync::Arc;
@@ -118,10 +124,12 @@ pub use crate::audit::query::{AuditExport, AuditFilter, AuditQuery};
 pub use crate::audit::tail::TailQuery;
 pub use crate::audit::{Audit, Receipt, Recorded};
 pub use crate::config::{Builder, Rejected, RejectedEvent};
-pub use crate::error::{Error, FieldViolation, Rejection, ServiceError};
+pub use crate::credentials::{Credentials, Token};
+pub use crate::error::{AccessProblem, Error, FieldViolation, Rejection, ServiceError};
 pub use crate::query::export::{ExportFormat, ExportProgress, Exported};
 pub use crate::query::{Page, TimeRange};
 pub use crate::stats::{Flushed, ServiceStats, Stats, Waiting};
+pub use crate::tls::Tls;
 pub use crate::usage::Usage;
 pub use crate::usage::event::{Tokens, UsageEvent, UsageEventBuilder};
 pub use crate::usage::pricing::{CostQuery, PriceQuery};

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
+use crate::credentials::{Access, Ticket};
 use crate::error::Error;
 use crate::retry::{Backoff, Verdict, classify};
 use crate::{Interval, TimeRangePreset};
@@ -155,11 +156,18 @@ where
     pages.flatten().boxed()
 }
 
+/// A stream of answers, and what it was opened with.
+pub(crate) struct Opened<S> {
+    answers: S,
+    ticket: Ticket,
+}
+
 /// Makes calls to one service.
 #[derive(Clone)]
 pub(crate) struct Reader {
     service: &'static str,
     channel: Option<Channel>,
+    access: Access,
     pub(crate) timeout: Duration,
     pub(crate) backoff: Backoff,
 }
@@ -171,8 +179,14 @@ impl fmt::Debug for Reader {
 }
 
 impl Reader {
-    pub(crate) fn new(service: &'static str, channel: Option<Channel>, timeout: Duration, backoff: Backoff) -> Self {
-        Self { service, channel, timeout, backoff }
+    pub(crate) fn new(
+        service: &'static str,
+        channel: Option<Channel>,
+        access: Access,
+        timeout: Duration,
+        backoff: Backoff,
+    ) -> Self {
+        Self { service, channel, access, timeout, backoff }
     }
 
     pub(crate) fn channel(&self) -> Result<Channel, Error> {
@@ -192,24 +206,37 @@ impl Reader {
         let mut attempt = 0;
         loop {
             let mut request = Request::new(question.clone());
-            request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-            let answer = tokio::time::timeout_at(deadline, ask(channel.clone(), request)).await;
+            let answer = async {
+                let ticket = self.access.attach(&mut request).await?;
+                request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+                ask(channel.clone(), request).await.map_err(|status| self.access.judge(status, ticket))
+            };
+            let answer = tokio::time::timeout_at(deadline, answer).await;
             let status = match answer {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) => status,
                 Err(_) => Status::deadline_exceeded(format!("no answer within {:?}", self.timeout)),
             };
             attempt += 1;
-            let verdict = classify(&status);
-            let delay = self.backoff.after(verdict, attempt - 1, rand::random());
-            if !matches!(verdict, Verdict::Retry { .. })
-                || attempt == MAX_ATTEMPTS
-                || Instant::now() + delay >= deadline
-            {
-                return Err(status.into());
+            let delay = self.again(&status, attempt - 1);
+            let delay = delay.filter(|delay| attempt < MAX_ATTEMPTS && Instant::now() + *delay < deadline);
+            match delay {
+                Some(delay) => tokio::time::sleep(delay).await,
+                None => return Err(status.into()),
             }
-            tokio::time::sleep(delay).await;
         }
+    }
+
+    /// After how long a failure is worth another attempt: one with new credentials, if
+    /// those were refused.
+    pub(crate) fn again(&self, status: &Status, failures: u32) -> Option<Duration> {
+        let verdict = classify(status);
+        let worth = match verdict {
+            Verdict::Retry { .. } => true,
+            Verdict::Refresh => failures == 0 && self.access.renews(),
+            _ => false,
+        };
+        worth.then(|| self.backoff.after(verdict, failures, rand::random()))
     }
 
     /// Opens a stream of answers; one attempt, as its users resume by themselves.
@@ -217,14 +244,19 @@ impl Reader {
         &self,
         question: Q,
         ask: impl FnOnce(Channel, Request<Q>) -> F,
-    ) -> Result<S, Status>
+    ) -> Result<Opened<S>, Status>
     where
         F: Future<Output = Result<Response<S>, Status>>,
     {
         let channel = self.channel().map_err(|error| Status::failed_precondition(error.to_string()))?;
-        let opening = ask(channel, Request::new(question));
+        let opening = async {
+            let mut request = Request::new(question);
+            let ticket = self.access.attach(&mut request).await?;
+            let opened = ask(channel, request).await.map_err(|status| self.access.judge(status, ticket))?;
+            Ok(Opened { answers: opened.into_inner(), ticket })
+        };
         match tokio::time::timeout(self.timeout, opening).await {
-            Ok(opened) => Ok(opened?.into_inner()),
+            Ok(opened) => opened,
             Err(_) => Err(silence(self.timeout)),
         }
     }
@@ -232,10 +264,10 @@ impl Reader {
     /// The next message of a stream; silence for too long is an error.
     pub(crate) async fn next<T>(
         &self,
-        answers: &mut (impl Stream<Item = Result<T, Status>> + Unpin),
+        opened: &mut Opened<impl Stream<Item = Result<T, Status>> + Unpin>,
     ) -> Result<Option<T>, Status> {
-        match tokio::time::timeout(self.timeout, answers.next()).await {
-            Ok(answer) => answer.transpose(),
+        match tokio::time::timeout(self.timeout, opened.answers.next()).await {
+            Ok(answer) => answer.transpose().map_err(|status| self.access.judge(status, opened.ticket)),
             Err(_) => Err(silence(self.timeout)),
         }
     }

@@ -322,12 +322,16 @@ impl<T> Queue<T> {
     }
 
     /// Notes that a stream opened, or why one ended.
-    pub(crate) fn note_stream(&self, opened: Result<bool, String>) {
+    /// A stream that opened, and whether again; or why one ended, and whether this client was refused.
+    pub(crate) fn note_stream(&self, opened: Result<bool, (String, bool)>) {
         let stats = &mut self.lock().stats;
         stats.connected = opened.is_ok();
         match opened {
             Ok(again) => stats.reconnects += u64::from(again),
-            Err(reason) => stats.last_error = Some(reason),
+            Err((reason, refused)) => {
+                stats.refused += u64::from(refused);
+                stats.last_error = Some(reason);
+            }
         }
     }
 

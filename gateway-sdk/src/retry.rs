@@ -2,7 +2,23 @@
 //!
 //! A status code alone misleads (a killed server shows as `UNKNOWN`, one that
 //! drains as `CANCELLED`, a message too large as `OUT_OF_RANGE`), so [`classify`]
-//! also looks at the details and at whether the transport caused it.
+//! also looks at the details and at whether the transport caused it:
+//!
+//! | what came | verdict |
+//! | --- | --- |
+//! | a delay (`RetryInfo`), whatever the code | again, not before it |
+//! | a cause in this side's transport, whatever the code | again |
+//! | `UNAUTHENTICATED` | again with new credentials, once at once, then slowly |
+//! | `OVERLOADED`, `BATCH_OUT_OF_ORDER` | again: they say nothing of the events |
+//! | `UNAVAILABLE`, `ABORTED`, `CANCELLED`, `UNKNOWN`, `DEADLINE_EXCEEDED` | again |
+//! | `PERMISSION_DENIED`, `UNIMPLEMENTED` and their kin | held: kept, asked again slowly |
+//! | `INTERNAL` | again, and to blame alone when it comes every time |
+//! | `INVALID_ARGUMENT`, `OUT_OF_RANGE`, `RESOURCE_EXHAUSTED` without a delay | never again |
+//!
+//! **Why a denial is not permanent.** It says what the table of roles allows this writer at
+//! the moment. A role that is taken away by mistake for ten minutes must not cost ten
+//! minutes of events: they stay queued, loudly. Only an event of an instance that the
+//! writer may not write is rejected alone, by the service.
 
 use std::time::Duration;
 
@@ -10,13 +26,16 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::ErrorReason;
-use crate::error::reason_from_name;
+use crate::error::{AccessProblem, reason_from_name};
 
 /// What a failed call or stream means for what was sent on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Nothing is wrong with what was sent: send it again, not before `after`.
     Retry { after: Option<Duration> },
+    /// The service does not take the credentials: keep everything, ask again with new
+    /// ones, and at the slowest pace when those are refused too.
+    Refresh,
     /// The service refuses this client, whatever it sends: keep everything, ask
     /// again at the slowest pace.
     Hold,
@@ -39,6 +58,9 @@ pub(crate) fn classify(status: &Status) -> Verdict {
         return Verdict::Retry { after };
     }
     let retry = Verdict::Retry { after: None };
+    if let Some(AccessProblem::Missing | AccessProblem::Refused | AccessProblem::Expired) = AccessProblem::of(status) {
+        return Verdict::Refresh;
+    }
     // Only errors that this side's transport made have a source; no service sends one.
     if std::error::Error::source(status).is_some() {
         return retry;
@@ -52,12 +74,10 @@ pub(crate) fn classify(status: &Status) -> Verdict {
         Code::Ok | Code::Unavailable | Code::Aborted | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded => {
             retry
         }
-        Code::Unauthenticated
-        | Code::PermissionDenied
-        | Code::Unimplemented
-        | Code::FailedPrecondition
-        | Code::NotFound
-        | Code::DataLoss => Verdict::Hold,
+        Code::Unauthenticated => Verdict::Refresh,
+        Code::PermissionDenied | Code::Unimplemented | Code::FailedPrecondition | Code::NotFound | Code::DataLoss => {
+            Verdict::Hold
+        }
         Code::Internal => Verdict::Defect,
         Code::InvalidArgument | Code::OutOfRange | Code::ResourceExhausted | Code::AlreadyExists => Verdict::Permanent,
     }
@@ -89,7 +109,9 @@ impl Backoff {
         match verdict {
             Verdict::Retry { after: None } | Verdict::Defect => self.delay(attempt, random),
             Verdict::Retry { after: Some(after) } => after + self.delay(0, random),
-            Verdict::Hold => self.cap / 2 + (self.cap / 2).mul_f64(random.clamp(0.0, 1.0)),
+            // New credentials are worth one attempt at once.
+            Verdict::Refresh if attempt == 0 => self.delay(0, random),
+            Verdict::Refresh | Verdict::Hold => self.cap / 2 + (self.cap / 2).mul_f64(random.clamp(0.0, 1.0)),
             // Each attempt takes the culprit further apart: no reason to slow down.
             Verdict::Permanent => self.delay(0, random),
         }
@@ -105,59 +127,108 @@ mod tests {
 
     const RETRY: Verdict = Verdict::Retry { after: None };
 
+    /// A code without and with a cause in the transport, for all codes there are.
     #[test]
     fn every_code_has_its_verdict() {
         let table = [
             (Code::Ok, RETRY),
+            // A call while the server drains; a proxy's time-out.
             (Code::Cancelled, RETRY),
+            // A server that was killed; what a proxy made of a status that it didn't know.
             (Code::Unknown, RETRY),
             (Code::InvalidArgument, Verdict::Permanent),
             (Code::DeadlineExceeded, RETRY),
             (Code::NotFound, Verdict::Hold),
             (Code::AlreadyExists, Verdict::Permanent),
             (Code::PermissionDenied, Verdict::Hold),
+            // Too large, unless there is a delay with it.
             (Code::ResourceExhausted, Verdict::Permanent),
             (Code::FailedPrecondition, Verdict::Hold),
             (Code::Aborted, RETRY),
+            // tonic's own word for a message over the limit.
             (Code::OutOfRange, Verdict::Permanent),
             (Code::Unimplemented, Verdict::Hold),
             (Code::Internal, Verdict::Defect),
             (Code::Unavailable, RETRY),
             (Code::DataLoss, Verdict::Hold),
-            (Code::Unauthenticated, Verdict::Hold),
+            (Code::Unauthenticated, Verdict::Refresh),
         ];
         for (number, (code, verdict)) in table.into_iter().enumerate() {
             assert_eq!(code as usize, number, "the table misses a code");
-            assert_eq!(classify(&Status::new(code, "")), verdict, "{code:?}");
+            let mut status = Status::new(code, "");
+            assert_eq!(classify(&status), verdict, "{code:?}");
+            status.set_source(std::sync::Arc::new(std::io::Error::other("reset")));
+            assert_eq!(classify(&status), RETRY, "{code:?} of the transport");
         }
     }
 
     #[test]
-    fn transport_failures_are_retried_whatever_their_code() {
-        for code in [Code::Unknown, Code::Internal, Code::ResourceExhausted] {
-            let mut status = Status::new(code, "");
-            status.set_source(std::sync::Arc::new(std::io::Error::other("reset")));
-            assert_eq!(classify(&status), RETRY, "{code:?}");
+    fn every_reason_of_the_contract_has_its_verdict() {
+        use ErrorReason as R;
+        // With the code that the services send it under.
+        let table = [
+            (R::InvalidArgument, Code::InvalidArgument, Verdict::Permanent),
+            (R::MalformedMessage, Code::InvalidArgument, Verdict::Permanent),
+            // The stream was at fault: the next one counts from 1.
+            (R::BatchOutOfOrder, Code::InvalidArgument, RETRY),
+            (R::TooLarge, Code::ResourceExhausted, Verdict::Permanent),
+            (R::Overloaded, Code::ResourceExhausted, RETRY),
+            (R::Unauthenticated, Code::Unauthenticated, Verdict::Refresh),
+            (R::PermissionDenied, Code::PermissionDenied, Verdict::Hold),
+            (R::StorageUnavailable, Code::Unavailable, RETRY),
+            (R::ShuttingDown, Code::Unavailable, RETRY),
+            (R::Contention, Code::Aborted, RETRY),
+            (R::DeadlineExceeded, Code::DeadlineExceeded, RETRY),
+            (R::Internal, Code::Internal, Verdict::Defect),
+        ];
+        for (reason, code, verdict) in table {
+            let name = reason.as_str_name().trim_start_matches("ERROR_REASON_");
+            let details = ErrorDetails::with_error_info(name, "activity", HashMap::new());
+            let status = Status::with_error_details(code, "", details);
+            assert_eq!(classify(&status), verdict, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_credentials_decides_before_its_being_a_cause() {
+        use AccessProblem as P;
+        for (problem, verdict) in [
+            (P::Missing, Verdict::Refresh),
+            (P::Refused, Verdict::Refresh),
+            (P::Expired, Verdict::Refresh),
+            // File or callback may work the next time; so may a connection.
+            (P::NoToken, RETRY),
+            (P::UnknownServer, RETRY),
+            (P::ClientCertificate, RETRY),
+        ] {
+            let mut status = Status::unauthenticated("");
+            status.set_source(std::sync::Arc::new(problem));
+            assert_eq!(classify(&status), verdict, "{problem:?}");
         }
     }
 
     #[test]
     fn retry_info_makes_any_code_retryable_up_to_a_bound() {
-        let status = |delay| {
+        let status = |code, delay| {
             let details = ErrorDetails::with_retry_info(Some(delay));
-            Status::with_error_details(Code::ResourceExhausted, "", details)
+            Status::with_error_details(code, "", details)
         };
         let after = |delay| Verdict::Retry { after: Some(delay) };
         let second = Duration::from_secs(1);
-        assert_eq!(classify(&status(second)), after(second));
-        assert_eq!(classify(&status(Duration::from_secs(1 << 30))), after(MAX_RETRY_INFO));
+        for code in 0..=16 {
+            let code = Code::from(code);
+            assert_eq!(classify(&status(code, second)), after(second), "{code:?}");
+            assert_eq!(classify(&status(code, Duration::from_secs(1 << 30))), after(MAX_RETRY_INFO), "{code:?}");
+        }
     }
 
     #[test]
-    fn overload_without_retry_info_is_not_held_against_the_events() {
-        let details = ErrorDetails::with_error_info("OVERLOADED", "activity", HashMap::new());
-        let status = Status::with_error_details(Code::ResourceExhausted, "", details);
-        assert_eq!(classify(&status), RETRY);
+    fn new_credentials_are_tried_at_once_and_then_slowly() {
+        let backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(30) };
+        assert!(backoff.after(Verdict::Refresh, 0, 1.0) <= backoff.base);
+        for attempt in 1..100 {
+            assert!(backoff.after(Verdict::Refresh, attempt, 0.0) >= backoff.cap / 2);
+        }
     }
 
     proptest! {

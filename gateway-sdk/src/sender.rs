@@ -37,6 +37,7 @@ use tonic::{Request, Status};
 
 use self::batch::Batch;
 use self::codec::{BatchCodec, Outbound};
+use crate::credentials::{Access, Ticket};
 use crate::error::{Rejection, describe};
 use crate::queue::{Queue, Settled};
 use crate::retry::{Backoff, Verdict, classify};
@@ -87,11 +88,27 @@ pub(crate) struct Options {
     pub(crate) drop_grace: Duration,
 }
 
+/// How a stream came to its end without a failure.
+enum Over {
+    /// The queue is closed, and everything in it settled.
+    Settled,
+    /// Its token is to be renewed; nothing sent on it is without an answer.
+    Renewal,
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// See the module's documentation.
 pub(crate) struct Sender<L: Lane> {
     lane: L,
     queue: Arc<Queue<L::Extra>>,
     channel: Channel,
+    access: Access,
     options: Options,
     in_flight: VecDeque<Batch<L::Extra>>,
     /// How many at the front of `in_flight` were sent on this stream.
@@ -102,23 +119,33 @@ pub(crate) struct Sender<L: Lane> {
     suspects: usize,
     /// Failures since the last answer.
     attempt: u32,
+    /// Those of them that were refusals of the credentials.
+    refusals: u32,
     /// Since when an answer is awaited.
     waiting_since: Instant,
     streams: u64,
 }
 
 impl<L: Lane> Sender<L> {
-    pub(crate) fn new(lane: L, queue: Arc<Queue<L::Extra>>, channel: Channel, options: Options) -> Self {
+    pub(crate) fn new(
+        lane: L,
+        queue: Arc<Queue<L::Extra>>,
+        channel: Channel,
+        access: Access,
+        options: Options,
+    ) -> Self {
         Self {
             lane,
             queue,
             channel,
+            access,
             options,
             in_flight: VecDeque::new(),
             sent: 0,
             last_id: 0,
             suspects: 0,
             attempt: 0,
+            refusals: 0,
             waiting_since: Instant::now(),
             streams: 0,
         }
@@ -156,8 +183,12 @@ impl<L: Lane> Sender<L> {
                     None => return,
                 }
             }
-            let Err(status) = self.stream().await else {
-                return;
+            let mut ticket = Ticket::default();
+            let status = match self.stream(&mut ticket).await {
+                Ok(Over::Settled) => return,
+                // The next one goes with a new token.
+                Ok(Over::Renewal) => continue,
+                Err(status) => self.access.judge(status, ticket),
             };
             let verdict = classify(&status);
             self.note_failure(&status, verdict);
@@ -167,7 +198,9 @@ impl<L: Lane> Sender<L> {
                 // An idle stream ended: nothing to hurry for.
                 continue;
             }
-            let delay = self.options.backoff.after(verdict, self.attempt, rand::random());
+            let attempt = if verdict == Verdict::Refresh { self.refusals } else { self.attempt };
+            let delay = self.options.backoff.after(verdict, attempt, rand::random());
+            self.refusals = self.refusals.saturating_add(u32::from(verdict == Verdict::Refresh));
             self.attempt = self.attempt.saturating_add(1);
             // A flush or shutdown cuts the wait short; the service's own wish stands.
             let asked = matches!(verdict, Verdict::Retry { after: Some(_) });
@@ -180,17 +213,31 @@ impl<L: Lane> Sender<L> {
 
     fn note_failure(&self, status: &Status, verdict: Verdict) {
         let reason = format!("{:?}: {}", status.code(), describe(status));
-        // Once an outage, not once an attempt; and an idle stream may end.
-        if self.attempt == 0 && !self.in_flight.is_empty() {
+        if self.in_flight.is_empty() {
+            // An idle stream may end.
+            tracing::debug!(service = L::NAME, ?verdict, reason, "stream ended");
+        } else if matches!(verdict, Verdict::Hold | Verdict::Refresh) && (self.refusals > 0 || verdict == Verdict::Hold)
+        {
+            // Every time, which is seldom: this waits for somebody to put it right.
+            let waiting = self.queue.waiting();
+            tracing::error!(
+                service = L::NAME,
+                reason,
+                queued = waiting.queued,
+                in_flight = waiting.in_flight,
+                "the service refuses this writer; nothing is thrown away, and nothing is delivered"
+            );
+        } else if self.attempt == 0 {
+            // Once an outage, not once an attempt.
             tracing::warn!(service = L::NAME, ?verdict, reason, "stream ended");
         } else {
             tracing::debug!(service = L::NAME, ?verdict, reason, "stream ended");
         }
-        self.queue.note_stream(Err(reason));
+        self.queue.note_stream(Err((reason, matches!(verdict, Verdict::Hold | Verdict::Refresh))));
     }
 
     /// One stream, from opening it to its end.
-    async fn stream(&mut self) -> Result<(), Status> {
+    async fn stream(&mut self, ticket: &mut Ticket) -> Result<Over, Status> {
         let (requests, mut outbound) = mpsc::channel::<Outbound>(self.options.window);
         self.sent = 0;
         self.last_id = 0;
@@ -199,10 +246,13 @@ impl<L: Lane> Sender<L> {
         self.send_waiting(&requests)?;
         let outbound = futures::stream::poll_fn(move |cx| outbound.poll_recv(cx));
         let mut grpc = Grpc::new(self.channel.clone());
+        let access = self.access.clone();
         let opening = async {
+            let mut request = Request::new(outbound);
+            *ticket = access.attach(&mut request).await?;
             grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
             let path = PathAndQuery::from_static(L::PATH);
-            grpc.streaming(Request::new(outbound), path, BatchCodec::<L::Answer>(PhantomData)).await
+            grpc.streaming(request, path, BatchCodec::<L::Answer>(PhantomData)).await
         };
         let mut answers = timeout(self.options.ack_timeout, opening)
             .await
@@ -211,11 +261,16 @@ impl<L: Lane> Sender<L> {
         self.queue.note_stream(Ok(self.streams > 0));
         self.streams += 1;
         let mut closed = false;
+        // From when on nothing more is sent, so that the token's successor can take over.
+        let mut renewing = false;
         loop {
             if closed && self.in_flight.is_empty() {
-                return Ok(());
+                return Ok(Over::Settled);
             }
-            let room = self.sent == self.in_flight.len() && self.sent < self.window();
+            if renewing && self.sent == 0 {
+                return Ok(Over::Renewal);
+            }
+            let room = !renewing && self.sent == self.in_flight.len() && self.sent < self.window();
             let deadline = self.waiting_since + self.options.ack_timeout;
             tokio::select! {
                 biased;
@@ -230,8 +285,11 @@ impl<L: Lane> Sender<L> {
                 () = tokio::time::sleep_until(deadline), if self.sent > 0 => {
                     return Err(Status::deadline_exceeded("no acknowledgement in time"));
                 }
+                () = until(ticket.renew_at), if !renewing => renewing = true,
             }
-            self.send_waiting(&requests)?;
+            if !renewing {
+                self.send_waiting(&requests)?;
+            }
         }
     }
 
@@ -268,7 +326,7 @@ impl<L: Lane> Sender<L> {
         };
         self.sent -= 1;
         self.suspects = self.suspects.saturating_sub(1);
-        self.attempt = 0;
+        (self.attempt, self.refusals) = (0, 0);
         self.waiting_since = Instant::now();
 
         let events = batch.extras.len();

@@ -35,6 +35,9 @@ pub struct ServiceStats {
     pub dropped: u64,
     /// Streams opened after the first.
     pub reconnects: u64,
+    /// Streams that the service refused or ended for want of credentials or rights, each
+    /// with an error in the log when there was something to send. The events stay queued.
+    pub refused: u64,
     /// Whether a stream to the service is open.
     pub connected: bool,
     /// What ended the last stream or attempt; cleared by the next acknowledgement.

@@ -8,7 +8,7 @@ use super::Audit;
 use super::query::{AuditFilter, client};
 use crate::AuditEntry;
 use crate::error::Error;
-use crate::retry::{Verdict, classify};
+use crate::query::Opened;
 
 /// Which log to follow, and from where.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,7 +62,7 @@ impl Audit {
 struct Tail {
     audit: Audit,
     query: TailQuery,
-    answers: Option<Streaming<proto::TailEntriesResponse>>,
+    answers: Option<Opened<Streaming<proto::TailEntriesResponse>>>,
     breaks: u32,
 }
 
@@ -76,12 +76,9 @@ impl Tail {
                 Err(status) => status,
             };
             self.answers = None;
-            let verdict = classify(&status);
-            if !matches!(verdict, Verdict::Retry { .. }) {
+            let Some(delay) = self.audit.reader.again(&status, self.breaks) else {
                 return Err(status.into());
-            }
-            let backoff = self.audit.reader.backoff;
-            let delay = backoff.after(verdict, self.breaks, rand::random());
+            };
             self.breaks = self.breaks.saturating_add(1);
             tokio::time::sleep(delay).await;
         }

@@ -13,9 +13,8 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tonic::Status;
 
-use super::Reader;
+use super::{Opened, Reader};
 use crate::error::Error;
-use crate::retry::{Verdict, classify};
 
 /// Breaks in a row without a chunk in between, after which an export is given up.
 const MAX_BREAKS: u32 = 8;
@@ -80,7 +79,7 @@ pub(crate) async fn run<A, E, S, F>(
 ) -> Result<Exported<E>, Error>
 where
     S: futures::Stream<Item = Result<A, Status>> + Unpin,
-    F: Future<Output = Result<S, Status>>,
+    F: Future<Output = Result<Opened<S>, Status>>,
 {
     reader.channel()?;
     let mut hash = Sha256::new();
@@ -125,10 +124,9 @@ where
             }
         };
         breaks += 1;
-        let verdict = classify(&status);
-        if !matches!(verdict, Verdict::Retry { .. }) || breaks > MAX_BREAKS {
+        let Some(delay) = reader.again(&status, breaks - 1).filter(|_| breaks <= MAX_BREAKS) else {
             return Err(status.into());
-        }
+        };
         if resumable && token.is_empty() && at.bytes > 0 {
             return Err(Error::Protocol("a chunk came without a resume token".into()));
         }
@@ -140,7 +138,7 @@ where
             hash = Sha256::new();
             (at.rows, at.bytes) = (0, 0);
         }
-        tokio::time::sleep(reader.backoff.after(verdict, breaks - 1, rand::random())).await;
+        tokio::time::sleep(delay).await;
     }
 }
 

@@ -167,6 +167,7 @@ async fn refused_credentials_keep_everything() {
         assert!(sdk.flush(LONG).await.is_complete());
         let stats = sdk.stats().usage;
         assert_eq!((stats.acknowledged, stats.rejected), (10, 0), "{code:?}");
+        assert_eq!(stats.refused, 3, "{code:?}");
     }
 }
 

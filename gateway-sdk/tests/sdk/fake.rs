@@ -19,6 +19,8 @@ use gateway_sdk::{Builder, GatewaySdk};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::InterceptorLayer;
+use tonic::transport::ServerTlsConfig;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::queries::{Answers, AuditQueries, UsageQueries};
@@ -58,11 +60,14 @@ pub(crate) enum Action {
     Misnumber,
 }
 
+/// Who is let in, by the header `authorization`.
+type Guard = Box<dyn Fn(Option<&str>) -> Result<(), Status> + Send + Sync>;
 type Script = Box<dyn Fn(&Arrived) -> Action + Send + Sync>;
 
 /// What the service remembers.
 pub(crate) struct Memory {
     script: Mutex<Script>,
+    guard: Mutex<Guard>,
     inner: Mutex<Inner>,
     changed: watch::Sender<u64>,
     gate: watch::Sender<bool>,
@@ -114,6 +119,16 @@ impl Memory {
         *self.script.lock().unwrap() = Box::new(script);
     }
 
+    pub(crate) fn guard(&self, guard: impl Fn(Option<&str>) -> Result<(), Status> + Send + Sync + 'static) {
+        *self.guard.lock().unwrap() = Box::new(guard);
+    }
+
+    fn admit(&self, request: Request<()>) -> Result<Request<()>, Status> {
+        let header = request.metadata().get("authorization").map(|value| value.to_str().unwrap());
+        (self.guard.lock().unwrap())(header)?;
+        Ok(request)
+    }
+
     pub(crate) fn open_gate(&self) {
         self.gate.send_replace(true);
     }
@@ -129,6 +144,8 @@ pub(crate) struct Fake {
     pub(crate) address: SocketAddr,
     pub(crate) memory: Arc<Memory>,
     runtime: Option<Runtime>,
+    /// From the next start on.
+    pub(crate) tls: Option<ServerTlsConfig>,
 }
 
 impl Fake {
@@ -145,12 +162,14 @@ impl Fake {
             address,
             memory: Arc::new(Memory {
                 script: Mutex::new(Box::new(|_| Action::Ack)),
+                guard: Mutex::new(Box::new(|_| Ok(()))),
                 inner: Mutex::default(),
                 changed: watch::Sender::new(0),
                 gate: watch::Sender::new(false),
                 answers: Answers::default(),
             }),
             runtime: None,
+            tls: None,
         }
     }
 
@@ -161,8 +180,14 @@ impl Fake {
         let serve = |memory: &Arc<Memory>| Serve(Arc::clone(memory));
         let _guard = runtime.enter();
         let listener = bind(self.address);
+        let mut server = tonic::transport::Server::builder();
+        if let Some(tls) = &self.tls {
+            server = server.tls_config(tls.clone()).unwrap();
+        }
+        let memory = Arc::clone(&self.memory);
         runtime.spawn(
-            tonic::transport::Server::builder()
+            server
+                .layer(InterceptorLayer::new(move |request| memory.admit(request)))
                 .add_service(UsageIngestServiceServer::new(serve(&self.memory)))
                 .add_service(AuditIngestServiceServer::new(serve(&self.memory)))
                 .add_service(UsageQueryServiceServer::new(UsageQueries(Arc::clone(&self.memory))))
