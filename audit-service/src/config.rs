@@ -5,8 +5,8 @@ use std::num::NonZeroU64;
 
 use serde::Deserialize;
 use service_core::config::{
-    AuthConfig, ConfigError, DatabaseConfig, DatabaseUrl, DenialsConfig, IngestConfig, ServerConfig, TelemetryConfig,
-    TlsConfig, listen, optional_listen,
+    AuthConfig, ConfigError, DatabaseConfig, DatabaseUrl, DenialsConfig, IngestConfig, LimitsConfig, ServerConfig,
+    TelemetryConfig, TlsConfig, listen, optional_listen,
 };
 
 use crate::convert;
@@ -32,6 +32,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// Who may call.
     pub auth: AuthConfig,
+    /// What one caller may have at once.
+    pub limits: LimitsConfig,
     /// Refused calls as entries.
     pub denials: DenialsConfig,
     /// Pools.
@@ -54,6 +56,7 @@ impl Default for Config {
             server: ServerConfig::default(),
             tls: TlsConfig::default(),
             auth: AuthConfig::default(),
+            limits: LimitsConfig::default(),
             denials: DenialsConfig::default(),
             database: DatabaseConfig::default(),
             ingest: IngestConfig::default(),
@@ -104,6 +107,13 @@ mod tests {
         assert_eq!(config.metrics_listen.unwrap().to_string(), "127.0.0.1:9464");
         assert_eq!(config.database_url, DatabaseUrl::sqlite("data/audit.db"));
         assert_eq!(config.tail.heartbeat_ms.get(), 10_000);
+    }
+
+    #[test]
+    fn the_sample_configuration_has_the_defaults() {
+        let sample = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/audit-service.toml");
+        let config: Config = service_core::config::load(ENV_PREFIX, Some(&sample), []).unwrap();
+        assert_eq!(config, Config::default());
     }
 
     #[test]

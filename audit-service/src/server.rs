@@ -38,7 +38,7 @@ pub struct Server {
 /// A configuration that is refused is a [`service_core::config::ConfigError`].
 pub async fn bind(config: Config) -> anyhow::Result<Server> {
     config.check()?;
-    let security = Security::load(&config.tls, &config.auth, ROLES)?;
+    let security = Security::load(&config.tls, &config.auth, ROLES)?.limited(&config.limits)?;
     let listener = core::bind(ENV_PREFIX, "listen", config.listen, &security).await?;
     let metrics_listener = match config.metrics_listen {
         Some(address) => Some(core::bind_metrics(ENV_PREFIX, address).await?),

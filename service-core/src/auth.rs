@@ -5,7 +5,7 @@
 //! client certificate (TLS) ─▶ rules of the configuration ────────────────────────┴▶ Principal
 //!                                                                                     │
 //! layer: health open; reflection if configured; else the table of roles ◀─────────────┘
-//!   │                                                     └─ refused ─▶ Denials ─▶ an audit log
+//!   │ limits of one caller                                └─ refused ─▶ Denials ─▶ an audit log
 //!   └─▶ Caller, in the request's extensions ─▶ handler ─▶ Access ─▶ store
 //! ```
 //!
@@ -20,7 +20,9 @@ mod denials;
 mod fetch;
 mod keys;
 mod layer;
+mod limits;
 mod roles;
+mod room;
 mod token;
 
 use std::collections::BTreeSet;
@@ -36,7 +38,9 @@ pub use access::Access;
 pub use caller::Caller;
 pub use denials::{Denial, DenialQueue, Denials, Record, Why};
 pub(crate) use layer::AuthLayer;
+pub(crate) use limits::check as check_limits;
 pub use roles::{RoleRow, RoleTable, Sees};
+pub(crate) use room::Room;
 
 use crate::config::{AuthConfig, ConfigError};
 use crate::error::{Error, Result};

@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize as _, Deserializer, de};
 
-pub use security::{AuthConfig, CertificateRule, ClaimsConfig, ClientCertificates, DenialsConfig, TlsConfig};
+pub use security::{
+    AuthConfig, CertificateRule, ClaimsConfig, ClientCertificates, DenialsConfig, LimitsConfig, TlsConfig,
+};
 pub(crate) use shared::millis;
 pub use shared::{
     DatabaseConfig, DatabaseUrl, IngestConfig, LogFormat, Secret, ServerConfig, TelemetryConfig, optional_listen,

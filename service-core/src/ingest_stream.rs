@@ -8,7 +8,8 @@
 //! ```
 //!
 //! - The stream reads no further while `max_batches` are in progress, or while
-//!   the client doesn't take its answers: HTTP/2 flow control then slows it.
+//!   the client doesn't take its answers, or is ahead of `per_second` by a second's
+//!   worth: HTTP/2 flow control then slows it.
 //! - `batch_id` rises by one from 1; another one ends the stream with
 //!   `BATCH_OUT_OF_ORDER`, after the answers to what came before.
 //! - A batch that cannot be decoded ends the stream likewise.
@@ -22,6 +23,7 @@
 //!   and is committed even when the client, and with it this stream, vanishes;
 //!   what was not yet submitted was never acknowledged and is sent again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{FuturesOrdered, Stream};
@@ -30,14 +32,20 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use crate::auth::Room;
 use crate::config::{IngestConfig, millis};
 use crate::error::{Error, Reason, Result};
+
+/// By how much a stream may be ahead of its rate.
+const BURST: Duration = Duration::from_secs(1);
 
 /// Limits of one ingest stream.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamOptions {
     /// Batches in progress at once.
     pub max_batches: usize,
+    /// Batches in a second; a faster client is slowed.
+    pub per_second: u32,
     /// Time without a batch after which the stream ends.
     pub idle: Duration,
     /// Time after which the stream ends in any case.
@@ -48,6 +56,7 @@ impl From<&IngestConfig> for StreamOptions {
     fn from(config: &IngestConfig) -> Self {
         Self {
             max_batches: config.stream_batches.get(),
+            per_second: config.stream_batches_per_second.get(),
             idle: millis(config.stream_idle_ms),
             lifetime: millis(config.stream_lifetime_ms),
         }
@@ -56,7 +65,7 @@ impl From<&IngestConfig> for StreamOptions {
 
 /// Runs an ingest stream; the result is the body of the response.
 ///
-/// `requests` is the `tonic::Streaming` of the call.
+/// `request` has the `tonic::Streaming` of the call.
 /// `batch_id` reads the number of a batch. `submit` validates a batch and hands
 /// it to the writer (it waits while the queue is full), and resolves to a future
 /// of the response that settles the batch; see
@@ -64,7 +73,7 @@ impl From<&IngestConfig> for StreamOptions {
 /// either ends the stream; events that are refused one by one are part of the
 /// response.
 pub fn run<Req, Resp, Submit, Submitting, Settling>(
-    mut requests: impl Stream<Item = Result<Req, Status>> + Send + Unpin + 'static,
+    request: tonic::Request<impl Stream<Item = Result<Req, Status>> + Send + Unpin + 'static>,
     options: StreamOptions,
     shutdown: CancellationToken,
     batch_id: impl Fn(&Req) -> u64 + Send + 'static,
@@ -77,7 +86,12 @@ where
     Submitting: Future<Output = Result<Settling>> + Send + 'static,
     Settling: Future<Output = Result<Resp>> + Send + 'static,
 {
+    let room = request.extensions().get::<Arc<Room>>().cloned();
+    let mut requests = request.into_inner();
+    let share = Duration::from_secs(1) / options.per_second.max(1);
     async_stream::stream! {
+        // When the batches so far will have had their share of time (GCRA).
+        let mut due = Instant::now();
         let end_of_life = Instant::now() + options.lifetime;
         let mut in_progress = FuturesOrdered::new();
         let mut expected: u64 = 1;
@@ -105,7 +119,7 @@ where
                     let text = format!("no batch for {} s", options.idle.as_secs());
                     break Err(Error::DeadlineExceeded(text).into());
                 }
-                request = requests.next(), if in_progress.len() < options.max_batches.max(1) => {
+                request = read(&mut requests, due.checked_sub(BURST)), if in_progress.len() < options.max_batches.max(1) => {
                     match request {
                         Some(Ok(request)) => request,
                         None => break Ok(()),
@@ -115,6 +129,9 @@ where
                 }
             };
             idle_since = Instant::now();
+            due = due.max(idle_since) + share;
+            // Kept until the batch is answered.
+            let in_flight = room.as_ref().and_then(|room| room.take());
             let given = batch_id(&request);
             if given != expected {
                 break Err(Error::invalid_because(
@@ -132,7 +149,10 @@ where
                     biased;
                     submitted = &mut submitting => {
                         match submitted {
-                            Ok(settling) => in_progress.push_back(settling.boxed()),
+                            Ok(settling) => in_progress.push_back(async move {
+                                let _in_flight = in_flight;
+                                settling.await
+                            }.boxed()),
                             Err(error) => break 'reading Err(Status::from(error)),
                         }
                         break;
@@ -164,6 +184,14 @@ where
             yield Err(status);
         }
     }
+}
+
+/// The next batch, not before a time.
+async fn read<T>(requests: &mut (impl Stream<Item = T> + Unpin), not_before: Option<Instant>) -> Option<T> {
+    if let Some(at) = not_before.filter(|at| *at > Instant::now()) {
+        sleep_until(at).await;
+    }
+    requests.next().await
 }
 
 #[cfg(test)]

@@ -181,7 +181,7 @@ pub async fn serve(
 
     let cut = CancellationToken::new();
     let incoming = connection::incoming(listener, config, security.tls, metrics.clone(), cut.clone());
-    let auth = AuthLayer::new(security.auth, security.roles, metrics.clone(), security.denials);
+    let auth = AuthLayer::new(security.auth, security.roles, security.limits, metrics.clone(), security.denials);
     let layer = rpc::RpcLayer::new(config, &services, metrics.clone(), shutdown.clone());
     let serving = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(millis(config.keepalive_interval_ms)))

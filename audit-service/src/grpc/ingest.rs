@@ -57,7 +57,7 @@ impl AuditIngestService for IngestService {
         let caller = Caller::of(&request)?;
         let ingest = self.ingest.clone();
         let stream = ingest_stream::run(
-            request.into_inner(),
+            request,
             self.options,
             self.shutdown.clone(),
             |batch: &proto::StreamEventsRequest| batch.batch_id,

@@ -9,6 +9,7 @@ use http::HeaderMap;
 use http::header::USER_AGENT;
 
 use super::denials::{Denial, Denials, Why, tame};
+use super::limits::key;
 use super::{Access, CredentialKind, Principal};
 use crate::error::{Error, Reason, Result, Violation};
 
@@ -71,6 +72,11 @@ impl Caller {
     /// How it has shown who it is, if it has.
     pub fn kind(&self) -> Option<CredentialKind> {
         self.principal.as_ref().map(|principal| principal.kind)
+    }
+
+    /// Who is counted together with it.
+    pub(super) fn key(&self) -> String {
+        key(self.principal.as_ref().map(|principal| principal.subject.as_str()), self.from.peer)
     }
 
     /// From when on its credential does not hold.

@@ -20,10 +20,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::caller::From;
+use super::limits::key;
 use super::{CredentialKind, Principal};
 use crate::clock::now_us;
 use crate::config::DenialsConfig;
-use crate::server::connection::network;
 use crate::telemetry::Metrics;
 
 /// How long counts are kept, and between two records of what was left out.
@@ -184,11 +184,7 @@ impl Denials {
 
 impl Queue {
     fn has_room_for(&self, denial: &Denial) -> bool {
-        let caller = match (&denial.subject, denial.peer) {
-            (Some(subject), _) => format!("subject {subject}"),
-            (None, Some(peer)) => format!("peer {}", network(peer)),
-            (None, None) => String::new(),
-        };
+        let caller = key(denial.subject.as_deref(), denial.peer);
         let mut minute = self.minute.lock().unwrap_or_else(PoisonError::into_inner);
         if minute.began.elapsed() >= MINUTE {
             *minute = Minute { began: Instant::now(), recorded: 0, of: HashMap::new() };

@@ -18,11 +18,14 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::caller::From as CallFrom;
+use super::limits::{self, Limits, Place};
+use super::room::Metered;
 use super::{Access, Authenticator, Caller, Denial, Denials, Principal, Refusal, RoleTable, Sees, Why};
 use crate::clock::now_us;
+use crate::config::LimitsConfig;
 use crate::error::{Error, Result};
 use crate::server::connection::ConnectionInfo;
-use crate::server::methods;
+use crate::server::methods::{self, Kind};
 use crate::telemetry::Metrics;
 
 /// Attaches `Arc<Caller>` to requests; also `TcpConnectInfo` and
@@ -32,6 +35,7 @@ pub(crate) struct AuthLayer {
     /// `None`: everybody may do everything, on loopback.
     auth: Option<Arc<Authenticator>>,
     roles: Option<RoleTable>,
+    limits: Arc<Limits>,
     metrics: Metrics,
     denials: Denials,
 }
@@ -40,11 +44,13 @@ impl AuthLayer {
     pub(crate) fn new(
         auth: Option<Arc<Authenticator>>,
         roles: Option<RoleTable>,
+        limits: LimitsConfig,
         metrics: Metrics,
         denials: Option<Denials>,
     ) -> Self {
         let denials = denials.unwrap_or_else(|| Denials::counted(metrics.clone()));
-        Self { auth, roles, metrics, denials }
+        let limits = Arc::new(Limits::new(limits, metrics.clone()));
+        Self { auth, roles, limits, metrics, denials }
     }
 
     /// The caller; `None` for what is open to everybody.
@@ -138,53 +144,83 @@ where
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         let layer = self.layer.clone();
         Box::pin(async move {
-            let streaming = methods::lookup(request.uri().path()).streaming;
+            let method = methods::lookup(request.uri().path());
             let (mut head, body) = request.into_parts();
             let caller = match layer.admit(&head).await {
                 Ok(caller) => caller,
                 Err(status) => return Ok(status.into_http()),
             };
+            let key = match &caller {
+                Some(caller) => caller.key(),
+                None => limits::key(None, head.extensions.get::<ConnectionInfo>().and_then(ConnectionInfo::peer)),
+            };
+            let place = match layer.limits.admit(key, method) {
+                Ok(place) => place,
+                Err(error) => return Ok(Status::from(error).into_http()),
+            };
             let expires_at_us = caller.as_ref().and_then(Caller::expires_at_us);
             if let Some(caller) = caller {
                 head.extensions.insert(Arc::new(caller));
             }
+            let body = match &place.room {
+                None => body,
+                Some(room) => {
+                    head.extensions.insert(room.clone());
+                    Body::new(Metered::new(body, room.clone()))
+                }
+            };
             let response = inner.call(Request::from_parts(head, body)).await?;
-            Ok(match expires_at_us {
-                Some(at) if streaming => response.map(|body| Body::new(UntilExpiry::new(body, at))),
-                _ => response,
-            })
+            if method.kind == Kind::Call {
+                return Ok(response);
+            }
+            // Streams of events end by themselves, with their last answers.
+            let lifetime = (!method.ingest).then(|| layer.limits.stream_lifetime());
+            Ok(response.map(|body| Body::new(Bounded::new(body, place, expires_at_us, lifetime))))
         })
     }
 }
 
-/// A stream that ends with UNAUTHENTICATED when its caller's token expires.
-struct UntilExpiry {
+/// A stream that keeps its caller's place, and ends with UNAUTHENTICATED when the
+/// caller's credential expires, or with DEADLINE_EXCEEDED when it was open long enough.
+struct Bounded {
     inner: Option<Body>,
-    expiry: Pin<Box<Sleep>>,
+    end: Option<(Pin<Box<Sleep>>, Error)>,
+    _place: Place,
 }
 
-impl UntilExpiry {
-    fn new(inner: Body, expires_at_us: i64) -> Self {
-        let left = u64::try_from(expires_at_us.saturating_sub(now_us())).unwrap_or(0);
-        Self { inner: Some(inner), expiry: Box::pin(sleep(Duration::from_micros(left))) }
+impl Bounded {
+    fn new(inner: Body, place: Place, expires_at_us: Option<i64>, lifetime: Option<Duration>) -> Self {
+        let expiry = expires_at_us.map(|at| {
+            let left = u64::try_from(at.saturating_sub(now_us())).unwrap_or(0);
+            (Duration::from_micros(left), Error::from(Refusal::Expired))
+        });
+        let lifetime = lifetime.map(|lifetime| {
+            let text =
+                format!("the stream was open for {} s, which is all it may; go on in a new one", lifetime.as_secs());
+            (lifetime, Error::DeadlineExceeded(text))
+        });
+        let first = expiry.into_iter().chain(lifetime).min_by_key(|(left, _)| *left);
+        let end = first.map(|(left, error)| (Box::pin(sleep(left)), error));
+        Self { inner: Some(inner), end, _place: place }
     }
 }
 
-impl HttpBody for UntilExpiry {
+impl HttpBody for Bounded {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let expired = self.expiry.as_mut().poll(cx).is_ready();
-        let Some(inner) = &mut self.inner else {
+        let this = &mut *self;
+        let Some(inner) = &mut this.inner else {
             return Poll::Ready(None);
         };
-        if !expired {
+        let ended = this.end.as_mut().is_some_and(|(end, _)| end.as_mut().poll(cx).is_ready());
+        let Some((_, error)) = this.end.take_if(|_| ended) else {
             return Pin::new(inner).poll_frame(cx);
-        }
-        self.inner = None;
+        };
+        this.inner = None;
         let mut trailers = HeaderMap::new();
-        let status = Status::from(Error::from(Refusal::Expired));
+        let status = Status::from(error);
         Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
     }
 

@@ -1,5 +1,5 @@
-//! Tables `[tls]`, `[auth]` and `[denials]`: how a server shows who it is, learns who
-//! calls, and records what it refuses.
+//! Tables `[tls]`, `[auth]`, `[limits]` and `[denials]`: how a server shows who it is,
+//! learns who calls, what one caller may have, and records what it refuses.
 
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
@@ -167,5 +167,49 @@ pub struct DenialsConfig {
 impl Default for DenialsConfig {
     fn default() -> Self {
         Self { instance: "activity".to_owned(), per_caller_per_minute: nonzero_u32(20), per_minute: nonzero_u32(300) }
+    }
+}
+
+/// Table `[limits]`: what one caller may have at once; without authentication one
+/// address (IPv6: one /64). More is refused with `OVERLOADED`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct LimitsConfig {
+    /// Calls in progress, streams not counted. Default 512.
+    pub calls_per_caller: NonZeroUsize,
+    /// Calls and streams begun in a second. Default 10,000.
+    pub calls_per_second_per_caller: NonZeroU32,
+    /// Streams of events. Default 1,024.
+    pub streams_per_caller: NonZeroUsize,
+    /// Exports. Default 128.
+    pub exports_per_caller: NonZeroUsize,
+    /// Tails and other streams of answers. Default 1,024.
+    pub tails_per_caller: NonZeroUsize,
+    /// Bytes of batches on their way, from their first byte to their answer. Default
+    /// 134,217,728 (128 MiB).
+    pub ingest_bytes_per_caller: NonZeroUsize,
+    /// The same of all callers together. Default 268,435,456 (256 MiB).
+    pub ingest_bytes: NonZeroUsize,
+    /// Time that a batch waits for room within these, and then time that it may take to
+    /// come. Default 30,000.
+    pub room_timeout_ms: NonZeroU64,
+    /// Time after which a tail or an export ends, to be gone on with in a new stream.
+    /// Default 86,400,000.
+    pub stream_lifetime_ms: NonZeroU64,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            calls_per_caller: nonzero_usize(512),
+            calls_per_second_per_caller: nonzero_u32(10_000),
+            streams_per_caller: nonzero_usize(1_024),
+            exports_per_caller: nonzero_usize(128),
+            tails_per_caller: nonzero_usize(1_024),
+            ingest_bytes_per_caller: nonzero_usize(128 << 20),
+            ingest_bytes: nonzero_usize(256 << 20),
+            room_timeout_ms: nonzero(30_000),
+            stream_lifetime_ms: nonzero(86_400_000),
+        }
     }
 }

@@ -256,6 +256,8 @@ pub struct IngestConfig {
     pub commit_timeout_ms: NonZeroU64,
     /// Batches of one stream in progress at once. Default 8.
     pub stream_batches: NonZeroUsize,
+    /// Batches of one stream in a second; a faster one is slowed. Default 5,000.
+    pub stream_batches_per_second: NonZeroU32,
     /// Time without a batch after which a stream ends. Default 300,000.
     pub stream_idle_ms: NonZeroU64,
     /// Time after which a stream ends, so that clients spread over replicas
@@ -271,6 +273,7 @@ impl Default for IngestConfig {
             queue_events: nonzero_usize(20_000),
             commit_timeout_ms: nonzero(30_000),
             stream_batches: nonzero_usize(8),
+            stream_batches_per_second: nonzero_u32(5_000),
             stream_idle_ms: nonzero(300_000),
             stream_lifetime_ms: nonzero(3_600_000),
         }

@@ -12,7 +12,12 @@ use tonic_types::StatusExt as _;
 use super::*;
 
 fn options() -> StreamOptions {
-    StreamOptions { max_batches: 3, idle: Duration::from_secs(60), lifetime: Duration::from_secs(3_600) }
+    StreamOptions {
+        max_batches: 3,
+        per_second: 5_000,
+        idle: Duration::from_secs(60),
+        lifetime: Duration::from_secs(3_600),
+    }
 }
 
 type Body = std::pin::Pin<Box<dyn Stream<Item = Result<u64, Status>> + Send>>;
@@ -25,7 +30,7 @@ fn gated(
     submitted: Arc<AtomicUsize>,
 ) -> Body {
     Box::pin(run(
-        requests,
+        tonic::Request::new(requests),
         options(),
         shutdown,
         |batch| *batch,
@@ -146,7 +151,7 @@ async fn a_stream_ends_well_after_its_lifetime_however_busy() {
 #[tokio::test]
 async fn an_error_of_the_writer_ends_the_stream_with_its_status() {
     let body = run(
-        batches(1..=5),
+        tonic::Request::new(batches(1..=5)),
         options(),
         CancellationToken::new(),
         |batch| *batch,
@@ -177,7 +182,7 @@ async fn nothing_is_answered_after_a_batch_that_failed() {
     // The failure shows while the stream reads, or while the second batch waits for room.
     for waits in [false, true] {
         let body = run(
-            batches(1..=2).chain(stream::pending()),
+            tonic::Request::new(batches(1..=2).chain(stream::pending())),
             options(),
             CancellationToken::new(),
             |batch| *batch,
@@ -203,4 +208,18 @@ async fn nothing_is_answered_after_a_batch_that_failed() {
         assert_eq!(items.len(), 1, "{items:?}");
         assert_eq!(items[0].as_ref().expect_err("the failure").code(), Code::Internal);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_faster_than_it_may_is_slowed_and_loses_nothing() {
+    let begun = Instant::now();
+    let options = StreamOptions { per_second: 100, ..options() };
+    let answered = |batch| async move { Ok(async move { Ok(batch) }) };
+    let body = run(tonic::Request::new(batches(1..=350)), options, CancellationToken::new(), |batch| *batch, answered);
+    let (answers, end) = all(Box::pin(body)).await;
+    assert_eq!(answers, (1..=350).collect::<Vec<_>>());
+    assert!(end.is_none());
+    // A second's worth at once, and then a hundred a second.
+    let took = begun.elapsed();
+    assert!((Duration::from_millis(2_400)..Duration::from_millis(2_700)).contains(&took), "{took:?}");
 }

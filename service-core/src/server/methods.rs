@@ -17,6 +17,30 @@ pub(super) const DESCRIPTORS: [&[u8]; 5] = [
     tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
 ];
 
+/// What a call is to the limits of its caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Answered once.
+    Call,
+    /// A stream of events.
+    IngestStream,
+    /// A stream that ends by itself, of a method named `Export…`.
+    Export,
+    /// Any other stream.
+    Tail,
+}
+
+impl Kind {
+    fn of(streaming: bool, ingest: bool, name: &str) -> Self {
+        match (streaming, ingest) {
+            (false, _) => Self::Call,
+            (true, true) => Self::IngestStream,
+            (true, false) if name.starts_with("Export") => Self::Export,
+            (true, false) => Self::Tail,
+        }
+    }
+}
+
 /// One RPC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Method {
@@ -26,13 +50,20 @@ pub(crate) struct Method {
     pub(crate) streaming: bool,
     /// Whether it brings events: of a service named `…IngestService`.
     pub(crate) ingest: bool,
+    /// What is counted together of one caller.
+    pub(crate) kind: Kind,
     /// Health and reflection: served while draining, outside the limits.
     pub(crate) infrastructure: bool,
 }
 
 /// Stands for every path that is not served, so that a client cannot make labels.
-static UNKNOWN: LazyLock<Method> =
-    LazyLock::new(|| Method { path: "unknown".to_owned(), streaming: false, ingest: false, infrastructure: false });
+static UNKNOWN: LazyLock<Method> = LazyLock::new(|| Method {
+    path: "unknown".to_owned(),
+    streaming: false,
+    ingest: false,
+    kind: Kind::Call,
+    infrastructure: false,
+});
 
 static METHODS: LazyLock<HashMap<String, Method>> = LazyLock::new(|| {
     let mut methods = HashMap::new();
@@ -43,9 +74,12 @@ static METHODS: LazyLock<HashMap<String, Method>> = LazyLock::new(|| {
             for service in &file.service {
                 for method in &service.method {
                     let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    let streaming = method.client_streaming() || method.server_streaming();
+                    let ingest = service.name().ends_with("IngestService");
                     let known = Method {
-                        streaming: method.client_streaming() || method.server_streaming(),
-                        ingest: service.name().ends_with("IngestService"),
+                        streaming,
+                        ingest,
+                        kind: Kind::of(streaming, ingest, method.name()),
                         infrastructure: file.package().starts_with("grpc."),
                         path: path.clone(),
                     };
@@ -78,6 +112,11 @@ mod tests {
         assert!(!list.streaming && !list.ingest && !list.infrastructure);
         let watch = lookup("/grpc.health.v1.Health/Watch");
         assert!(watch.streaming && watch.infrastructure);
+        let export = lookup("/activity.audit.v1.AuditQueryService/ExportEntries");
+        assert_eq!(
+            (ingest.kind, list.kind, watch.kind, export.kind),
+            (Kind::IngestStream, Kind::Call, Kind::Tail, Kind::Export)
+        );
         assert_eq!(lookup("/made.Up/Method").path, "unknown");
     }
 }

@@ -75,7 +75,7 @@ impl UsageIngestService for Obedient {
     ) -> Result<Response<Self::StreamUsageStream>, Status> {
         let open = self.streams.clone();
         let order = order(&request);
-        let requests = request.into_inner();
+        let (metadata, extensions, requests) = request.into_parts();
         let body: Self::StreamUsageStream = match order.as_str() {
             "panic" => futures::stream::once(async { panic!("as ordered") }).boxed(),
             // Keeps its request, so that nothing but the server can end it.
@@ -94,9 +94,9 @@ impl UsageIngestService for Obedient {
             order => {
                 let held = (order == "hold").then(|| self.gate.clone());
                 let arrived = self.arrived.clone();
-                let options = StreamOptions { max_batches: 4, idle: PATIENCE, lifetime: PATIENCE };
+                let options = StreamOptions { max_batches: 4, per_second: 5_000, idle: PATIENCE, lifetime: PATIENCE };
                 let body = ingest_stream::run(
-                    requests,
+                    Request::from_parts(metadata, extensions, requests),
                     options,
                     self.shutdown.clone(),
                     |batch: &StreamUsageRequest| batch.batch_id,

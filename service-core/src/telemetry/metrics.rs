@@ -15,6 +15,8 @@
 //! | `activity_auth_total` | outcome | checks of credentials: `cached`, `verified`, `refused`, `busy` |
 //! | `activity_denied_total` | why | what was refused to callers: `credential`, `role`, `instance`, `user`, `hidden` |
 //! | `activity_denials_left_out_total` | | of these, those that were not recorded, for there were too many |
+//! | `activity_limited_total` | limit | calls and streams refused to one caller: `calls`, `calls_per_second`, `streams`, `exports`, `tails`, `ingest_bytes` |
+//! | `activity_ingest_bytes` | | bytes of batches on their way, as sent; compressed ones count as the largest |
 //! | `activity_reloads_total` | what, outcome | certificates and keys read again |
 //! | `activity_healthy` | probe | 1 while the probe of storage succeeds |
 //!
@@ -62,6 +64,8 @@ pub struct Metrics {
     auth: IntCounterVec,
     denied: IntCounterVec,
     denials_left_out: IntCounter,
+    limited: IntCounterVec,
+    ingest_bytes: IntGauge,
     reloads: IntCounterVec,
 }
 
@@ -106,6 +110,11 @@ impl Metrics {
                 "activity_denials_left_out_total",
                 "refusals that were not recorded, for there were too many",
             ))),
+            limited: made(IntCounterVec::new(
+                opts("activity_limited_total", "calls and streams refused to one caller"),
+                &["limit"],
+            )),
+            ingest_bytes: made(IntGauge::with_opts(opts("activity_ingest_bytes", "bytes of batches on their way"))),
             reloads: made(IntCounterVec::new(
                 opts("activity_reloads_total", "certificates and keys read again"),
                 &["what", "outcome"],
@@ -133,7 +142,7 @@ impl Metrics {
             },
             registry,
         };
-        let collectors: [Box<dyn Collector>; 15] = [
+        let collectors: [Box<dyn Collector>; 17] = [
             Box::new(STORAGE_ERRORS.clone()),
             Box::new(metrics.rpcs.clone()),
             Box::new(metrics.rpc_seconds.clone()),
@@ -144,6 +153,8 @@ impl Metrics {
             Box::new(metrics.auth.clone()),
             Box::new(metrics.denied.clone()),
             Box::new(metrics.denials_left_out.clone()),
+            Box::new(metrics.limited.clone()),
+            Box::new(metrics.ingest_bytes.clone()),
             Box::new(metrics.reloads.clone()),
             Box::new(metrics.group.batches.clone()),
             Box::new(metrics.group.events.clone()),
@@ -206,6 +217,14 @@ impl Metrics {
 
     pub(crate) fn denial_left_out(&self) {
         self.denials_left_out.inc();
+    }
+
+    pub(crate) fn limited(&self, limit: &str) {
+        self.limited.with_label_values(&[limit]).inc();
+    }
+
+    pub(crate) fn ingest_bytes(&self, change: i64) {
+        self.ingest_bytes.add(change);
     }
 
     pub(crate) fn reloaded(&self, what: &str, well: bool) {

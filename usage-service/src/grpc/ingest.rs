@@ -143,7 +143,7 @@ impl UsageIngestService for Ingest {
     ) -> Result<Response<Self::StreamUsageStream>, Status> {
         let shared = self.0.clone();
         let answers = ingest_stream::run(
-            request.into_inner(),
+            request,
             self.0.stream,
             self.0.shutdown.clone(),
             |request: &proto::StreamUsageRequest| request.batch_id,

@@ -12,7 +12,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 use super::*;
 use crate::auth::tests::{claims, config_with};
 use crate::auth::{Denials, Record, Role, RoleRow, RoleTable, Why};
-use crate::config::{AuthConfig, CertificateRule, ClientCertificates, DenialsConfig, TlsConfig};
+use crate::config::{AuthConfig, CertificateRule, ClientCertificates, DenialsConfig, LimitsConfig, TlsConfig};
 
 const TABLE: RoleTable = RoleTable::new(&[
     RoleRow::new("/activity.usage.v1.UsageIngestService/RecordUsage", &[Role::Writer]),
@@ -48,6 +48,24 @@ async fn start_telling(
     secure: impl FnOnce(&mut TlsConfig, &mut AuthConfig, &Authority),
     denials: Option<Denials>,
 ) -> Secured {
+    start_altered(change, secure, |security| match denials {
+        Some(denials) => security.telling(denials),
+        None => security,
+    })
+    .await
+}
+
+async fn start_limited(limit: impl FnOnce(&mut LimitsConfig)) -> Secured {
+    let mut limits = LimitsConfig::default();
+    limit(&mut limits);
+    start_altered(|_| {}, |_, _, _| {}, |security| security.limited(&limits).expect("accepted")).await
+}
+
+async fn start_altered(
+    change: impl FnOnce(&mut ServerConfig),
+    secure: impl FnOnce(&mut TlsConfig, &mut AuthConfig, &Authority),
+    alter: impl FnOnce(Security) -> Security,
+) -> Secured {
     let (authority, signer) = (Authority::new("root"), Signer::ed());
     let folder = tempfile::tempdir().expect("folder");
     authority.write(folder.path());
@@ -57,10 +75,7 @@ async fn start_telling(
     secure(&mut tls, &mut auth, &authority);
     let security = Security::load(&tls, &auth, TABLE).expect("accepted");
     assert!(security.is_complete());
-    let security = match denials {
-        Some(denials) => security.telling(denials),
-        None => security,
-    };
+    let security = alter(security);
     Secured { running: start_secured(change, security).await, authority, signer, folder, _keys: keys }
 }
 
@@ -168,6 +183,66 @@ async fn refused_calls_are_told_without_their_credentials() {
             (Why::Credential, None, text("a bearer token or a client certificate is required")),
         ]
     );
+    server.running.stop().await;
+}
+
+#[tokio::test]
+async fn one_caller_at_its_limit_is_told_to_try_again_and_others_are_served() {
+    let server = start_limited(|limits| limits.streams_per_caller = 2.try_into().expect("not zero")).await;
+    let mut client = server.client().await;
+    let (eve, ada) = (server.token(json!({ "sub": "eve" })), server.token(json!({ "sub": "ada" })));
+    let mut open = async |token: &str| {
+        let mut request = with_token(futures::stream::empty(), token);
+        request.metadata_mut().insert("do", "ignore shutdown".parse().expect("header"));
+        client.stream_usage(request).await
+    };
+    let (first, second) = (open(&eve).await.expect("one"), open(&eve).await.expect("two"));
+    let status = open(&eve).await.expect_err("three");
+    assert_reason(&status, Code::ResourceExhausted, "OVERLOADED");
+    assert!(status.get_error_details().retry_info().is_some());
+    open(&ada).await.expect("another caller");
+    drop(first);
+    let again = async {
+        loop {
+            if let Ok(stream) = open(&eve).await {
+                return stream;
+            }
+        }
+    };
+    drop((tokio::time::timeout(PATIENCE, again).await.expect("a place is free again"), second, client));
+    server.running.stop().await;
+}
+
+#[tokio::test]
+async fn batches_beyond_the_bytes_on_their_way_wait_and_are_refused_after_a_while() {
+    let server = start_limited(|limits| {
+        limits.ingest_bytes_per_caller = (2 * MAX_INGEST_MESSAGE_BYTES).try_into().expect("not zero");
+        limits.room_timeout_ms = 500.try_into().expect("not zero");
+    })
+    .await;
+    let mut client = server.client().await;
+    let token = server.token(json!({}));
+    let large = |batch_id| {
+        let event = activity_proto::usage::v1::UsageEvent { id: "x".repeat(3 << 20), ..Default::default() };
+        StreamUsageRequest { batch_id, events: vec![event], ..Default::default() }
+    };
+    // Batches are held, so that the third has no room.
+    let mut request = with_token(futures::stream::iter((1..=3).map(large)).chain(futures::stream::pending()), &token);
+    request.metadata_mut().insert("do", "hold".parse().expect("header"));
+    let mut held = client.stream_usage(request).await.expect("begun").into_inner();
+    server.running.arrived(2).await;
+    testkit::eventually(PATIENCE, async || server.running.metrics.encode().contains(r#"limit="ingest_bytes""#)).await;
+    server.running.open_gate();
+    // What was taken is answered before the refusal.
+    for batch_id in 1..=2 {
+        assert_eq!(held.message().await.expect("no error").expect("an answer").batch_id, batch_id);
+    }
+    let status = held.message().await.expect_err("no room");
+    assert_reason(&status, Code::ResourceExhausted, "OVERLOADED");
+    drop(held);
+    let none = r#"activity_ingest_bytes{service="test"} 0"#;
+    testkit::eventually(PATIENCE, async || server.running.metrics.encode().contains(none)).await;
+    record(&mut client, &token).await.expect("room again");
     server.running.stop().await;
 }
 
