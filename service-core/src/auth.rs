@@ -42,6 +42,7 @@ pub(crate) use limits::check as check_limits;
 pub use roles::{RoleRow, RoleTable, Sees};
 pub(crate) use room::Room;
 
+use crate::clock::now_us;
 use crate::config::{AuthConfig, ConfigError};
 use crate::error::{Error, Result};
 use crate::telemetry::Metrics;
@@ -166,7 +167,7 @@ pub struct Principal {
     pub user_id: Option<String>,
     /// How it has shown who it is.
     pub kind: CredentialKind,
-    /// From when on the token does not hold, leeway included. Streams are ended then.
+    /// From when on the token does not hold, leeway included.
     pub expires_at_us: Option<i64>,
 }
 
@@ -199,6 +200,12 @@ impl From<Refusal> for Error {
             Refusal::Busy => Self::Overloaded("tokens cannot be checked at the moment; try again".to_owned()),
         }
     }
+}
+
+/// Who calls, and until when that holds on this connection.
+pub(crate) struct Identified {
+    pub(crate) principal: Arc<Principal>,
+    pub(crate) expires_at_us: Option<i64>,
 }
 
 /// Checks the credentials of calls.
@@ -262,7 +269,7 @@ impl Authenticator {
         headers: &HeaderMap,
         certificate: Option<&PeerCertificate>,
         metrics: &Metrics,
-    ) -> Result<Arc<Principal>> {
+    ) -> Result<Identified> {
         let outcome = self.check(headers, certificate).await;
         metrics.authenticated(match &outcome {
             Ok((_, Cached::Yes)) => "cached",
@@ -277,14 +284,17 @@ impl Authenticator {
         &self,
         headers: &HeaderMap,
         certificate: Option<&PeerCertificate>,
-    ) -> Result<(Arc<Principal>, Cached), Refusal> {
+    ) -> Result<(Identified, Cached), Refusal> {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         if let Some(value) = values.next() {
             let token = value.to_str().ok().and_then(|value| value.split_once(' '));
             let token =
                 token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim());
             return match (token, &self.tokens, values.next()) {
-                (Some(token), Some(tokens), None) => tokens.check(token).await,
+                (Some(token), Some(tokens), None) => {
+                    let (principal, cached) = tokens.check(token).await?;
+                    Ok((Identified { expires_at_us: principal.expires_at_us, principal }, cached))
+                }
                 _ => Err(Refusal::Token),
             };
         }
@@ -292,9 +302,12 @@ impl Authenticator {
             return Err(Refusal::Missing);
         };
         let fits = |(san, _): &&(String, Arc<Principal>)| certificate.names.contains(san);
-        match self.certificates.iter().find(fits) {
-            Some((_, principal)) => Ok((principal.clone(), Cached::No)),
-            None => Err(Refusal::Certificate),
+        let expires_at_us = Some(certificate.expires_at_us).filter(|at| *at > now_us());
+        match (self.certificates.iter().find(fits), expires_at_us) {
+            (Some((_, principal)), Some(_)) => {
+                Ok((Identified { principal: principal.clone(), expires_at_us }, Cached::No))
+            }
+            _ => Err(Refusal::Certificate),
         }
     }
 }

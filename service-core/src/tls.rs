@@ -6,9 +6,11 @@
 //!                                                  └─▶ not valid: the old one stays, error, metric
 //! ```
 //!
-//! A connection keeps what it began with. Sessions are resumed only under the
+//! A connection keeps what it began with, until its client's certificate expires. Sessions are resumed only under the
 //! configuration that made them, so a root that was taken out of the file lets nobody
 //! in again.
+
+mod validity;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -33,16 +35,20 @@ use crate::telemetry::Metrics;
 pub struct PeerCertificate {
     /// In the order of the certificate, DNS names first.
     pub names: Arc<[String]>,
+    /// From when on it does not hold.
+    pub(crate) expires_at_us: i64,
 }
 
 impl PeerCertificate {
     /// The certificate of a connection whose hand-shake has ended.
     pub(crate) fn of(connection: &ServerConnection) -> Option<Self> {
         let certificate = connection.peer_certificates()?.first()?;
+        // What cannot be read has ended.
+        let expires_at_us = validity::ends_at_us(certificate).unwrap_or(0);
         let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
         let dns = certificate.valid_dns_names().map(|name| format!("dns:{}", name.to_ascii_lowercase()));
         let uris = certificate.valid_uri_names().map(|name| format!("uri:{name}"));
-        Some(Self { names: dns.chain(uris).collect() })
+        Some(Self { names: dns.chain(uris).collect(), expires_at_us })
     }
 }
 

@@ -10,13 +10,14 @@ use http::header::USER_AGENT;
 
 use super::denials::{Denial, Denials, Why, tame};
 use super::limits::key;
-use super::{Access, CredentialKind, Principal};
+use super::{Access, CredentialKind, Identified, Principal};
 use crate::error::{Error, Reason, Result, Violation};
 
 /// Who calls. In the extensions of every request that reaches a service, as
 /// `Arc<Caller>`.
 pub struct Caller {
     principal: Option<Arc<Principal>>,
+    expires_at_us: Option<i64>,
     access: Access,
     method: &'static str,
     from: From,
@@ -48,13 +49,15 @@ impl fmt::Debug for Caller {
 
 impl Caller {
     pub(super) fn new(
-        principal: Option<Arc<Principal>>,
+        identified: Option<Identified>,
         access: Access,
         method: &'static str,
         from: From,
         denials: Denials,
     ) -> Self {
-        Self { principal, access, method, from, denials }
+        let expires_at_us = identified.as_ref().and_then(|identified| identified.expires_at_us);
+        let principal = identified.map(|identified| identified.principal);
+        Self { principal, expires_at_us, access, method, from, denials }
     }
 
     /// Who has made a request. Fails where the server's layer was not asked, which
@@ -81,7 +84,7 @@ impl Caller {
 
     /// From when on its credential does not hold.
     pub(super) fn expires_at_us(&self) -> Option<i64> {
-        self.principal.as_ref().and_then(|principal| principal.expires_at_us)
+        self.expires_at_us
     }
 
     /// What it may see.

@@ -20,7 +20,7 @@ use tower::{Layer, Service};
 use super::caller::From as CallFrom;
 use super::limits::{self, Limits, Place};
 use super::room::Metered;
-use super::{Access, Authenticator, Caller, Denial, Denials, Principal, Refusal, RoleTable, Sees, Why};
+use super::{Access, Authenticator, Caller, Denial, Denials, Principal, RoleTable, Sees, Why};
 use crate::clock::now_us;
 use crate::config::LimitsConfig;
 use crate::error::{Error, Result};
@@ -59,7 +59,7 @@ impl AuthLayer {
             CallFrom::new(request.extensions.get::<ConnectionInfo>().and_then(ConnectionInfo::peer), &request.headers);
         let method = methods::lookup(request.uri.path());
         let caller =
-            |principal, access| Caller::new(principal, access, &method.path, from.clone(), self.denials.clone());
+            |identified, access| Caller::new(identified, access, &method.path, from.clone(), self.denials.clone());
         let Some(auth) = &self.auth else {
             return Ok(Some(caller(None, Access::unrestricted())));
         };
@@ -74,8 +74,8 @@ impl AuthLayer {
             self.denials.record(Denial::new(why, principal, &method.path, &from, error.to_string()));
             Status::from(error)
         };
-        let principal = match auth.authenticate(&request.headers, certificate, &self.metrics).await {
-            Ok(principal) => principal,
+        let identified = match auth.authenticate(&request.headers, certificate, &self.metrics).await {
+            Ok(identified) => identified,
             Err(error @ Error::Unauthenticated(_)) => return Err(refuse(Why::Credential, None, error)),
             Err(error) => return Err(error.into()),
         };
@@ -83,9 +83,10 @@ impl AuthLayer {
         if method.path != path {
             return Err(Status::unimplemented(""));
         }
+        let principal = identified.principal.clone();
         let access = Access::of(&principal);
         if is_reflection {
-            return Ok(Some(caller(Some(principal), access)));
+            return Ok(Some(caller(Some(identified), access)));
         }
         let access = match (self.roles.and_then(|roles| roles.sees(path, principal.roles)), &principal.user_id) {
             (Some(Sees::All), _) => access,
@@ -100,7 +101,7 @@ impl AuthLayer {
                 return Err(refuse(Why::Role, Some(&principal), error));
             }
         };
-        Ok(Some(caller(Some(principal), access)))
+        Ok(Some(caller(Some(identified), access)))
     }
 }
 
@@ -192,7 +193,7 @@ impl Bounded {
     fn new(inner: Body, place: Place, expires_at_us: Option<i64>, lifetime: Option<Duration>) -> Self {
         let expiry = expires_at_us.map(|at| {
             let left = u64::try_from(at.saturating_sub(now_us())).unwrap_or(0);
-            (Duration::from_micros(left), Error::from(Refusal::Expired))
+            (Duration::from_micros(left), Error::Unauthenticated("the caller's credential has expired"))
         });
         let lifetime = lifetime.map(|lifetime| {
             let text =

@@ -63,7 +63,7 @@ fn made(config: &AuthConfig) -> Arc<Authenticator> {
 async fn ask(auth: &Authenticator, token: &str) -> Result<Arc<Principal>, Refusal> {
     let mut headers = HeaderMap::new();
     headers.insert(AUTHORIZATION, format!("Bearer {token}").parse().unwrap());
-    auth.check(&headers, None).await.map(|(principal, _)| principal)
+    auth.check(&headers, None).await.map(|(identified, _)| identified.principal)
 }
 
 #[tokio::test]

@@ -290,6 +290,32 @@ async fn a_clients_certificate_is_a_writer_by_its_name() {
 }
 
 #[tokio::test]
+async fn a_connection_is_worth_nothing_once_its_certificate_has_expired() {
+    let name = "dns:gateway-1.example.com";
+    let server = start_with(
+        |_| {},
+        |tls, auth, _| {
+            tls.client_ca_file = tls.certificate_file.with_file_name("clients.pem");
+            tls.client_certificates = ClientCertificates::Required;
+            let roles = vec!["writer".to_owned()];
+            auth.certificates = vec![CertificateRule { san: name.to_owned(), roles, ..CertificateRule::default() }];
+        },
+    )
+    .await;
+    let now_s = u64::try_from(crate::clock::now_us() / crate::clock::MICROS_PER_SECOND).expect("after 1970");
+    let identity = server.authority.issue_until(name, Some(now_s + 2));
+    let channel = server.channel_to(&server.authority, Some(identity)).await.expect("connected");
+    let mut client = UsageIngestServiceClient::new(channel);
+    client.record_usage(RecordUsageRequest::default()).await.expect("it holds");
+    let mut stream = client.stream_usage(futures::stream::pending()).await.expect("begun").into_inner();
+    let status = stream.message().await.expect_err("expired");
+    assert_reason(&status, Code::Unauthenticated, "UNAUTHENTICATED");
+    let status = client.record_usage(RecordUsageRequest::default()).await.expect_err("on the same connection");
+    assert_eq!((status.code(), status.message()), (Code::Unauthenticated, "the client certificate is not accepted"));
+    server.running.stop().await;
+}
+
+#[tokio::test]
 async fn a_new_certificate_is_taken_over_while_streams_go_on() {
     let server = start_with(|_| {}, |_, _, _| {}).await;
     let (batches, sent) = tokio::sync::mpsc::channel(1);
