@@ -109,6 +109,13 @@ async fn every_role_gets_of_every_rpc_what_the_table_says_and_only_of_its_own_in
     service.stop().await;
 }
 
+#[test]
+fn the_readme_shows_the_table() {
+    let readme = include_str!("../../README.md");
+    let shown: Vec<&str> = readme.lines().filter(|line| line.starts_with("| `Audit")).collect();
+    assert_eq!(shown, ROLES.markdown());
+}
+
 #[tokio::test]
 async fn a_foreign_event_is_rejected_alone_and_the_rest_is_recorded_under_the_writers_name() {
     let service = Service::start(|_| {}).await;

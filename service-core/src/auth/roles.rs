@@ -61,6 +61,16 @@ impl RoleTable {
         self.0
     }
 
+    /// The rows as a table in documentation has them.
+    pub fn markdown(&self) -> Vec<String> {
+        let names = |roles: &[Role]| roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(", ");
+        let row = |row: &RoleRow| {
+            let rpc = row.path.rsplit('.').next().unwrap_or(row.path);
+            format!("| `{rpc}` | {} | {} |", names(row.all), names(row.own)).replace("|  |", "| |")
+        };
+        self.0.iter().map(row).collect()
+    }
+
     /// What somebody with these roles gets of an RPC; `None` if it may not be called.
     pub fn sees(&self, path: &str, roles: Roles) -> Option<Sees> {
         self.0.iter().find(|row| row.path == path)?.sees(roles)

@@ -74,7 +74,9 @@ async fn figures(places: &mut Places, kind: Kind, engine: Engine, arguments: &Ar
             let traffic = Arc::new(Traffic::new(load::start_us(), arguments.events));
             load::fill(service.service.channel(), &traffic).await;
         }
-        Kind::Audit => load::audit(&service.service.url(), arguments.events).await,
+        Kind::Audit => {
+            load::audit(&load::Target { address: service.service.address(), realm: None }, arguments.events).await
+        }
     }
     // What the load needed is given back.
     service.stop().await;

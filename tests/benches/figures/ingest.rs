@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use testkit::rss_bytes;
+use testkit::{Realm, rss_bytes};
 
+use crate::load::Target;
 use crate::machine::{Measured, median, mib, ms, peak_bytes};
 use crate::place::{Engine, Places, bytes};
 use crate::raw::{self, Way};
@@ -34,6 +35,9 @@ pub(crate) struct Arguments {
     /// Only this service.
     #[arg(long)]
     service: Option<Kind>,
+    /// Behind TLS, each stream with a token; acknowledgements at half the load are left out.
+    #[arg(long)]
+    secured: bool,
     /// Put the data here.
     #[arg(long)]
     folder: Option<PathBuf>,
@@ -80,13 +84,18 @@ async fn round(places: &mut Places, kind: Kind, engine: Engine, number: usize, a
         places.remove(engine, name).await;
     }
     let url = places.url(engine, filled).await;
-    let mut service = Measured::start(kind.name(), &url, &[]).await;
+    let realm = arguments.secured.then(Realm::new);
+    let settings = realm.as_ref().map(Realm::settings).unwrap_or_default();
+    let settings: Vec<_> = settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let mut service = Measured::start(kind.name(), &url, &settings).await;
+    let address = service.service.address().to_owned();
+    let target = Target { address: &address, realm: realm.as_ref() };
     let traffic = Arc::new(Traffic::new(load::start_us(), arguments.events));
 
     let begun = Instant::now();
     match kind {
-        Kind::Usage => load::usage(&service.service.url(), &traffic).await,
-        Kind::Audit => load::audit(&service.service.url(), arguments.events).await,
+        Kind::Usage => load::usage(&target, &traffic).await,
+        Kind::Audit => load::audit(&target, arguments.events).await,
     }
     let rate = arguments.events as f64 / begun.elapsed().as_secs_f64();
     let count = |name: &'static str| service.metric(name, "");
@@ -113,8 +122,8 @@ async fn round(places: &mut Places, kind: Kind, engine: Engine, number: usize, a
             rate / way.per_second()
         );
     }
-    if number == arguments.rounds {
-        paced(&service, kind, rate / 2.0, arguments.paced_seconds).await;
+    if number == arguments.rounds && !arguments.secured {
+        paced(&service, &target, kind, rate / 2.0, arguments.paced_seconds).await;
     }
     service.stop().await;
     for name in [filled, empty] {
@@ -150,7 +159,7 @@ async fn alone(
     }
 }
 
-async fn paced(service: &Measured, kind: Kind, per_second: f64, seconds: u64) {
+async fn paced(service: &Measured, target: &Target<'_>, kind: Kind, per_second: f64, seconds: u64) {
     let events = (per_second * seconds as f64) as u64;
     let times = match kind {
         Kind::Usage => {
@@ -158,7 +167,7 @@ async fn paced(service: &Measured, kind: Kind, per_second: f64, seconds: u64) {
             let traffic = Arc::new(Traffic::hour(load::start_us() + SPAN_US - HOUR_US, events));
             let record = Traffic::new(load::start_us(), 50_000);
             let times = load::usage_acknowledgements(service.service.channel(), traffic, per_second).await;
-            let calls = load::record_times(&service.service.url(), &record).await;
+            let calls = load::record_times(target, &record).await;
             println!(
                 "  SDK's record, one thread: median {:?}, p99 {:?}, p99.9 {:?}",
                 calls.median(),
@@ -167,7 +176,7 @@ async fn paced(service: &Measured, kind: Kind, per_second: f64, seconds: u64) {
             );
             times
         }
-        Kind::Audit => load::audit_acknowledgements(&service.service.url(), events, per_second).await,
+        Kind::Audit => load::audit_acknowledgements(target, events, per_second).await,
     };
     println!(
         "  acknowledgement at {per_second:.0} events/s for {seconds} s: median {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms, \

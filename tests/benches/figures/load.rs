@@ -7,8 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 use activity_proto::usage::v1 as usage;
 use activity_proto::usage::v1::usage_ingest_service_client::UsageIngestServiceClient;
 use futures::StreamExt;
-use gateway_sdk::{Actor, AuditEvent, GatewaySdk, Resource, UsageEvent};
+use gateway_sdk::{Actor, AuditEvent, Credentials, GatewaySdk, Resource, Tls, UsageEvent};
 use serde_json::json;
+use testkit::Realm;
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 use tonic::transport::Channel;
@@ -28,8 +29,31 @@ pub(crate) fn start_us() -> i64 {
     i64::try_from(now.as_micros()).unwrap() - SPAN_US
 }
 
-fn sdk() -> gateway_sdk::Builder {
-    GatewaySdk::builder().instance("prod").on_rejected(|refused| panic!("refused: {refused:?}"))
+/// A service, and what it wants to be shown.
+pub(crate) struct Target<'a> {
+    /// Where it listens.
+    pub(crate) address: &'a str,
+    /// Who it believes, if it asks.
+    pub(crate) realm: Option<&'a Realm>,
+}
+
+impl Target<'_> {
+    fn url(&self) -> String {
+        let scheme = if self.realm.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    fn sdk(&self) -> gateway_sdk::Builder {
+        let sdk = GatewaySdk::builder().instance("prod").on_rejected(|refused| panic!("refused: {refused:?}"));
+        match self.realm {
+            None => sdk,
+            Some(realm) => {
+                let token = realm.token_with("gateway", &["writer"], &["prod"], &json!({ "exp": 32_503_680_000_u64 }));
+                sdk.credentials(Credentials::token(token))
+                    .tls(Tls::new().roots_file(realm.path("clients.pem")).server_name("localhost"))
+            }
+        }
+    }
 }
 
 /// All of the traffic as large batches, several at once: the quickest way to fill a database through the contract.
@@ -55,8 +79,8 @@ pub(crate) async fn fill(channel: Channel, traffic: &Arc<Traffic>) {
 }
 
 /// All of the traffic through one SDK; returns when each event is acknowledged.
-pub(crate) async fn usage(url: &str, traffic: &Traffic) {
-    let sdk = sdk().usage_endpoint(url).build().unwrap();
+pub(crate) async fn usage(target: &Target<'_>, traffic: &Traffic) {
+    let sdk = target.sdk().usage_endpoint(target.url()).build().unwrap();
     for n in 0..traffic.events {
         sdk.usage().record_wait(UsageEvent::from_proto(traffic.event(n)), PATIENCE).await.unwrap();
     }
@@ -67,8 +91,8 @@ pub(crate) async fn usage(url: &str, traffic: &Traffic) {
 }
 
 /// What `record` costs its caller, one call at a time, while the service takes the events.
-pub(crate) async fn record_times(url: &str, traffic: &Traffic) -> Times {
-    let sdk = sdk().usage_endpoint(url).build().unwrap();
+pub(crate) async fn record_times(target: &Target<'_>, traffic: &Traffic) -> Times {
+    let sdk = target.sdk().usage_endpoint(target.url()).build().unwrap();
     let events: Vec<_> = (0..traffic.events).map(|n| UsageEvent::from_proto(traffic.event(n))).collect();
     let mut times = Vec::with_capacity(events.len());
     for event in events {
@@ -145,8 +169,8 @@ fn start() -> SystemTime {
 }
 
 /// Administrative actions by as many callers at once as a large platform has; each waits for its own acknowledgement.
-pub(crate) async fn audit(url: &str, events: u64) {
-    let sdk = sdk().audit_endpoint(url).build().unwrap();
+pub(crate) async fn audit(target: &Target<'_>, events: u64) {
+    let sdk = target.sdk().audit_endpoint(target.url()).build().unwrap();
     let start = start();
     futures::stream::iter(0..events)
         .map(|n| {
@@ -161,8 +185,8 @@ pub(crate) async fn audit(url: &str, events: u64) {
 }
 
 /// The same at a steady pace: from when each action was due to its acknowledgement.
-pub(crate) async fn audit_acknowledgements(url: &str, events: u64, per_second: f64) -> Times {
-    let sdk = sdk().audit_endpoint(url).build().unwrap();
+pub(crate) async fn audit_acknowledgements(target: &Target<'_>, events: u64, per_second: f64) -> Times {
+    let sdk = target.sdk().audit_endpoint(target.url()).build().unwrap();
     let (first, begun) = (start(), Instant::now());
     let mut calls = JoinSet::new();
     for n in 0..events {
