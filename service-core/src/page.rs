@@ -3,7 +3,9 @@
 //! A token is `base64url(tag ‖ payload)`. The tag is an HMAC-SHA256 under the
 //! deployment's key over the token's kind, a hash of the query and the payload,
 //! so that a client can neither forge a position nor carry it to another query.
-//! The payload is not secret: it holds positions the client has just been shown.
+//! The payload is veiled by a stream that is made of key and tag (as in RFC 5297, the
+//! tag is the nonce): beside positions it may hold counts that are of all instances,
+//! and they are nobody's business.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -75,6 +77,7 @@ impl Sealer {
         let mut token = Vec::with_capacity(TAG_BYTES + payload.len());
         token.extend_from_slice(&tag);
         token.extend_from_slice(payload);
+        self.veil(&tag, &mut token[TAG_BYTES..]);
         URL_SAFE_NO_PAD.encode(token)
     }
 
@@ -102,14 +105,31 @@ impl Sealer {
         if bytes.len() < TAG_BYTES {
             return Err(refused());
         }
-        let payload = bytes.split_off(TAG_BYTES);
+        let mut payload = bytes.split_off(TAG_BYTES);
+        self.veil(&bytes, &mut payload);
         self.mac(kind, query_hash, &payload).verify_slice(&bytes).map_err(|_| refused())?;
         Ok(payload)
     }
 
-    fn mac(&self, kind: &str, query_hash: &[u8; 32], payload: &[u8]) -> Hmac<Sha256> {
+    /// Makes a payload unreadable, or readable again.
+    fn veil(&self, tag: &[u8], payload: &mut [u8]) {
+        for (number, block) in (0_u64..).zip(payload.chunks_mut(TAG_BYTES)) {
+            let mut mac = self.hmac();
+            // No kind is so long: a veil is no tag.
+            mac.update(&u64::MAX.to_be_bytes());
+            mac.update(tag);
+            mac.update(&number.to_be_bytes());
+            block.iter_mut().zip(mac.finalize().into_bytes()).for_each(|(byte, veil)| *byte ^= veil);
+        }
+    }
+
+    fn hmac(&self) -> Hmac<Sha256> {
         #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).expect("any key length");
+        Hmac::<Sha256>::new_from_slice(&self.key).expect("any key length")
+    }
+
+    fn mac(&self, kind: &str, query_hash: &[u8; 32], payload: &[u8]) -> Hmac<Sha256> {
+        let mut mac = self.hmac();
         mac.update(&(kind.len() as u64).to_be_bytes());
         mac.update(kind.as_bytes());
         mac.update(query_hash);
@@ -139,6 +159,22 @@ mod tests {
         assert_eq!(sealer().open("list", &QUERY, &token).expect("opens"), b"position");
         let empty = sealer().seal("list", &QUERY, b"");
         assert_eq!(sealer().open("list", &QUERY, &empty).expect("opens"), b"");
+    }
+
+    #[test]
+    fn a_payload_cannot_be_read_and_says_nothing_by_being_like_another() {
+        let seal = |payload: &[u8]| URL_SAFE_NO_PAD.decode(sealer().seal("list", &QUERY, payload)).expect("ours");
+        for length in [1, 31, 32, 33, 64, 200] {
+            let (one, other) = (vec![0; length], [vec![0; length - 1], vec![1]].concat());
+            let (one_sealed, other_sealed) = (seal(&one), seal(&other));
+            assert_eq!(one_sealed.len(), TAG_BYTES + length);
+            assert_ne!(one_sealed[TAG_BYTES..], one);
+            if length > 16 {
+                let same = |at: &usize| one_sealed[*at] == other_sealed[*at];
+                assert!((TAG_BYTES..TAG_BYTES + length).filter(same).count() < length / 2);
+            }
+            assert_eq!(sealer().open("list", &QUERY, &URL_SAFE_NO_PAD.encode(one_sealed)).expect("opens"), one);
+        }
     }
 
     #[test]
