@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use service_core::config::{
-    ConfigError, DatabaseConfig, DatabaseUrl, IngestConfig, ServerConfig, TelemetryConfig, listen, optional_listen,
+    AuthConfig, ConfigError, DatabaseConfig, DatabaseUrl, DenialsConfig, IngestConfig, LimitsConfig, ServerConfig,
+    TelemetryConfig, TlsConfig, listen, optional_listen,
 };
 
 /// Prefix of the environment variables: `USAGE_LISTEN`, `USAGE_TELEMETRY__LOG`.
@@ -30,6 +31,16 @@ pub struct Config {
     pub prices_file: Option<PathBuf>,
     /// Table `[server]`.
     pub server: ServerConfig,
+    /// Table `[tls]`.
+    pub tls: TlsConfig,
+    /// Table `[auth]`.
+    pub auth: AuthConfig,
+    /// Table `[limits]`.
+    pub limits: LimitsConfig,
+    /// Table `[denials]`.
+    pub denials: DenialsConfig,
+    /// Table `[audit]`.
+    pub audit: AuditConfig,
     /// Table `[database]`.
     pub database: DatabaseConfig,
     /// Table `[ingest]`.
@@ -50,6 +61,11 @@ impl Default for Config {
             database_url: DatabaseUrl::sqlite("data/usage.db"),
             prices_file: None,
             server: ServerConfig::default(),
+            tls: TlsConfig::default(),
+            auth: AuthConfig::default(),
+            limits: LimitsConfig::default(),
+            denials: DenialsConfig::default(),
+            audit: AuditConfig::default(),
             database: DatabaseConfig::default(),
             ingest: IngestConfig::default(),
             rollup: RollupConfig::default(),
@@ -57,6 +73,24 @@ impl Default for Config {
             telemetry: TelemetryConfig::default(),
         }
     }
+}
+
+/// Table `[audit]`: the audit-service that refused calls are recorded by, and how this
+/// service shows there who it is. It needs the role `writer` for `denials.instance`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct AuditConfig {
+    /// `https://HOST:PORT`; `http://` of this machine only where a token goes with it.
+    /// Default empty: refused calls are logged.
+    pub endpoint: String,
+    /// Roots under which it is believed (PEM). Default empty: those of Mozilla.
+    pub ca_file: PathBuf,
+    /// A certificate to show (PEM). Default none.
+    pub certificate_file: PathBuf,
+    /// Its private key.
+    pub key_file: PathBuf,
+    /// A file with a bearer token, read again before that expires. Default none.
+    pub token_file: PathBuf,
 }
 
 /// Table `[rollup]`: sums made ahead.
@@ -125,6 +159,13 @@ const DEFAULT_CHECK_INTERVAL_MS: NonZeroU64 = NonZeroU64::new(300_000).unwrap();
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_sample_configuration_has_the_defaults() {
+        let sample = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/usage-service.toml");
+        let config: Config = service_core::config::load(ENV_PREFIX, Some(&sample), []).expect("a configuration");
+        assert_eq!(config, Config::default());
+    }
 
     #[test]
     fn sums_are_kept_at_least_as_long_as_requests() {

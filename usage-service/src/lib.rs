@@ -18,6 +18,8 @@
 //! - `sealer`: takes what writers left into the rollups, in the background.
 //! - [`checker`]: compares rollups with their requests, in the background and on demand.
 //! - `retention`: removes what is not to be kept, in the background.
+//! - [`ROLES`]: who may call what. What a caller may see is part of every scope.
+//! - `denials`: refused calls, recorded by the audit-service.
 //! - `export`: rows as bytes, and how an export resumes.
 //!
 //! [`bind`] opens everything and fails early; [`Server::serve`] runs until it is
@@ -35,6 +37,7 @@ pub mod answer;
 pub mod checker;
 pub mod config;
 mod convert;
+mod denials;
 mod export;
 mod grpc;
 mod ingest;
@@ -42,10 +45,12 @@ pub mod model;
 mod money;
 pub mod pricing;
 mod retention;
+mod roles;
 mod rollup;
 mod sealer;
 mod server;
 pub mod store;
 
 pub use config::{Config, ENV_PREFIX};
+pub use roles::ROLES;
 pub use server::{Server, bind};

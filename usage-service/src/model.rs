@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use service_core::auth::Access;
 use uuid::Uuid;
 
 /// How a request ended. The numbers are those of the contract, and are stored.
@@ -251,14 +252,16 @@ pub struct Filter {
     pub labels: BTreeMap<String, String>,
 }
 
-/// The requests that an answer is about: a window of time, narrowed, and for an
-/// export frozen at a commit.
+/// The requests that an answer is about: what the caller may see of a window of time,
+/// narrowed, and for an export frozen at a commit. Every query of the store is given one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
     /// First microsecond inside.
     pub start_us: i64,
     /// First microsecond after.
     pub end_us: i64,
+    /// What may be seen at all.
+    pub access: Access,
     /// Narrows.
     pub filter: Filter,
     /// Only what was committed up to here.

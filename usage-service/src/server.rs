@@ -4,14 +4,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use service_core::auth::Denials;
 use service_core::page::Sealer;
 use service_core::server::{self, Security};
 use service_core::telemetry::{Metrics, serve_metrics};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::ROLES;
 use crate::checker;
 use crate::config::{Config, ENV_PREFIX};
+use crate::denials::Auditor;
 use crate::grpc::Shared;
 use crate::ingest;
 use crate::pricing::PriceBook;
@@ -26,6 +29,8 @@ pub struct Server {
     listener: TcpListener,
     local_addr: SocketAddr,
     metrics_listener: Option<TcpListener>,
+    security: Security,
+    auditor: Auditor,
     store: Store,
     book: Arc<PriceBook>,
     seal_key: [u8; 32],
@@ -35,7 +40,9 @@ pub struct Server {
 /// [`service_core::config::ConfigError`].
 pub async fn bind(config: Config) -> anyhow::Result<Server> {
     config.retention.check()?;
-    let listener = server::bind(ENV_PREFIX, "listen", config.listen, &Security::none()).await?;
+    let security = Security::load(&config.tls, &config.auth, ROLES)?.limited(&config.limits)?;
+    let auditor = Auditor::new(&config.audit, &config.denials)?;
+    let listener = server::bind(ENV_PREFIX, "listen", config.listen, &security).await?;
     let local_addr = listener.local_addr().context("the address of the listener")?;
     let metrics_listener = match config.metrics_listen {
         Some(address) => Some(server::bind_metrics(ENV_PREFIX, address).await?),
@@ -45,7 +52,17 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
         .map_err(|error| service_core::config::ConfigError::Refused(error.to_string()))?;
     let store = Store::open(&config.database_url, &config.database, config.rollup.cache_bytes()).await?;
     let seal_key = store.seal_key().await?;
-    let server = Server { config, listener, local_addr, metrics_listener, store, book: Arc::new(book), seal_key };
+    let server = Server {
+        config,
+        listener,
+        local_addr,
+        metrics_listener,
+        security,
+        auditor,
+        store,
+        book: Arc::new(book),
+        seal_key,
+    };
     let metrics = server.metrics_addr().map_or_else(|| "none".to_owned(), |at| format!("http://{at}/metrics"));
     tracing::info!(listen = %local_addr, metrics, database = %server.config.database_url, "usage-service is ready to serve");
     Ok(server)
@@ -92,13 +109,19 @@ impl Server {
             ),
         ];
         let (routes, health) = shared.routes();
+        let (denials, refused) = Denials::queue(&self.config.denials, &metrics);
+        let (security, all_told) = (self.security.telling(denials), CancellationToken::new());
+        let telling = tokio::spawn(self.auditor.record(refused, metrics.clone(), all_told.clone()));
         let stop_metrics = CancellationToken::new();
         let metrics_task = self
             .metrics_listener
             .map(|listener| tokio::spawn(serve_metrics(listener, metrics.clone(), stop_metrics.clone())));
         let served =
-            server::serve(self.listener, routes, health, &self.config.server, Security::none(), &metrics, shutdown)
-                .await;
+            server::serve(self.listener, routes, health, &self.config.server, security, &metrics, shutdown).await;
+        all_told.cancel();
+        if let Err(error) = telling.await {
+            tracing::error!(%error, "refused calls were not recorded to the end");
+        }
         // After the last stream: what it handed over is committed all the same.
         writer.close().await;
         stop.cancel();

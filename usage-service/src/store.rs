@@ -134,6 +134,8 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use service_core::auth::Access;
+
     use super::*;
     use crate::model::{Filter, Scope};
 
@@ -144,7 +146,13 @@ mod tests {
         let config = DatabaseConfig { readers: three, ..DatabaseConfig::default() };
         let url = DatabaseUrl::sqlite(folder.path().join("usage.db"));
         let store = Store::open(&url, &config, 1 << 20).await.expect("opens");
-        let scope = Scope { start_us: 0, end_us: i64::MAX, filter: Filter::default(), watermark: None };
+        let scope = Scope {
+            start_us: 0,
+            end_us: i64::MAX,
+            access: Access::unrestricted(),
+            filter: Filter::default(),
+            watermark: None,
+        };
 
         let turn = store.turn().await.expect("the one turn");
         let mut totals = Box::pin(store.totals(&scope, &[0, i64::MAX]));

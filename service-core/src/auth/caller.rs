@@ -128,6 +128,12 @@ impl Caller {
         Err(Violation::new(Reason::PermissionDenied, field, message))
     }
 
+    /// Refuses something that its role may not ask for of an RPC that it may call.
+    pub fn refuse(&self, message: String) -> Error {
+        self.denied(Why::Role, &message, None, None);
+        Error::PermissionDenied(message)
+    }
+
     /// Says that something was asked for by its id which is there, and which the caller
     /// may not know of. It hears what it would hear if there were nothing.
     pub fn was_hidden(&self, instance: Option<&str>, user: Option<&str>) {
@@ -171,6 +177,7 @@ mod tests {
         assert_eq!(error.to_string(), r#"filter.user_ids names "eve", and the caller sees its own usage only"#);
         let violation = caller.may_write("instance_id", "y").unwrap_err();
         assert_eq!((violation.reason, violation.field.as_str()), (Reason::PermissionDenied, "instance_id"));
+        assert_eq!(caller.refuse("not by user".to_owned()).reason(), Reason::PermissionDenied);
         caller.was_hidden(Some("z"), None);
 
         queue.close();

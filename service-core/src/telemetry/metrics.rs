@@ -215,7 +215,8 @@ impl Metrics {
         self.denied.with_label_values(&[why]).inc();
     }
 
-    pub(crate) fn denial_left_out(&self) {
+    /// A refusal that could not be recorded.
+    pub fn denial_left_out(&self) {
         self.denials_left_out.inc();
     }
 

@@ -6,16 +6,17 @@
 
 use activity_proto::usage::v1 as proto;
 use futures::Stream;
-use prost::Message as _;
 use proto::export_usage_response::Part;
+use service_core::auth::Caller;
 use service_core::error::{Error, Result};
-use service_core::page;
 use service_core::time_range::{Resolved, WhenMissing};
 use sha2::{Digest as _, Sha256};
 use tonic::Status;
 
 use super::Shared;
-use super::query::{Answered, SeriesQuery, breakdown_limit, resolve, series_limit};
+use super::query::{
+    Answered, Seen, SeriesQuery, breakdown_limit, group_by, query_hash, resolve, scope, series_limit, shown,
+};
 use crate::answer::Metrics;
 use crate::convert;
 use crate::export::{self, Format, Lines, Progress, Shape};
@@ -32,9 +33,9 @@ const RESUME_KIND: &str = "usage.export_requests";
 pub(super) type Chunks = std::pin::Pin<Box<dyn Stream<Item = Result<proto::ExportUsageResponse, Status>> + Send>>;
 
 impl Shared {
-    pub(super) async fn export(&self, mut request: proto::ExportUsageRequest) -> Result<Chunks> {
+    pub(super) async fn export(&self, caller: &Caller, mut request: proto::ExportUsageRequest) -> Result<Chunks> {
         let range = resolve(request.time_range.as_ref(), WhenMissing::Refuse)?;
-        let filter = convert::filter(request.filter.as_ref())?;
+        let seen = Seen::new(caller, request.filter.as_ref())?;
         let shape = convert::shape(request.shape)?;
         let format = convert::format(request.format)?;
         if shape != Shape::Requests && !request.resume_token.is_empty() {
@@ -47,7 +48,7 @@ impl Shared {
         match shape {
             Shape::Requests => {
                 let token = std::mem::take(&mut request.resume_token);
-                let query_hash = page::query_hash([request.encode_to_vec().as_slice()]);
+                let query_hash = query_hash(caller, &request);
                 let progress = if token.is_empty() {
                     let watermark = self.store.watermark().await?;
                     Progress::new(range.start_us, range.end_us, watermark)
@@ -55,20 +56,16 @@ impl Shared {
                     let payload = self.sealer.open_field("resume_token", RESUME_KIND, &query_hash, &token)?;
                     Progress::from_bytes(&payload)?
                 };
-                let scope = Scope {
-                    start_us: progress.start_us,
-                    end_us: progress.end_us,
-                    filter,
-                    watermark: Some(progress.watermark),
-                };
+                let range = Resolved { start_us: progress.start_us, end_us: progress.end_us, ..range };
+                let scope = Scope { watermark: Some(progress.watermark), ..scope(&range, &seen) };
                 let shared = Self { store: self.store.for_export().await, ..self.clone() };
                 let export = Requests { shared, query_hash, scope, format, progress, fresh: token.is_empty() };
                 Ok(Box::pin(export.run()))
             }
             Shape::Breakdown => {
-                let keys = convert::dimensions(&request.group_by, true)?;
+                let keys = group_by(caller, &request.group_by, true)?;
                 let limit = breakdown_limit(request.limit)?;
-                let answered = self.breakdown(range, &filter, &keys, order_by, limit).await?;
+                let answered = self.breakdown(range, &seen, &keys, order_by, limit).await?;
                 let lines = export::breakdown(format, &keys, &answered.answer)?;
                 let total = answered.answer.overall;
                 Ok(Box::pin(small(lines, total, answered.range, answered.resolution_seconds)))
@@ -76,10 +73,10 @@ impl Shared {
             Shape::TimeSeries => {
                 let query = SeriesQuery {
                     bucket: convert::bucket(request.bucket)?,
-                    keys: convert::dimensions(&request.group_by, false)?,
+                    keys: group_by(caller, &request.group_by, false)?,
                     order_by,
                     limit: series_limit(request.limit)?,
-                    filter,
+                    seen,
                     range,
                 };
                 let Answered { range, resolution_seconds, answer: (ranked, edges) } = self.series(&query).await?;
@@ -121,6 +118,7 @@ impl Requests {
                     .await?;
                 let last = page.len() < PAGE_ROWS;
                 for stored in page {
+                    let stored = shown(&self.scope.access, stored);
                     export::request(self.format, &stored, &mut buffer)?;
                     self.progress.row(&stored);
                     if buffer.len() >= CHUNK_BYTES {

@@ -5,6 +5,7 @@ use activity_proto::common::v1::{DroppedRange, ErrorReason};
 use activity_proto::usage::v1 as proto;
 use futures::Stream;
 use proto::usage_ingest_service_server::UsageIngestService;
+use service_core::auth::Caller;
 use service_core::clock;
 use service_core::error::{Error, Reason, Result, Violation};
 use service_core::ingest_stream;
@@ -34,6 +35,7 @@ impl Shared {
     /// Checks a batch and hands it to the writer.
     async fn settle(
         &self,
+        caller: &Caller,
         events: Vec<proto::UsageEvent>,
         dropped: Vec<DroppedRange>,
     ) -> Result<impl Future<Output = Result<Settled>> + Send + use<>> {
@@ -45,7 +47,11 @@ impl Shared {
         let mut indexes = Vec::with_capacity(events.len());
         let mut rejected = Vec::new();
         for (index, event) in (0_u32..).zip(events) {
-            match convert::event(event, now_us) {
+            let checked = convert::event(event, now_us).and_then(|(event, content_hash)| {
+                caller.may_write("instance_id", &event.instance_id)?;
+                Ok((event, content_hash))
+            });
+            match checked {
                 Ok((event, content_hash)) => {
                     indexes.push(index);
                     batch.requests.push(ingest::priced(event, content_hash, &self.book));
@@ -127,7 +133,8 @@ impl UsageIngestService for Ingest {
         &self,
         request: Request<proto::RecordUsageRequest>,
     ) -> Result<Response<proto::RecordUsageResponse>, Status> {
-        let settled = self.0.settle(request.into_inner().events, Vec::new()).await?.await?;
+        let caller = Caller::of(&request)?;
+        let settled = self.0.settle(&caller, request.into_inner().events, Vec::new()).await?.await?;
         Ok(Response::new(proto::RecordUsageResponse {
             accepted: Some(settled.accepted),
             duplicate: Some(settled.duplicate),
@@ -141,6 +148,7 @@ impl UsageIngestService for Ingest {
         &self,
         request: Request<Streaming<proto::StreamUsageRequest>>,
     ) -> Result<Response<Self::StreamUsageStream>, Status> {
+        let caller = Caller::of(&request)?;
         let shared = self.0.clone();
         let answers = ingest_stream::run(
             request,
@@ -148,9 +156,9 @@ impl UsageIngestService for Ingest {
             self.0.shutdown.clone(),
             |request: &proto::StreamUsageRequest| request.batch_id,
             move |request| {
-                let shared = shared.clone();
+                let (shared, caller) = (shared.clone(), caller.clone());
                 async move {
-                    let pending = shared.settle(request.events, request.dropped).await?;
+                    let pending = shared.settle(&caller, request.events, request.dropped).await?;
                     Ok(async move {
                         let settled = pending.await?;
                         Ok(proto::StreamUsageResponse {

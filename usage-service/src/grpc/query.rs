@@ -2,8 +2,9 @@
 
 use activity_proto::common::v1::TimeRange;
 use activity_proto::usage::v1 as proto;
-use prost::Message as _;
+use prost::Message;
 use proto::usage_query_service_server::UsageQueryService;
+use service_core::auth::{Access, Caller, Instances};
 use service_core::clock;
 use service_core::error::{Error, Reason, Result};
 use service_core::page::{self, MAX_PAGE_BYTES};
@@ -14,7 +15,7 @@ use uuid::Uuid;
 use super::{Shared, export};
 use crate::answer::Ranked;
 use crate::convert;
-use crate::model::{Dimension, Filter, Metric, Position, Scope};
+use crate::model::{Dimension, Event, Filter, Metric, Position, Scope, StoredRequest};
 use crate::store::{Kept, Order, Window};
 
 /// Points in one answer.
@@ -29,7 +30,7 @@ pub(super) struct Query(pub(super) Shared);
 /// A series as it was asked for.
 pub(super) struct SeriesQuery {
     pub(super) range: Resolved,
-    pub(super) filter: Filter,
+    pub(super) seen: Seen,
     pub(super) bucket: Bucket,
     pub(super) keys: Vec<Dimension>,
     pub(super) order_by: Metric,
@@ -40,8 +41,65 @@ pub(super) fn resolve(range: Option<&TimeRange>, when_missing: WhenMissing) -> R
     time_range::resolve(range, clock::now_us(), when_missing)
 }
 
-pub(super) fn scope(range: &Resolved, filter: Filter) -> Scope {
-    Scope { start_us: range.start_us, end_us: range.end_us, filter, watermark: None }
+pub(super) fn scope(range: &Resolved, seen: &Seen) -> Scope {
+    let Seen { access, filter } = seen.clone();
+    Scope { start_us: range.start_us, end_us: range.end_us, access, filter, watermark: None }
+}
+
+/// What a caller may see, and what of it is asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    pub(super) access: Access,
+    pub(super) filter: Filter,
+}
+
+impl Seen {
+    /// Refuses by name what is not the caller's: an instance, a user.
+    pub(super) fn new(caller: &Caller, filter: Option<&proto::UsageFilter>) -> Result<Self> {
+        let filter = convert::filter(filter)?;
+        caller.may_see("filter.instance_ids", filter.instance_ids.iter().map(String::as_str))?;
+        caller.may_see_users("filter.user_ids", filter.user_ids.iter().map(String::as_str))?;
+        Ok(Self { access: caller.access().clone(), filter })
+    }
+
+    /// Labels are not summed up.
+    fn needs_requests(&self) -> bool {
+        !self.filter.labels.is_empty()
+    }
+}
+
+/// What the personal page breaks its one user's usage down by.
+const OWN_DIMENSIONS: [Dimension; 2] = [Dimension::Model, Dimension::ApiKey];
+
+/// The dimensions of `group_by`; a caller who sees its own usage only has those of the
+/// personal page.
+pub(super) fn group_by(caller: &Caller, numbers: &[i32], required: bool) -> Result<Vec<Dimension>> {
+    let keys = convert::dimensions(numbers, required)?;
+    let foreign = |key: &&Dimension| caller.access().user().is_some() && !OWN_DIMENSIONS.contains(key);
+    match keys.iter().find(foreign) {
+        None => Ok(keys),
+        Some(key) => {
+            let allowed = OWN_DIMENSIONS.map(Dimension::name).join(" and ");
+            let message =
+                format!("group_by has {}, allowed to a caller who sees its own usage only are {allowed}", key.name());
+            Err(caller.refuse(message))
+        }
+    }
+}
+
+/// What a token is bound to that continues a query.
+pub(super) fn query_hash(caller: &Caller, query: &impl Message) -> [u8; 32] {
+    page::query_hash([query.encode_to_vec().as_slice(), caller.access().fingerprint().as_slice()])
+}
+
+/// A request as a caller may see it. A producer numbers what it records of all instances
+/// and users together: what lies between two numbers is told to those alone who see it all.
+pub(super) fn shown(access: &Access, stored: StoredRequest) -> StoredRequest {
+    let sees_all = *access.instances() == Instances::All && access.user().is_none();
+    match sees_all {
+        true => stored,
+        false => StoredRequest { event: Event { producer: None, ..stored.event }, ..stored },
+    }
 }
 
 /// `limit` of a breakdown.
@@ -91,26 +149,25 @@ impl Shared {
     pub(super) async fn breakdown(
         &self,
         range: Resolved,
-        filter: &Filter,
+        seen: &Seen,
         keys: &[Dimension],
         order_by: Metric,
         limit: usize,
     ) -> Result<Answered<Ranked>> {
-        let ask =
-            |range, _| async move { self.store.breakdown(&scope(&range, filter.clone()), keys, order_by, limit).await };
-        self.within(range, !filter.labels.is_empty(), ask).await
+        let ask = |range, _| async move { self.store.breakdown(&scope(&range, seen), keys, order_by, limit).await };
+        self.within(range, seen.needs_requests(), ask).await
     }
 
     /// The series, and the edges of their buckets.
     pub(super) async fn series(&self, query: &SeriesQuery) -> Result<Answered<(Ranked, Vec<i64>)>> {
-        let needs_requests = query.bucket == Bucket::Minute || !query.filter.labels.is_empty();
+        let needs_requests = query.bucket == Bucket::Minute || query.seen.needs_requests();
         self.within(query.range, needs_requests, |range, _| self.series_of(query, range)).await
     }
 
     async fn series_of(&self, query: &SeriesQuery, range: Resolved) -> Result<(Ranked, Vec<i64>)> {
         let edges = time_range::bucket_edges(&range, query.bucket, MAX_POINTS)?;
         let buckets = edges.len() - 1;
-        let scope = scope(&range, query.filter.clone());
+        let scope = scope(&range, &query.seen);
         let fits = |series: usize| match series.saturating_mul(buckets) <= MAX_POINTS {
             true => Ok(()),
             false => Err(too_many_points(query, series, buckets)),
@@ -145,12 +202,13 @@ impl UsageQueryService for Query {
         &self,
         request: Request<proto::GetSummaryRequest>,
     ) -> Result<Response<proto::GetSummaryResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let range = resolve(request.time_range.as_ref(), WhenMissing::Last24Hours)?;
-        let filter = convert::filter(request.filter.as_ref())?;
-        let needs_requests = !filter.labels.is_empty();
+        let seen = Seen::new(&caller, request.filter.as_ref())?;
+        let needs_requests = seen.needs_requests();
         let ask = |range, kept: Kept| {
-            let filter = filter.clone();
+            let seen = &seen;
             async move {
                 let before = match request.compare_to_previous {
                     true => {
@@ -162,7 +220,7 @@ impl UsageQueryService for Query {
                 // Both of one snapshot.
                 let first_us = before.map(|(_, window)| window.start_us);
                 let edges: Vec<i64> = first_us.into_iter().chain([range.start_us, range.end_us]).collect();
-                let whole = Scope { start_us: edges[0], ..scope(&range, filter) };
+                let whole = Scope { start_us: edges[0], ..scope(&range, seen) };
                 Ok((self.0.store.totals(&whole, &edges).await?, before))
             }
         };
@@ -187,14 +245,15 @@ impl UsageQueryService for Query {
         &self,
         request: Request<proto::ListBreakdownRequest>,
     ) -> Result<Response<proto::ListBreakdownResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let range = resolve(request.time_range.as_ref(), WhenMissing::Last24Hours)?;
-        let filter = convert::filter(request.filter.as_ref())?;
-        let keys = convert::dimensions(&request.group_by, true)?;
+        let seen = Seen::new(&caller, request.filter.as_ref())?;
+        let keys = group_by(&caller, &request.group_by, true)?;
         let order_by = convert::metric(request.order_by)?;
         let limit = breakdown_limit(request.limit)?;
         let Answered { range, resolution_seconds, answer: ranked } =
-            self.0.breakdown(range, &filter, &keys, order_by, limit).await?;
+            self.0.breakdown(range, &seen, &keys, order_by, limit).await?;
         Ok(Response::new(proto::ListBreakdownResponse {
             rows: ranked.rows.iter().map(convert::breakdown_row).collect(),
             other: ranked.other.iter().flatten().next().map(convert::metrics),
@@ -210,12 +269,13 @@ impl UsageQueryService for Query {
         &self,
         request: Request<proto::GetTimeSeriesRequest>,
     ) -> Result<Response<proto::GetTimeSeriesResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let query = SeriesQuery {
             range: resolve(request.time_range.as_ref(), WhenMissing::Last24Hours)?,
-            filter: convert::filter(request.filter.as_ref())?,
+            seen: Seen::new(&caller, request.filter.as_ref())?,
             bucket: convert::bucket(request.bucket)?,
-            keys: convert::dimensions(&request.group_by, false)?,
+            keys: group_by(&caller, &request.group_by, false)?,
             order_by: convert::metric(request.order_by)?,
             limit: series_limit(request.limit)?,
         };
@@ -234,12 +294,13 @@ impl UsageQueryService for Query {
         &self,
         request: Request<proto::ListRequestsRequest>,
     ) -> Result<Response<proto::ListRequestsResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let mut request = request.into_inner();
         let page_size = page::page_size(request.page_size)?;
         let page_token = std::mem::take(&mut request.page_token);
         // Pages of one walk may differ in size.
         request.page_size = 0;
-        let query_hash = page::query_hash([request.encode_to_vec().as_slice()]);
+        let query_hash = query_hash(&caller, &request);
 
         let mut range = resolve(request.time_range.as_ref(), WhenMissing::Last24Hours)?;
         let mut after = None;
@@ -249,8 +310,7 @@ impl UsageQueryService for Query {
             (range.start_us, range.end_us) = (start_us, end_us);
             after = Some(position);
         }
-        let filter = convert::filter(request.filter.as_ref())?;
-        let scope = scope(&range, filter);
+        let scope = scope(&range, &Seen::new(&caller, request.filter.as_ref())?);
         // One more than asked for says whether there is another page.
         let found = self.0.store.requests(&scope, Order::NewestFirst, after, page_size + 1).await?;
         let mut requests = Vec::with_capacity(found.len().min(page_size));
@@ -259,7 +319,7 @@ impl UsageQueryService for Query {
         let mut last = None;
         for stored in found {
             let position = Position { occurred_at_us: stored.event.occurred_at_us, id: stored.event.id };
-            let message = convert::request(stored);
+            let message = convert::request(shown(&scope.access, stored));
             // With tag and length, each request takes some bytes more.
             bytes += message.encoded_len() + 8;
             if requests.len() == page_size || (bytes > MAX_PAGE_BYTES && !requests.is_empty()) {
@@ -283,16 +343,17 @@ impl UsageQueryService for Query {
         &self,
         request: Request<proto::ListFacetsRequest>,
     ) -> Result<Response<proto::ListFacetsResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let range = resolve(request.time_range.as_ref(), WhenMissing::Last24Hours)?;
-        let filter = convert::filter(request.filter.as_ref())?;
+        let seen = Seen::new(&caller, request.filter.as_ref())?;
         let limit = convert::limit(request.limit, 100, 1_000)?;
-        let needs_requests = !filter.labels.is_empty();
         let ask = |range, _| {
-            let filter = filter.clone();
-            async move { self.0.store.facets(&scope(&range, filter), limit).await }
+            let scope = scope(&range, &seen);
+            async move { self.0.store.facets(&scope, limit).await }
         };
-        let Answered { range, resolution_seconds, answer: facets } = self.0.within(range, needs_requests, ask).await?;
+        let Answered { range, resolution_seconds, answer: facets } =
+            self.0.within(range, seen.needs_requests(), ask).await?;
         Ok(Response::new(proto::ListFacetsResponse {
             facets: facets
                 .into_iter()
@@ -309,7 +370,8 @@ impl UsageQueryService for Query {
         &self,
         request: Request<proto::ExportUsageRequest>,
     ) -> Result<Response<Self::ExportUsageStream>, Status> {
-        Ok(Response::new(self.0.export(request.into_inner()).await?))
+        let caller = Caller::of(&request)?;
+        Ok(Response::new(self.0.export(&caller, request.into_inner()).await?))
     }
 }
 

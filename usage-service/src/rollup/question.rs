@@ -5,6 +5,7 @@ use super::index::GroupKey;
 use super::section::Section;
 use super::{Cut, FullRow, KEYS, Malformed, Overlay, USER, place};
 use crate::model::{Dimension, Filter};
+use service_core::auth::{Access, Instances};
 
 /// So many rows are looked at together: their groups stay in the nearest cache.
 pub(super) const BATCH: usize = 1024;
@@ -35,6 +36,25 @@ impl IdFilter {
         let statuses = filter.statuses.iter().map(|status| status.number().unsigned_abs().into());
         lists[Dimension::Status as usize] = sorted(statuses);
         Self { lists }
+    }
+
+    /// The same of what a caller may see only; maybe nothing.
+    pub(crate) fn within(mut self, access: &Access, overlay: &mut Overlay) -> Self {
+        if let Instances::Only(instances) = access.instances() {
+            self.narrow(Dimension::Instance, instances.iter().map(|text| overlay.intern(Dimension::Instance, text)));
+        }
+        if let Some(user) = access.user() {
+            self.narrow(Dimension::User, [overlay.intern(Dimension::User, user)].into_iter());
+        }
+        self
+    }
+
+    fn narrow(&mut self, dimension: Dimension, ids: impl Iterator<Item = u32>) {
+        let mut ids: Vec<u32> = ids.filter(|id| self.admits(dimension, *id)).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        // An empty list lets nothing through.
+        self.lists[dimension as usize] = Some(ids);
     }
 
     /// What is let through; none for all.

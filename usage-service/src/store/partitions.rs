@@ -204,6 +204,7 @@ pub(super) fn id_bounds(start_us: i64, end_us: i64) -> (Option<Uuid>, Option<Uui
 
 #[cfg(test)]
 mod tests {
+    use service_core::auth::Access;
     use service_core::config::{DatabaseConfig, DatabaseUrl};
 
     use super::*;
@@ -330,7 +331,13 @@ mod tests {
             let rest = text.contains("usage_requests_default");
             (read.len(), rest)
         };
-        let scope = |start_us, end_us| Scope { start_us, end_us, filter: Filter::default(), watermark: None };
+        let scope = |start_us, end_us| Scope {
+            start_us,
+            end_us,
+            access: Access::unrestricted(),
+            filter: Filter::default(),
+            watermark: None,
+        };
         // A day's requests, and one to each side.
         let one = scope(day(10), day(9));
         assert_eq!(plan(&one, Order::NewestFirst, None).await, (3, false));

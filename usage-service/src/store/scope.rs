@@ -3,12 +3,13 @@
 
 use sea_orm::sea_query::{Alias, Condition, Expr, ExprTrait as _, Func};
 use sea_orm::{ColumnTrait as _, DbBackend};
+use service_core::auth::Instances;
 
 use super::entity::request::Column;
 use super::partitions;
 use crate::model::{Scope, Status};
 
-/// Rows in the window that the filter lets through.
+/// Rows in the window that the caller may see, and the filter lets through.
 pub(super) fn condition(scope: &Scope, backend: DbBackend) -> Condition {
     let filter = &scope.filter;
     let mut all = Condition::all().add(Column::OccurredAt.gte(scope.start_us)).add(Column::OccurredAt.lt(scope.end_us));
@@ -16,6 +17,12 @@ pub(super) fn condition(scope: &Scope, backend: DbBackend) -> Condition {
         // Says nothing new, but which partitions to leave out.
         let (from, to) = partitions::id_bounds(scope.start_us, scope.end_us);
         all = all.add_option(from.map(|id| Column::Id.gte(id))).add_option(to.map(|id| Column::Id.lt(id)));
+    }
+    if let Instances::Only(instances) = scope.access.instances() {
+        all = all.add(Column::InstanceId.is_in(instances.iter().map(String::as_str)));
+    }
+    if let Some(user) = scope.access.user() {
+        all = all.add(Column::UserId.eq(user));
     }
     if let Some(watermark) = scope.watermark {
         all = all.add(Column::CommitNumber.lte(watermark));

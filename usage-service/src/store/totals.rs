@@ -165,7 +165,7 @@ impl Store {
         let view = self.view(&plan.spans).await?;
         ask.within(view.kept, Some(plan))?;
         let mut overlay = Overlay::new(Arc::clone(&view.values));
-        let filter = IdFilter::new(&ask.scope.filter, &mut overlay);
+        let filter = IdFilter::new(&ask.scope.filter, &mut overlay).within(&ask.scope.access, &mut overlay);
         let question = Question { keys: ask.keys.to_vec(), filter, buckets: ask.buckets() };
 
         let mut cells = Vec::new();

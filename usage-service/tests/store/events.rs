@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use service_core::auth::Access;
 use sha2::{Digest as _, Sha256};
 use usage_service::model::{AppliedPrice, Charge, Event, Filter, NewRequest, Outcome, Producer, Scope, Status, Tokens};
 use usage_service::store::{Batch, Sealed, Store};
@@ -95,7 +96,7 @@ pub(crate) async fn seal_all(store: &Store) {
 }
 
 pub(crate) fn scope(start_us: i64, end_us: i64) -> Scope {
-    Scope { start_us, end_us, filter: Filter::default(), watermark: None }
+    Scope { start_us, end_us, access: Access::unrestricted(), filter: Filter::default(), watermark: None }
 }
 
 pub(crate) fn always() -> Scope {

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
+use service_core::auth::Access;
 use usage_service::model::{Charge, Dimension, Event, Filter, Metric, NewRequest, Position, Scope, Status, Tokens};
 use usage_service::store::{Order, Store};
 
@@ -108,10 +109,18 @@ fn question(step: i64) -> impl Strategy<Value = Question> {
         prop_oneof![(-20..20_i64).prop_map(move |m| m * step), -20 * step..20 * step],
         2..12,
     );
-    (filter, keys, select(METRICS.to_vec()), 1..6_usize, edges).prop_map(
-        move |(filter, keys, order_by, limit, edges)| {
+    // Half of the callers see everything, others some instances (maybe none), and maybe one user.
+    let names = |most: usize| subsequence(NAMES.to_vec(), 0..=most);
+    let access = prop_oneof![Just((None, None)), (names(3), names(1)).prop_map(|(i, u)| (Some(i), u.first().copied()))]
+        .prop_map(|(instances, user)| {
+            let access = Access::unrestricted();
+            let access = instances.map_or(access.clone(), |instances| access.to_instances(instances));
+            user.map_or(access.clone(), |user| access.to_user(user))
+        });
+    (access, filter, keys, select(METRICS.to_vec()), 1..6_usize, edges).prop_map(
+        move |(access, filter, keys, order_by, limit, edges)| {
             let edges: Vec<i64> = edges.into_iter().map(|edge| NOON + edge).collect();
-            let scope = Scope { start_us: edges[0], end_us: *edges.last().unwrap(), filter, watermark: None };
+            let scope = Scope { start_us: edges[0], end_us: *edges.last().unwrap(), access, filter, watermark: None };
             Question { scope, keys, order_by, limit, edges }
         },
     )
@@ -213,7 +222,13 @@ pub(crate) async fn every_set_of_dimensions_equals_the_reference(bench: Bench) {
     write_new(&bench.store, sealed.to_vec()).await;
     seal_all(&bench.store).await;
     write_new(&bench.store, left.to_vec()).await;
-    let scope = Scope { start_us: 0, end_us: i64::MAX, filter: Filter::default(), watermark: None };
+    let scope = Scope {
+        start_us: 0,
+        end_us: i64::MAX,
+        access: Access::unrestricted(),
+        filter: Filter::default(),
+        watermark: None,
+    };
     let inside = reference::within(&all, &scope);
     let edges = [0, i64::MAX];
     let mut asked = 0;

@@ -14,7 +14,10 @@ fn is_in(request: &NewRequest, scope: &Scope) -> bool {
     let event = &request.event;
     let Filter { instance_ids, user_ids, team_ids, api_key_ids, providers, models, statuses, labels } = &scope.filter;
     let one_of = |list: &[String], value: &str| list.is_empty() || list.iter().any(|wanted| wanted == value);
-    scope.start_us <= event.occurred_at_us
+    let access = &scope.access;
+    access.has_instance(&event.instance_id)
+        && access.has_user(&event.user_id)
+        && scope.start_us <= event.occurred_at_us
         && event.occurred_at_us < scope.end_us
         && one_of(instance_ids, &event.instance_id)
         && one_of(user_ids, &event.user_id)

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use futures::TryStreamExt as _;
 use sea_orm::{ConnectionTrait as _, DatabaseTransaction, StreamTrait as _};
+use service_core::auth::Access;
 use service_core::error::{Error, Result};
 use service_core::time_range::rfc3339;
 
@@ -189,8 +190,13 @@ impl Store {
     async fn check_hour(&self, day: &mut Day, hour: Span) -> Result<()> {
         let width = Level::Quarter.width_us();
         let edges: Vec<i64> = (0..5).map(|quarter| hour.start_us + quarter * width).collect();
-        let scope =
-            Scope { start_us: hour.start_us, end_us: hour.end_us(), filter: Filter::default(), watermark: day.until };
+        let scope = Scope {
+            start_us: hour.start_us,
+            end_us: hour.end_us(),
+            access: Access::unrestricted(),
+            filter: Filter::default(),
+            watermark: day.until,
+        };
         let mut rows: BTreeMap<Place, Vec<FullRow>> = BTreeMap::new();
         let cut = CellCut { scope: &scope, dimensions: &Dimension::ALL, edges: &edges };
         let sink = |cell: Cell| {
