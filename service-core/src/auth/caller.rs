@@ -193,6 +193,7 @@ mod tests {
                 (Why::Instance, name("x"), None),
                 (Why::User, None, name("eve")),
                 (Why::Instance, name("y"), None),
+                (Why::Role, None, None),
                 (Why::Hidden, name("z"), None),
             ]
         );
