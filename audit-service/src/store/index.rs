@@ -56,6 +56,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 const TIDY: Duration = Duration::from_secs(60);
 /// How long a failed pass is left alone.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long runs are not merged after a merge that failed: at first, and at most. What would fail again must not keep
+/// entries from being indexed, nor the machine at work.
+const MERGE_RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
 /// Between two deletions.
 const TIDY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -88,6 +91,7 @@ impl Indexer {
     pub async fn run(self, shutdown: CancellationToken) {
         // At start there may be work that was left.
         let mut quiet = false;
+        let mut merges = Merges::default();
         let mut tidied: Option<Instant> = None;
         loop {
             if tidied.is_none_or(|tidied| tidied.elapsed() >= TIDY) {
@@ -100,7 +104,7 @@ impl Indexer {
             }
             let begun = Instant::now();
             // What is cut off in the middle is done again.
-            let (pause, patience) = match shutdown.run_until_cancelled(self.pass(quiet)).await {
+            let (pause, patience) = match shutdown.run_until_cancelled(self.pass(quiet, &mut merges)).await {
                 None => return,
                 Some(Ok(Pass::Worked { behind })) => (pause(begun.elapsed(), behind, quiet), Duration::ZERO),
                 // After a quiet pass there is nothing to index until somebody writes.
@@ -123,9 +127,9 @@ impl Indexer {
     }
 
     /// Makes or merges one run, if that should not wait.
-    async fn pass(&self, quiet: bool) -> Result<Pass> {
+    async fn pass(&self, quiet: bool, merges: &mut Merges) -> Result<Pass> {
         let Some(lead) = self.store.lead().await? else { return Ok(Pass::Idle) };
-        let pass = self.store.index_step(quiet).await;
+        let pass = self.store.index_step(quiet, merges).await;
         lead.end().await?;
         pass
     }
@@ -138,6 +142,24 @@ impl Indexer {
             tokio::time::sleep(TIDY_PAUSE).await;
         }
         lead.end().await
+    }
+}
+
+/// When runs may be merged.
+#[derive(Debug, Default)]
+struct Merges {
+    /// After a failure: not before, and how long the pause was.
+    paused: Option<(Instant, Duration)>,
+}
+
+impl Merges {
+    fn may(&self) -> bool {
+        self.paused.is_none_or(|(until, _)| Instant::now() >= until)
+    }
+
+    fn failed(&mut self) {
+        let pause = self.paused.map_or(MERGE_RETRY.0, |(_, pause)| (pause * 2).min(MERGE_RETRY.1));
+        self.paused = Some((Instant::now() + pause, pause));
     }
 }
 
@@ -195,18 +217,29 @@ impl Store {
 
     /// Brings the index up to date, but for what is too little to be worth it.
     pub async fn index_all(&self) -> Result<()> {
-        while self.index_step(true).await? != Pass::Idle {}
+        let mut merges = Merges::default();
+        while self.index_step(true, &mut merges).await? != Pass::Idle {}
         Ok(())
     }
 
     /// Makes or merges one run, whichever should wait least.
-    async fn index_step(&self, quiet: bool) -> Result<Pass> {
+    async fn index_step(&self, quiet: bool, merges: &mut Merges) -> Result<Pass> {
         let snapshot = self.index_snapshot().await?;
         let behind = snapshot.entries_behind();
         let patience = if quiet { MAX_BEHIND_QUIET } else { MAX_BEHIND }.min(self.block_entries);
         let indexes = behind >= patience || snapshot.behind.len() > MAX_BEHIND_LOGS;
-        let worked = match merge::due(&snapshot.runs, self.block_entries, indexes) {
-            Some(runs) => self.merge(&runs).await?,
+        let due = merges.may().then(|| merge::due(&snapshot.runs, self.block_entries, indexes)).flatten();
+        let worked = match due {
+            Some(runs) => match self.merge(&runs).await {
+                Ok(merged) => {
+                    merges.paused = None;
+                    merged
+                }
+                Err(error) => {
+                    merges.failed();
+                    return Err(error);
+                }
+            },
             None if indexes => self.index_some(&snapshot).await?,
             None => false,
         };

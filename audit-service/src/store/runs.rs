@@ -167,17 +167,17 @@ impl Store {
 
     /// Deletes some of what belongs to runs that are live no more, or never became so; whether there may be more.
     pub(super) async fn forget_runs(&self) -> Result<bool> {
-        let old = format!("(state = {SUPERSEDED} AND since < $1 OR state = {BUILDING} AND since < $2)");
-        let since = || [Value::from(clock::now_us() - GRACE_US), Value::from(clock::now_us() - ABANDONED_US)];
-        let rows = self
-            .read(format!("SELECT run FROM audit_index_runs WHERE {old} ORDER BY run LIMIT 1"), since().into())
-            .await?;
+        let now = self.now();
+        let old = format!(
+            "(state = {SUPERSEDED} AND since < {now} - {GRACE_US} OR state = {BUILDING} AND since < {now} - {ABANDONED_US})"
+        );
+        let rows =
+            self.read(format!("SELECT run FROM audit_index_runs WHERE {old} ORDER BY run LIMIT 1"), Vec::new()).await?;
         let Some(row) = rows.first() else { return Ok(false) };
         let run: i64 = row.try_get_by_index(0)?;
         // First, so that it cannot become live with a part of its parts.
-        let sql = format!("UPDATE audit_index_runs SET state = {SUPERSEDED}, since = 0 WHERE {old} AND run = $3");
-        let values = since().into_iter().chain([run.into()]);
-        self.db.writer.execute_raw(self.statement(sql, values)).await?;
+        let sql = format!("UPDATE audit_index_runs SET state = {SUPERSEDED}, since = 0 WHERE {old} AND run = $1");
+        self.db.writer.execute_raw(self.statement(sql, [run.into()])).await?;
         let values = || vec![Value::from(run), Value::from(signed(DELETED))];
         let parts = "DELETE FROM audit_index WHERE run = $1 AND part IN \
                      (SELECT part FROM audit_index WHERE run = $1 ORDER BY part LIMIT $2)";
@@ -194,8 +194,10 @@ impl Store {
         let sql = "INSERT INTO audit_index (run, part, bytes) VALUES ($1, $2, $3) \
                    ON CONFLICT (run, part) DO UPDATE SET bytes = excluded.bytes";
         transaction.execute_raw(self.statement(sql, [run.into(), part.into(), posting.into()])).await?;
-        let sql = format!("UPDATE audit_index_runs SET unsettled = $2, since = $3 WHERE run = $1 AND state = {LIVE}");
-        let values = [run.into(), signed(unsettled).into(), clock::now_us().into()];
+        let now = self.now();
+        let sql =
+            format!("UPDATE audit_index_runs SET unsettled = $2, since = {now} WHERE run = $1 AND state = {LIVE}");
+        let values = [run.into(), signed(unsettled).into()];
         // A run that is live no more is read for a while; its own posting may as well be newer.
         transaction.execute_raw(self.statement(sql, values)).await?;
         Ok(transaction.commit().await?)
@@ -246,10 +248,11 @@ impl<'a> RunWriter<'a> {
                 // Two replicas that take the same number at once: the later fails, and begins anew.
                 let sql = format!(
                     "INSERT INTO audit_index_runs (run, state, since, entries, first_occurred_at, last_occurred_at, \
-                     unsettled) SELECT COALESCE(MAX(run), 0) + 1, {BUILDING}, $1, 0, 0, 0, 0 FROM audit_index_runs \
-                     RETURNING run"
+                     unsettled) SELECT COALESCE(MAX(run), 0) + 1, {BUILDING}, {}, 0, 0, 0, 0 FROM audit_index_runs \
+                     RETURNING run",
+                    store.now()
                 );
-                let row = transaction.query_one_raw(store.statement(sql, [clock::now_us().into()])).await?;
+                let row = transaction.query_one_raw(store.statement(sql, [])).await?;
                 let row = row.ok_or_else(|| Error::internal(anyhow::anyhow!("a new run has no number")))?;
                 row.try_get_by_index(0)?
             }
@@ -279,12 +282,12 @@ impl<'a> RunWriter<'a> {
             return Ok(false);
         }
         let sql = format!(
-            "UPDATE audit_index_runs SET state = {LIVE}, since = $2, entries = $3, first_occurred_at = $4, \
-             last_occurred_at = $5, unsettled = $6 WHERE run = $1 AND state = {BUILDING}"
+            "UPDATE audit_index_runs SET state = {LIVE}, since = {}, entries = $2, first_occurred_at = $3, \
+             last_occurred_at = $4, unsettled = $5 WHERE run = $1 AND state = {BUILDING}",
+            store.now()
         );
         let values = [
             self.run.into(),
-            clock::now_us().into(),
             signed(run.entries).into(),
             run.first_us.into(),
             run.last_us.into(),
@@ -352,13 +355,18 @@ impl Store {
         if transaction.query_all_raw(self.statement(sql, ids())).await?.len() != runs.len() {
             return Ok(false);
         }
-        let sql = format!(
-            "UPDATE audit_index_runs SET state = {SUPERSEDED}, since = ${} WHERE run IN ({list})",
-            runs.len() + 1
-        );
-        let values = ids().chain([clock::now_us().into()]);
-        transaction.execute_raw(self.statement(sql, values)).await?;
+        let now = self.now();
+        let sql = format!("UPDATE audit_index_runs SET state = {SUPERSEDED}, since = {now} WHERE run IN ({list})");
+        transaction.execute_raw(self.statement(sql, ids())).await?;
         Ok(true)
+    }
+
+    /// The database's clock, in microseconds, as SQL. Those of replicas may be apart by more than a run is kept.
+    fn now(&self) -> &'static str {
+        match self.db.engine {
+            Engine::Sqlite => "CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER)",
+            Engine::Postgres => "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)",
+        }
     }
 
     fn for_update(&self) -> &'static str {

@@ -46,10 +46,10 @@ async fn in_steady_traffic_many_logs_do_not_stay_behind(store: Store) {
     // Ten logs, none of which has much.
     write(&store, 0..100, 10).await;
     let indexer = Indexer::new(store.clone(), Arc::default());
-    let mut left = Vec::new();
+    let (mut left, mut merges) = (Vec::new(), Merges::default());
     for _ in 0..8 {
         // Never quiet.
-        indexer.pass(false).await.unwrap();
+        indexer.pass(false, &mut merges).await.unwrap();
         left.push(entries_behind(&store).await);
     }
     assert_eq!(left, [84, 68, 52, 36, 20, 4, 4, 4]);
@@ -97,4 +97,38 @@ fn the_indexer_takes_more_of_the_time_the_farther_it_lies_behind() {
     assert_eq!(pause(worked, 100_000, false), Duration::ZERO);
     assert_eq!(pause(worked, 1_000, true), Duration::ZERO);
     assert_eq!(pause(Duration::ZERO, 1_000, false), PAUSE);
+}
+
+#[tokio::test]
+async fn a_merge_that_fails_is_left_alone_for_a_while_and_entries_are_indexed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder, 4).await;
+    let mut merges = Merges::default();
+    let indexer = Indexer::new(store.clone(), Arc::default());
+    // Runs of one entry, as long as none are merged: eight of them are too many.
+    for number in 0..8 {
+        write(&store, number..number + 1, 1).await;
+        assert!(store.index_some(&store.index_snapshot().await.unwrap()).await.unwrap());
+    }
+    let sql = "DELETE FROM audit_index WHERE run = 3";
+    store.db.writer.execute_raw(store.statement(sql, [])).await.unwrap();
+    write(&store, 8..100, 1).await;
+    let mut failures = 0;
+    for _ in 0..200 {
+        match indexer.pass(true, &mut merges).await {
+            Ok(Pass::Idle) => break,
+            Ok(Pass::Worked { .. }) => {}
+            Err(_) => failures += 1,
+        }
+    }
+    assert_eq!((failures, entries_behind(&store).await), (1, 0));
+    assert!(!merges.may());
+    // Each failure in a row makes the pause twice as long, to a bound.
+    let pauses: Vec<u64> = (0..9)
+        .map(|_| {
+            merges.failed();
+            merges.paused.unwrap().1.as_secs()
+        })
+        .collect();
+    assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 600, 600, 600]);
 }
