@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
-use service_core::error::Result;
+use service_core::error::{Error, Result};
 use service_core::telemetry::Metrics;
 use service_core::time_range::rfc3339;
 use tokio::time::sleep;
@@ -65,6 +65,9 @@ impl Checker {
                     _ => "differing",
                 };
                 tracing::debug!(day, segments = checked.segments, outcome, "rollups were compared");
+                if !checked.damaged.is_empty() {
+                    self.mend().await;
+                }
                 outcome
             }
             Err(error) => {
@@ -73,6 +76,15 @@ impl Checker {
             }
         };
         self.counters.days.with_label_values(&[outcome]).inc();
+    }
+
+    /// Without what is in a damaged delta there are no answers: all days are gone through at once.
+    async fn mend(&self) {
+        match check_all(&self.store, true, |_, _| {}).await {
+            Ok(summary) if summary.is_well() => tracing::warn!("damaged deltas were made up for by their requests"),
+            Ok(_) => tracing::error!("damaged deltas could not be made up for yet: some days were not made anew"),
+            Err(error) => tracing::error!(%error, "damaged deltas could not be made up for yet"),
+        }
     }
 }
 
@@ -103,22 +115,59 @@ pub struct Summary {
     pub differing: usize,
     /// Whether all of those were made anew.
     pub repaired: bool,
+    /// Days that could not be compared, or made anew.
+    pub failed: usize,
+    /// Groups of requests that wait to be sealed and cannot be read.
+    pub damaged: usize,
+    /// Whether those were made up for.
+    pub mended: bool,
 }
 
-/// Checks all days once, in their order; hands each that differs to `differs`.
-pub async fn check_all(store: &Store, repair: bool, mut differs: impl FnMut(i64, &Checked)) -> Result<Summary> {
+impl Summary {
+    /// Whether all is what it should be now.
+    pub fn is_well(&self) -> bool {
+        self.failed == 0 && (self.differing == 0 || self.repaired) && (self.damaged == 0 || self.mended)
+    }
+}
+
+/// Checks all days once, in their order; hands each that differs, or could not be checked, to `report`. What is wrong
+/// with one day keeps no other from being checked.
+///
+/// What is in a damaged delta is lacking in the days of its requests: once all of these are made anew it is not needed.
+///
+/// # Errors
+///
+/// Which days there are cannot be read.
+pub async fn check_all(
+    store: &Store,
+    repair: bool,
+    mut report: impl FnMut(i64, std::result::Result<&Checked, &Error>),
+) -> Result<Summary> {
     let mut summary = Summary { repaired: repair, ..Summary::default() };
+    let damaged = store.damaged_deltas().await?;
     let mut day = store.day_from(i64::MIN).await?;
     while let Some(day_us) = day {
-        let checked = check(store, day_us, repair).await?;
         summary.days += 1;
-        summary.segments += checked.segments;
-        summary.differing += checked.differing;
-        if checked.differing > 0 {
-            summary.repaired &= checked.repaired;
-            differs(day_us, &checked);
+        match check(store, day_us, repair).await {
+            Ok(checked) => {
+                summary.segments += checked.segments;
+                summary.differing += checked.differing;
+                if checked.differing > 0 {
+                    summary.repaired &= checked.repaired;
+                    report(day_us, Ok(&checked));
+                }
+            }
+            Err(error) => {
+                summary.failed += 1;
+                report(day_us, Err(&error));
+            }
         }
         day = store.day_from(day_us.saturating_add(DAY_US)).await?;
+    }
+    summary.damaged = damaged.len();
+    if repair && !damaged.is_empty() && summary.failed == 0 && (summary.differing == 0 || summary.repaired) {
+        store.remove_deltas(&damaged).await?;
+        summary.mended = true;
     }
     Ok(summary)
 }

@@ -14,33 +14,42 @@
 //! an event is in every answer from the moment it is acknowledged.
 //!
 //! A segment is kept as *sections*, each a blob of packed columns: one with all
-//! keys ([`Cut::Full`]), and one for each single key with the sets of users and
+//! keys ([`Cut::FULL`]), and one for each single key with the sets of users and
 //! models, so that most answers read little. Merging adds integers and unites
 //! sets: its result doesn't depend on order or cut, and is the same bytes always.
 //!
+//! Answers ask for the same keys of the same weeks over and over. So sections with
+//! other keys, and those of a [`Block`] of spans, are made in memory of what is
+//! stored, and kept there.
+//!
 //! - [`values`]: texts as small numbers.
 //! - [`delta`]: what a transaction adds.
-//! - [`section`], [`column`]: sums by key, packed.
-//! - [`plan`]: which spans answer for which buckets, and what stays raw.
+//! - [`section`], [`sets`], [`column`]: sums by key, packed.
+//! - [`derive`]: sections made of sections.
+//! - [`plan`], [`block`]: which spans answer for which buckets, and what stays raw.
 //! - [`question`], [`index`], [`distinct`], [`tally`]: the one fold behind every
 //!   total.
 
+mod block;
 mod bytes;
 mod column;
 mod delta;
+mod derive;
 mod distinct;
 mod index;
 mod plan;
 mod question;
 mod section;
+mod sets;
 mod tally;
 mod values;
 
 #[cfg(test)]
 mod tests;
 
+pub(crate) use block::{Block, blocks};
 pub(crate) use delta::{Delta, DeltaRow, encode as encode_delta};
-pub(crate) use plan::{Plan, plan};
+pub(crate) use plan::{Plan, RawPart, plan};
 pub(crate) use question::{IdFilter, Question};
 pub(crate) use section::Section;
 pub(crate) use tally::{Ranker, Ranking, Tally};
@@ -169,47 +178,65 @@ pub(crate) struct FullRow {
     pub(crate) measures: Measures,
 }
 
-/// Which keys a section tells apart. The numbers are stored.
+/// Which keys a section tells apart: a bit for each place in [`KEYS`]. Those of all keys and of a single one are stored;
+/// others are made of the full one when they are asked for, and kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Cut {
-    /// All of them.
-    Full = 0,
-    /// One, with the sets of users and models.
-    User,
-    Team,
-    ApiKey,
-    Provider,
-    Model,
-    Status,
-}
+pub(crate) struct Cut(u8);
 
 impl Cut {
     /// All of them.
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Full, Self::User, Self::Team, Self::ApiKey, Self::Provider, Self::Model, Self::Status];
+    pub(crate) const FULL: Self = Self((1 << KEYS.len()) - 1);
+    pub(crate) const USER: Self = Self::single(0);
+    pub(crate) const TEAM: Self = Self::single(1);
+    pub(crate) const API_KEY: Self = Self::single(2);
+    pub(crate) const PROVIDER: Self = Self::single(3);
+    pub(crate) const MODEL: Self = Self::single(4);
+    pub(crate) const STATUS: Self = Self::single(5);
 
-    /// The cuts by one key: functions of the full one.
-    pub(crate) const SINGLES: [Self; 6] =
-        [Self::User, Self::Team, Self::ApiKey, Self::Provider, Self::Model, Self::Status];
+    /// Those with one key, in the order of [`KEYS`].
+    pub(crate) const SINGLES: [Self; KEYS.len()] =
+        [Self::USER, Self::TEAM, Self::API_KEY, Self::PROVIDER, Self::MODEL, Self::STATUS];
 
-    /// The stored number.
-    pub(crate) fn number(self) -> i16 {
-        self as i16
+    /// Those that are stored, in the order of their numbers.
+    pub(crate) const STORED: [Self; 7] =
+        [Self::FULL, Self::USER, Self::TEAM, Self::API_KEY, Self::PROVIDER, Self::MODEL, Self::STATUS];
+
+    const fn single(place: usize) -> Self {
+        Self(1 << place)
+    }
+
+    /// The one that tells these places apart.
+    pub(crate) fn of(places: impl IntoIterator<Item = usize>) -> Self {
+        Self(places.into_iter().fold(0, |bits, place| bits | 1 << place))
+    }
+
+    /// The number it is stored under; none for one that isn't.
+    pub(crate) fn number(self) -> Option<i16> {
+        Self::STORED.iter().position(|cut| *cut == self).map(|place| place as i16)
     }
 
     /// The cut of a stored number.
     pub(crate) fn from_number(number: i16) -> Option<Self> {
-        Self::ALL.into_iter().find(|cut| cut.number() == number)
+        usize::try_from(number).ok().and_then(|number| Self::STORED.get(number).copied())
     }
 
-    /// The one key; none for the full cut.
-    #[cfg(test)]
-    pub(crate) fn dimension(self) -> Option<Dimension> {
-        self.key_place().map(|place| KEYS[place])
+    /// The places of its keys, rising.
+    pub(crate) fn places(self) -> impl Iterator<Item = usize> + Clone {
+        (0..KEYS.len()).filter(move |place| self.has(*place))
     }
 
-    /// The place of the one key in [`KEYS`].
-    fn key_place(self) -> Option<usize> {
-        Self::SINGLES.iter().position(|single| *single == self)
+    /// Whether it tells the key of a place apart.
+    pub(crate) fn has(self, place: usize) -> bool {
+        self.0 >> place & 1 == 1
+    }
+
+    /// How many keys it tells apart.
+    pub(crate) fn keys(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    /// Which of its columns is the key's of a place.
+    fn column(self, place: usize) -> Option<usize> {
+        self.has(place).then(|| (self.0 & ((1 << place) - 1)).count_ones() as usize)
     }
 }

@@ -30,20 +30,39 @@ pub async fn run(config: &usage_service::Config, repair: bool) -> Result<bool> {
     let checked = check_all(&store, repair, |day_us, checked| {
         let day = rfc3339(day_us);
         let day = day.split('T').next().unwrap_or(&day);
-        let outcome = if checked.repaired { "differed and were made anew" } else { "differ" };
-        say(&format!("{day}: {} of {} segments {outcome}\n", checked.differing, checked.segments));
+        let line = match checked {
+            Ok(checked) => {
+                let outcome = if checked.repaired { "differed and were made anew" } else { "differ" };
+                format!("{} of {} segments {outcome}", checked.differing, checked.segments)
+            }
+            Err(error) => format!("could not be checked: {error}"),
+        };
+        say(&format!("{day}: {line}\n"));
     })
     .await;
     store.close().await;
-    let Summary { days, segments, differing, repaired } = checked?;
+    let summary = checked?;
+    let Summary { days, segments, differing, repaired, failed, damaged, mended } = summary;
     let outcome = match differing {
-        0 => "all are what their requests add up to".to_owned(),
+        0 if failed == 0 => "all are what their requests add up to".to_owned(),
+        0 => "all that were checked are what their requests add up to".to_owned(),
         _ if repaired => format!("{differing} differed and were made anew"),
         _ if repair => format!("{differing} differ, not all of them were made anew: the log says why"),
         _ => format!("{differing} differ; --repair makes them anew"),
     };
     say(&format!("{days} days, {segments} segments: {outcome}\n"));
-    Ok(differing == 0 || repaired)
+    if failed > 0 {
+        say(&format!("{failed} of {days} days could not be checked\n"));
+    }
+    if damaged > 0 {
+        let outcome = match (mended, repair) {
+            (true, _) => "were made up for by their requests",
+            (false, true) => "stay until every day is made anew",
+            (false, false) => "cannot be read; --repair makes up for them by their requests",
+        };
+        say(&format!("{damaged} groups of requests that waited to be sealed {outcome}\n"));
+    }
+    Ok(summary.is_well())
 }
 
 /// If standard output is closed there is nobody to tell; the exit status says it too.

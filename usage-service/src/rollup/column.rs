@@ -123,6 +123,41 @@ impl Column {
         }
     }
 
+    /// The numbers of 64 bits, packed.
+    pub(super) fn packed(values: &[i64]) -> Self {
+        let (least, most) = values.iter().fold((0, 0), |(least, most), value| (*value.min(&least), *value.max(&most)));
+        match width(i128::from(if least < 0 { least } else { most })) {
+            0 => Self::Zero(values.len()),
+            1 => Self::Byte(values.iter().map(|value| *value as u8).collect()),
+            2 => Self::Short(values.iter().map(|value| *value as u16).collect()),
+            4 => Self::Word(values.iter().map(|value| *value as u32).collect()),
+            _ => Self::Long(values.to_vec()),
+        }
+    }
+
+    /// Adds the number of each of these rows to the sum in its place; false, and what was added is of no use, where that
+    /// needs more than 64 bits.
+    pub(super) fn add_to(&self, places: &[u32], sums: &mut [i64]) -> bool {
+        fn add<T: Copy + Into<i64>>(values: &[T], places: &[u32], sums: &mut [i64]) -> bool {
+            let mut fits = true;
+            for (value, place) in values.iter().zip(places) {
+                let sum = &mut sums[*place as usize];
+                let (both, beyond) = sum.overflowing_add((*value).into());
+                *sum = both;
+                fits &= !beyond;
+            }
+            fits
+        }
+        match self {
+            Self::Zero(_) => true,
+            Self::Byte(values) => add(values, places, sums),
+            Self::Short(values) => add(values, places, sums),
+            Self::Word(values) => add(values, places, sums),
+            Self::Long(values) => add(values, places, sums),
+            Self::Wide(_) => false,
+        }
+    }
+
     fn widen(&mut self, width: usize) {
         let values = (0..self.len()).map(|row| self.get(row));
         *self = match width {

@@ -27,6 +27,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// A moment in each quarter that the window cuts through.
+    pub(crate) fn cut_at(&self) -> Vec<i64> {
+        self.raw.iter().map(|part| part.start_us).collect()
+    }
+
     /// The bucket of a quarter that spans cover, for deltas; none where it is out
     /// of the window or a bucket's edge cuts through it: there raw rows count.
     pub(crate) fn bucket_of(&self, quarter_us: i64) -> Option<usize> {

@@ -9,6 +9,8 @@ use service_core::auth::{Access, Instances};
 
 /// So many rows are looked at together: their groups stay in the nearest cache.
 pub(super) const BATCH: usize = 1024;
+/// Sections with more keys are as good as full ones.
+const MAX_KEYS: usize = 3;
 
 /// A filter by ids: of each dimension those that are let through, rising; none
 /// lets all through.
@@ -88,17 +90,15 @@ pub(crate) struct Question {
 }
 
 impl Question {
-    /// The sections that answer it: those of the one key that is grouped by or
-    /// filtered, the smallest where there is none, the full ones for more.
+    /// The sections that answer it: those of the keys that are grouped by or filtered; the smallest ones where there are
+    /// none, and full ones for more than a group can have.
     pub(crate) fn cut(&self) -> Cut {
         let filtered = Dimension::ALL.into_iter().filter(|dimension| self.filter.list(*dimension).is_some());
-        let mut needed: Vec<usize> = self.keys.iter().copied().chain(filtered).filter_map(place).collect();
-        needed.sort_unstable();
-        needed.dedup();
-        match needed[..] {
-            [] => Cut::Status,
-            [one] => Cut::SINGLES[one],
-            _ => Cut::Full,
+        let needed = Cut::of(self.keys.iter().copied().chain(filtered).filter_map(place));
+        match needed.keys() {
+            0 => Cut::STATUS,
+            1..=MAX_KEYS => needed,
+            _ => Cut::FULL,
         }
     }
 }

@@ -17,8 +17,7 @@
 
 use super::bytes::Reader;
 use super::column::{Column, Rows};
-use super::distinct::{Distinct, each_bit};
-use super::index::Index;
+use super::sets::Sets;
 use super::{Cut, FullRow, KEYS, MEASURES, MODEL, Malformed, Measures, STATUS, USER, Values};
 use crate::model::Status;
 
@@ -41,7 +40,7 @@ pub(crate) struct TooLarge(pub(crate) usize);
 pub(crate) struct Section {
     cut: Cut,
     rows: usize,
-    /// All of [`KEYS`], or the cut's one.
+    /// Those of the cut.
     keys: Vec<Column>,
     measures: [Column; MEASURES],
     /// What no sum over rows passes, by measure; none beyond 63 bits.
@@ -49,113 +48,6 @@ pub(crate) struct Section {
     users: Option<Sets>,
     models: Option<Sets>,
 }
-
-/// A set of ids for each row: of many as bits, so that sets are united a word at a
-/// time, of few as a list.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Sets {
-    /// Where a row's ids end; they begin where those of the row before end.
-    ends: Vec<u32>,
-    ids: Column,
-    /// The same for words of bits.
-    bit_ends: Vec<u32>,
-    bits: Vec<u64>,
-}
-
-/// The stretch of a row.
-#[inline]
-fn stretch(ends: &[u32], row: usize) -> std::ops::Range<usize> {
-    let start = row.checked_sub(1).map_or(0, |before| ends[before] as usize);
-    start..ends[row] as usize
-}
-
-impl Sets {
-    /// Adds the set of the next row: ids that rise.
-    fn push(&mut self, ids: &[u32]) {
-        let words = ids.last().map_or(0, |last| *last as usize / 64 + 1);
-        // A word takes 8 bytes, an id 2 or 4.
-        if words > 0 && words * 2 <= ids.len() {
-            let start = self.bits.len();
-            self.bits.resize(start + words, 0);
-            ids.iter().for_each(|id| self.bits[start + *id as usize / 64] |= 1 << (id % 64));
-        } else {
-            ids.iter().for_each(|id| self.ids.push((*id).into()));
-        }
-        // All sets together have no more ids than the full section has rows.
-        self.ends.push(self.ids.len() as u32);
-        self.bit_ends.push(self.bits.len() as u32);
-    }
-
-    fn finish(mut self) -> Self {
-        self.ids.shrink();
-        self.bits.shrink_to_fit();
-        self
-    }
-
-    /// Adds the ids of a row to a set.
-    #[inline]
-    pub(super) fn add_to(&self, row: usize, set: &mut Distinct) {
-        self.ids.each_id(&Rows::Range(stretch(&self.ends, row)), |_, id| set.insert(id));
-        set.unite_bits(&self.bits[stretch(&self.bit_ends, row)]);
-    }
-
-    /// Calls with every id of every row.
-    fn each_id(&self, mut call: impl FnMut(u32)) {
-        self.ids.each_id(&Rows::Range(0..self.ids.len()), |_, id| call(id));
-        for row in 0..self.bit_ends.len() {
-            each_bit(&self.bits[stretch(&self.bit_ends, row)], &mut call);
-        }
-    }
-
-    fn write(&self, out: &mut Vec<u8>) {
-        for ends in [&self.ends, &self.bit_ends] {
-            let mut lengths = Column::default();
-            (0..ends.len()).for_each(|row| lengths.push(stretch(ends, row).len() as i128));
-            lengths.write(out);
-        }
-        self.ids.write(out);
-        self.bits.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
-    }
-
-    fn read(reader: &mut Reader<'_>, rows: usize) -> Result<Self, Malformed> {
-        let mut ends = || {
-            let lengths = Column::read_ids(reader, rows)?;
-            let mut ends = Vec::with_capacity(rows);
-            let mut end = 0_u32;
-            for row in 0..rows {
-                end = end.checked_add(lengths.id(row)).ok_or(Malformed("sets have too many members"))?;
-                ends.push(end);
-            }
-            Ok((ends, end as usize))
-        };
-        let ((ends, ids), (bit_ends, words)) = (ends()?, ends()?);
-        let ids = Column::read_ids(reader, ids)?;
-        let bits = reader.take(words.checked_mul(8).ok_or(Malformed("sets have too many members"))?)?;
-        let bits = bits.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        let sets = Self { ends, ids, bit_ends, bits };
-        for row in 0..rows {
-            let mut before = None;
-            for place in stretch(&sets.ends, row) {
-                let id = sets.ids.id(place);
-                if before.is_some_and(|before| before >= id) {
-                    return Err(Malformed("a set's ids don't rise"));
-                }
-                before = Some(id);
-            }
-            if stretch(&sets.bit_ends, row).len() > MAX_WORDS {
-                return Err(Malformed("ids have at most 32 bits"));
-            }
-        }
-        Ok(sets)
-    }
-
-    fn bytes(&self) -> usize {
-        (self.ends.len() + self.bit_ends.len()) * size_of::<u32>() + self.ids.bytes() + self.bits.len() * 8
-    }
-}
-
-/// Words of bits for all ids of 32 bits.
-const MAX_WORDS: usize = 1 << 26;
 
 /// A full section as it is built, row by row in the order of the keys.
 #[derive(Debug)]
@@ -165,22 +57,22 @@ struct Builder {
 }
 
 impl Builder {
-    fn new(keys: usize) -> Self {
-        Self { keys: vec![Column::default(); keys], measures: Default::default() }
+    fn new() -> Self {
+        Self { keys: vec![Column::default(); KEYS.len()], measures: Default::default() }
     }
 
-    fn push(&mut self, keys: &[u32], sums: &[i128; MEASURES]) {
+    fn push(&mut self, keys: [u32; KEYS.len()], sums: &[i128; MEASURES]) {
         for (column, id) in self.keys.iter_mut().zip(keys) {
-            column.push((*id).into());
+            column.push(id.into());
         }
         for (column, sum) in self.measures.iter_mut().zip(sums) {
             column.push(*sum);
         }
     }
 
-    fn finish(mut self, cut: Cut, users: Option<Sets>, models: Option<Sets>) -> Section {
+    fn finish(mut self) -> Section {
         self.keys.iter_mut().chain(&mut self.measures).for_each(Column::shrink);
-        Section::new(cut, self.keys, self.measures, users, models)
+        Section::new(Cut::FULL, self.keys, self.measures, None, None)
     }
 }
 
@@ -191,7 +83,7 @@ fn add(sums: &mut [i128; MEASURES], measures: &Measures) {
 }
 
 impl Section {
-    fn new(
+    pub(super) fn new(
         cut: Cut,
         keys: Vec<Column>,
         measures: [Column; MEASURES],
@@ -213,7 +105,7 @@ impl Section {
     /// If the section is not a full one.
     pub(crate) fn merge(existing: Option<&Self>, mut rows: Vec<FullRow>) -> Self {
         rows.sort_unstable_by_key(|row| row.keys);
-        let mut builder = Builder::new(KEYS.len());
+        let mut builder = Builder::new();
         let known = existing.map_or(0, |section| section.rows);
         let mut at = 0;
         let mut rows = rows.iter().peekable();
@@ -234,58 +126,10 @@ impl Section {
                 add(&mut sums, &row.measures);
             }
             if sums != [0; MEASURES] {
-                builder.push(&keys, &sums);
+                builder.push(keys, &sums);
             }
         }
-        builder.finish(Cut::Full, None, None)
-    }
-
-    /// The section of a single key, made of a full one.
-    ///
-    /// # Panics
-    ///
-    /// If `full` is not a full one.
-    pub(crate) fn single(full: &Self, cut: Cut) -> Self {
-        let Some(place) = cut.key_place() else {
-            return full.clone();
-        };
-        assert_eq!(full.cut, Cut::Full, "singles are made of full sections");
-        let all = Rows::Range(0..full.rows);
-        let mut ids = Distinct::default();
-        full.keys[place].each_id(&all, |_, id| ids.insert(id));
-        let ids = ids.into_ids();
-
-        let mut index = Index::new([ids.last().map_or(1, |last| last.saturating_add(1)), 1, 1]);
-        for (group, id) in ids.iter().enumerate() {
-            index.get_or_insert([*id, 0, 0], group as u32);
-        }
-        let mut groups = vec![0; full.rows];
-        // Every id was just given a group.
-        full.keys[place].each_id(&all, |row, id| groups[row] = index.get([id, 0, 0]).unwrap_or(0) as usize);
-
-        let mut sums = vec![[0; MEASURES]; ids.len()];
-        for (measure, column) in full.measures.iter().enumerate().filter(|(_, column)| !column.is_zero()) {
-            column.each_wide(&all, |row, value| sums[groups[row]][measure] += value);
-        }
-        let mut builder = Builder::new(1);
-        for (id, sums) in ids.iter().zip(&sums) {
-            builder.push(&[*id], sums);
-        }
-        let sets = |of: usize| {
-            (of != place).then(|| {
-                let mut sets = vec![Distinct::default(); ids.len()];
-                full.keys[of].each_id(&all, |row, id| {
-                    if counts(of, id) {
-                        sets[groups[row]].insert(id);
-                    }
-                });
-                let mut result = Sets::default();
-                sets.into_iter().for_each(|set| result.push(&set.into_ids()));
-                result.finish()
-            })
-        };
-        let (users, models) = (sets(USER), sets(MODEL));
-        builder.finish(cut, users, models)
+        builder.finish()
     }
 
     /// The blob.
@@ -312,7 +156,8 @@ impl Section {
 
     pub(super) fn body(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(self.bytes() + 64);
-        body.push(self.cut as u8);
+        // Only cuts that have a number are stored; no other is read as one.
+        body.push(self.cut.number().map_or(u8::MAX, |number| number as u8));
         body.extend_from_slice(&(self.rows as u32).to_le_bytes());
         self.keys.iter().chain(&self.measures).for_each(|column| column.write(&mut body));
         self.users.iter().chain(&self.models).for_each(|sets| sets.write(&mut body));
@@ -352,8 +197,8 @@ impl Section {
         let mut reader = Reader::new(body);
         let cut = Cut::from_number(reader.byte()?.into()).ok_or(Malformed("no such cut"))?;
         let rows = reader.u32()? as usize;
-        let mut keys = Vec::with_capacity(KEYS.len());
-        for _ in 0..cut.key_place().map_or(KEYS.len(), |_| 1) {
+        let mut keys = Vec::with_capacity(cut.keys());
+        for _ in 0..cut.keys() {
             keys.push(Column::read_ids(&mut reader, rows)?);
         }
         // First of all: after this the rows are really there, but for one.
@@ -362,10 +207,7 @@ impl Section {
         for column in &mut measures {
             *column = Column::read(&mut reader, rows)?;
         }
-        let mut sets = |of: usize| {
-            let present = cut.key_place().is_some_and(|place| place != of);
-            present.then(|| Sets::read(&mut reader, rows)).transpose()
-        };
+        let mut sets = |of: usize| (!cut.has(of)).then(|| Sets::read(&mut reader, rows)).transpose();
         let (users, models) = (sets(USER)?, sets(MODEL)?);
         reader.end()?;
         let mut nobody = false;
@@ -383,7 +225,6 @@ impl Section {
     }
 
     /// Which keys it tells apart.
-    #[cfg(test)]
     pub(crate) fn cut(&self) -> Cut {
         self.cut
     }
@@ -428,10 +269,7 @@ impl Section {
 
     /// The ids of a key; none when this cut doesn't tell it apart.
     pub(super) fn key(&self, place: usize) -> Option<&Column> {
-        match self.cut.key_place() {
-            None => self.keys.get(place),
-            Some(own) => self.keys.first().filter(|_| own == place),
-        }
+        self.keys.get(self.cut.column(place)?)
     }
 
     /// The numbers of a measure, with what no sum of them passes.
@@ -439,7 +277,7 @@ impl Section {
         (&self.measures[measure], self.bounds[measure])
     }
 
-    /// The set of users or models of each row, in a single section.
+    /// The set of users or models of each row, where the cut doesn't tell them apart.
     pub(super) fn sets(&self, of: usize) -> Option<&Sets> {
         if of == USER { self.users.as_ref() } else { self.models.as_ref() }
     }

@@ -95,6 +95,12 @@ impl Ranker {
     /// The groups by rank: highest first, ties in the ascending order of the keys'
     /// texts, byte by byte; at most `limit`.
     pub(crate) fn finish(self, overlay: &Overlay, limit: usize) -> Ranking {
+        let (rows, groups) = self.finish_with_sums(overlay, limit);
+        Ranking { chosen: rows.into_iter().map(|(_, key)| key).collect(), groups }
+    }
+
+    /// The same with what they were ranked by, and how many groups there are in all.
+    pub(crate) fn finish_with_sums(self, overlay: &Overlay, limit: usize) -> (Vec<(i128, GroupKey)>, u64) {
         let groups = self.groups.len() as u64;
         let mut rows: Vec<(i128, GroupKey)> = self.sums.into_iter().zip(self.groups).collect();
         let compare = |a: &(i128, GroupKey), b: &(i128, GroupKey)| {
@@ -113,7 +119,7 @@ impl Ranker {
             rows.truncate(limit);
         }
         rows.sort_unstable_by(compare);
-        Ranking { chosen: rows.into_iter().map(|(_, key)| key).collect(), groups }
+        (rows, groups)
     }
 }
 

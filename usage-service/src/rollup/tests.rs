@@ -1,6 +1,7 @@
 //! The algebra of rollups, against plain references.
 
 mod delta;
+mod derive;
 mod plan;
 mod section;
 mod speed;

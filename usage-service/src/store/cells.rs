@@ -13,6 +13,7 @@ use sea_orm::{DatabaseTransaction, DbBackend, DbErr, QueryResult, Statement, Str
 use service_core::error::{Error, Result};
 
 use super::entity::request;
+use super::rollup::OneRequest;
 use super::totals::Facet;
 use super::{Store, scope};
 use crate::model::{Dimension, Metric, Scope, Status};
@@ -33,6 +34,23 @@ const SUMS: [usize; 8] = [
     measure::INPUT_CACHE_WRITE_1H,
     measure::OUTPUT,
     measure::OUTPUT_REASONING,
+];
+
+/// Whether a request has no price.
+const UNPRICED: &str = "CASE WHEN cost_nanos IS NULL THEN 1 ELSE 0 END";
+
+/// What is summed up of a request: as in [`SUMS`], then the cost in dollars and what is left in nano-dollars.
+const SUMMED: [&str; 10] = [
+    "1",
+    "CASE WHEN status <> 1 THEN 1 ELSE 0 END",
+    "input_uncached",
+    "input_cache_read",
+    "input_cache_write",
+    "input_cache_write_1h",
+    "output",
+    "output_reasoning",
+    "COALESCE(cost_nanos / 1000000000, 0)",
+    "COALESCE(cost_nanos % 1000000000, 0)",
 ];
 
 /// What to tell apart.
@@ -182,6 +200,48 @@ impl Store {
         Ok(())
     }
 
+    /// The requests of a window one by one, in the order of time, of all dimensions; none if there are more than `most`.
+    pub(super) async fn single_requests(
+        &self,
+        snapshot: &DatabaseTransaction,
+        scope: &Scope,
+        most: usize,
+        overlay: &mut Overlay,
+    ) -> Result<Option<Vec<OneRequest>>> {
+        let mut select = Query::select();
+        select.expr(integer("occurred_at"));
+        for dimension in Dimension::ALL {
+            select.expr(column(dimension));
+        }
+        select.expr(integer(UNPRICED));
+        for value in SUMMED {
+            select.expr(integer(value));
+        }
+        select
+            .from(request::Entity)
+            .cond_where(scope::condition(scope, self.backend()))
+            .order_by_expr(Expr::cust("occurred_at"), Order::Asc)
+            .limit(most as u64 + 1);
+        let mut requests = Vec::new();
+        let mut rows = snapshot.stream_raw(self.backend().build(&select)).await?;
+        while let Some(row) = rows.try_next().await? {
+            if requests.len() == most {
+                return Ok(None);
+            }
+            let row = Row::new(&row);
+            let mut cell = Cell { bucket: 0, instance: 0, row: FullRow { keys: [0; _], measures: [0; _] } };
+            for (index, dimension) in (1..).zip(Dimension::ALL) {
+                cell.set(dimension, overlay.intern(dimension, row.key(index, dimension)?));
+            }
+            let cost_nanos = row.measures(1 + Dimension::ALL.len(), &mut cell.row.measures)?;
+            // The cost of one request is stored in 64 bits.
+            cell.row.measures[measure::COST_NANOS] = cost_nanos as i64;
+            requests.push(OneRequest { at_us: row.integer(0)?, instance: cell.instance, row: cell.row });
+        }
+        requests.shrink_to_fit();
+        Ok(Some(requests))
+    }
+
     fn cells_statement(&self, cut: &Cut<'_>) -> Statement {
         let mut select = Query::select();
         let mut columns = 0;
@@ -195,21 +255,10 @@ impl Store {
         for dimension in cut.dimensions.iter().copied().chain(DISTINCT) {
             expr(column(dimension), &mut select);
         }
-        expr(integer("CASE WHEN cost_nanos IS NULL THEN 1 ELSE 0 END"), &mut select);
+        expr(integer(UNPRICED), &mut select);
         let grouped = columns;
-        for sum in [
-            "COUNT(*)",
-            "SUM(CASE WHEN status <> 1 THEN 1 ELSE 0 END)",
-            "SUM(input_uncached)",
-            "SUM(input_cache_read)",
-            "SUM(input_cache_write)",
-            "SUM(input_cache_write_1h)",
-            "SUM(output)",
-            "SUM(output_reasoning)",
-            "COALESCE(SUM(cost_nanos / 1000000000), 0)",
-            "COALESCE(SUM(cost_nanos % 1000000000), 0)",
-        ] {
-            select.expr(integer(sum));
+        for value in SUMMED {
+            select.expr(integer(&format!("SUM({value})")));
         }
         select.from(request::Entity).cond_where(scope::condition(cut.scope, self.backend()));
         group_by_first(&mut select, grouped);
@@ -257,14 +306,14 @@ fn group_by_first(select: &mut sea_orm::sea_query::SelectStatement, columns: usi
 }
 
 /// A row of either engine. Texts are borrowed: there may be a million rows.
-enum Row<'a> {
+pub(super) enum Row<'a> {
     Sqlite(&'a sqlx::sqlite::SqliteRow),
     Postgres(&'a sqlx::postgres::PgRow),
     Other,
 }
 
 impl<'a> Row<'a> {
-    fn new(row: &'a QueryResult) -> Self {
+    pub(super) fn new(row: &'a QueryResult) -> Self {
         if let Some(row) = row.try_as_sqlite_row() {
             Self::Sqlite(row)
         } else if let Some(row) = row.try_as_pg_row() {
@@ -274,7 +323,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    fn text(&self, index: usize) -> Result<&'a str> {
+    pub(super) fn text(&self, index: usize) -> Result<&'a str> {
         use sqlx::Row as _;
         Ok(match self {
             Self::Sqlite(row) => row.try_get(index)?,

@@ -20,19 +20,29 @@
 
 mod cache;
 mod check;
+mod ends;
 mod entity;
+mod fold;
+mod prepare;
 mod read;
 mod seal;
+mod waiting;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use check::Checked;
+pub(super) use ends::OneRequest;
+pub(super) use fold::Sections;
+pub(super) use read::{View, Wishes};
 pub use seal::{Backlog, Sealed};
+pub(super) use waiting::Waiting;
 
 use cache::Cache;
+use tokio::sync::Semaphore;
 
-use crate::rollup::{Level, Values};
+use crate::rollup::{Level, Span, Values};
 
 /// How long a version is remembered at least, in microseconds: a day. A process that has looked at nothing for
 /// longer than that begins anew.
@@ -46,11 +56,21 @@ struct Place {
     instance: u32,
 }
 
+impl Place {
+    fn span(self) -> Span {
+        Span { level: self.level, start_us: self.start_us }
+    }
+}
+
 /// What this process knows of the segments.
 #[derive(Debug)]
 pub(super) struct Rollup {
     known: Mutex<Known>,
     cache: Mutex<Cache>,
+    /// The number of the next view.
+    answers: AtomicU64,
+    /// For who makes what later answers have use for.
+    preparing: Arc<Semaphore>,
 }
 
 /// Which segments there are, as of a version.
@@ -70,7 +90,12 @@ struct Known {
 impl Rollup {
     /// Sections in memory take at most `cache_bytes`.
     pub(super) fn new(cache_bytes: usize) -> Self {
-        Self { known: Mutex::default(), cache: Mutex::new(Cache::new(cache_bytes)) }
+        Self {
+            known: Mutex::default(),
+            cache: Mutex::new(Cache::new(cache_bytes)),
+            answers: AtomicU64::new(1),
+            preparing: Arc::new(Semaphore::new(1)),
+        }
     }
 
     /// A panic while it is held leaves it as it was: each use is one lookup or one insertion.

@@ -11,10 +11,11 @@ use service_core::clock;
 use service_core::error::{Error, Result};
 
 use super::cells::{Cell, Cut};
+use super::rollup::{Sections, View, Waiting, Wishes};
 use super::{Kept, Store};
 use crate::answer::{Group, Metrics, Ranked};
 use crate::model::{Dimension, Metric, Scope};
-use crate::rollup::{IdFilter, Level, Overlay, Plan, Question, Ranker, Ranking, Tally, Values, plan};
+use crate::rollup::{IdFilter, Level, OutOfRange, Overlay, Plan, Question, Ranker, Ranking, Tally, Values, plan};
 
 /// No request is earlier: 2000-01-01.
 const EARLIEST_US: i64 = 946_684_800_000_000;
@@ -67,12 +68,26 @@ impl Ask<'_> {
     fn buckets(&self) -> usize {
         self.edges.len().saturating_sub(1)
     }
+}
 
-    /// What raw rows are told apart by: groups, and what they are narrowed by once more.
-    fn dimensions(&self, filter: &IdFilter) -> Vec<Dimension> {
-        let asked = |dimension: &Dimension| self.keys.contains(dimension) || filter.list(*dimension).is_some();
-        Dimension::ALL.into_iter().filter(asked).collect()
+/// What counts beside segments: deltas and raw ends.
+struct Gathered {
+    filter: IdFilter,
+    overlay: Overlay,
+    cells: Vec<Cell>,
+}
+
+/// Ranks the groups of sections and of what counts beside them.
+fn rank(question: &Question, order_by: Metric, beside: &Gathered, sections: Sections) -> Result<Ranker> {
+    let mut ranker = Ranker::new(question, order_by, &beside.overlay);
+    for section in sections {
+        let (_, instance, section) = section?;
+        ranker.add_section(instance, &section).map_err(Error::internal)?;
     }
+    for cell in &beside.cells {
+        ranker.add_row(cell.instance, &cell.row);
+    }
+    Ok(ranker)
 }
 
 impl Store {
@@ -113,42 +128,65 @@ impl Store {
     /// and how many there are in all.
     pub async fn facets(&self, scope: &Scope, limit: usize) -> Result<Vec<Facet>> {
         let edges = [scope.start_us, scope.end_us];
-        let everything = Ask { scope, keys: &[], order_by: Metric::Requests, limit, edges: &edges };
-        if everything.plan().is_none() {
-            let _turn = self.turn().await?;
-            let snapshot = self.snapshot().await?;
-            everything.within(self.kept_in(&snapshot).await?, None)?;
-            let facets = self.facets_of_cells(&snapshot, scope, limit).await?;
-            drop(snapshot);
-            return match everything.requests_from(None) {
-                Some(start_us) => self.still_kept(start_us).await.map(|()| facets),
-                None => Ok(facets),
-            };
+        let ask = Ask { scope, keys: &[], order_by: Metric::Requests, limit, edges: &edges };
+        let turn = self.turn().await?;
+        let plan = ask.plan();
+        let (facets, wishes) = match &plan {
+            Some(plan) => self.facets_from_rollups(&ask, plan).await?,
+            None => {
+                let snapshot = self.snapshot().await?;
+                ask.within(self.kept_in(&snapshot).await?, None)?;
+                (self.facets_of_cells(&snapshot, scope, limit).await?, Wishes::default())
+            }
+        };
+        drop(turn);
+        self.prepare(wishes);
+        match ask.requests_from(plan.as_ref()) {
+            Some(start_us) => self.still_kept(start_us).await.map(|()| facets),
+            None => Ok(facets),
         }
+    }
+
+    /// Counts need no second look, and no sets: a ranking by requests has them.
+    async fn facets_from_rollups(&self, ask: &Ask<'_>, plan: &Plan) -> Result<(Vec<Facet>, Wishes)> {
+        let view = self.view(&plan.spans, &plan.cut_at()).await?;
+        ask.within(view.kept, Some(plan))?;
+        let gathered = self.gather(&view, ask, plan, &Dimension::ALL).await?;
+        let limit = ask.limit;
         let mut facets = Vec::with_capacity(Dimension::ALL.len());
         for dimension in Dimension::ALL {
-            let ask = Ask { keys: &[dimension], ..everything };
-            let ranked = self.answer(&ask, |_| Ok(())).await?;
-            let count = |group: Group| {
-                let requests = group.buckets.iter().map(|bucket| bucket.totals.requests).sum();
-                (group.keys.into_iter().next().unwrap_or_default(), requests)
-            };
-            facets.push((dimension, ranked.rows.into_iter().map(count).collect(), ranked.groups));
+            let question = Question { keys: vec![dimension], filter: gathered.filter.clone(), buckets: 1 };
+            let rows = Arc::clone(&gathered);
+            let wants = |instance: u32| gathered.filter.admits(Dimension::Instance, instance);
+            let facet = self
+                .fold(&view, question.cut(), wants, move |sections| {
+                    let ranker = rank(&question, Metric::Requests, &rows, sections)?;
+                    let (values, groups) = ranker.finish_with_sums(&rows.overlay, limit);
+                    let value = |(count, key): (i128, [u32; 3])| {
+                        let count = u64::try_from(count).map_err(|_| Error::internal(OutOfRange))?;
+                        Ok((rows.overlay.text(dimension, key[0]).to_owned(), count))
+                    };
+                    Ok((dimension, values.into_iter().map(value).collect::<Result<_>>()?, groups))
+                })
+                .await?;
+            facets.push(facet);
         }
-        Ok(facets)
+        Ok((facets, view.into_wishes()))
     }
 
     async fn answer(&self, ask: &Ask<'_>, fits: impl Fn(usize) -> Result<()> + Send + Sync) -> Result<Ranked> {
-        let _turn = self.turn().await?;
+        let turn = self.turn().await?;
         let fits = |ranking: &Ranking| {
             let chosen = ranking.chosen.len();
             fits(chosen + usize::from(ranking.groups > chosen as u64))
         };
         let plan = ask.plan();
-        let answer = match &plan {
+        let (answer, wishes) = match &plan {
             Some(plan) => self.answer_from_rollups(ask, plan, fits).await?,
-            None => self.answer_from_raw_rows(ask, fits).await?,
+            None => (self.answer_from_raw_rows(ask, fits).await?, Wishes::default()),
         };
+        drop(turn);
+        self.prepare(wishes);
         match ask.requests_from(plan.as_ref()) {
             Some(start_us) => self.still_kept(start_us).await.map(|()| answer),
             None => Ok(answer),
@@ -161,73 +199,60 @@ impl Store {
         ask: &Ask<'_>,
         plan: &Plan,
         fits: impl Fn(&Ranking) -> Result<()> + Send + Sync,
-    ) -> Result<Ranked> {
-        let view = self.view(&plan.spans).await?;
+    ) -> Result<(Ranked, Wishes)> {
+        let view = self.view(&plan.spans, &plan.cut_at()).await?;
         ask.within(view.kept, Some(plan))?;
-        let mut overlay = Overlay::new(Arc::clone(&view.values));
-        let filter = IdFilter::new(&ask.scope.filter, &mut overlay).within(&ask.scope.access, &mut overlay);
-        let question = Question { keys: ask.keys.to_vec(), filter, buckets: ask.buckets() };
-
-        let mut cells = Vec::new();
-        for delta in self.deltas(&view.snapshot, i64::MAX).await? {
-            for row in delta.resolve(&mut overlay) {
-                if let Some(bucket) = plan.bucket_of(row.quarter_us)
-                    && question.filter.admits(Dimension::Instance, row.instance)
-                {
-                    cells.push(Cell { bucket, instance: row.instance, row: row.row });
-                }
-            }
-        }
-        let dimensions = ask.dimensions(&question.filter);
-        for part in &plan.raw {
-            let scope = Scope { start_us: part.start_us, end_us: part.end_us, ..ask.scope.clone() };
-            let cut = Cut { scope: &scope, dimensions: &dimensions, edges: &part.edges };
-            let sink = |cell: Cell| cells.push(Cell { bucket: part.first_bucket + cell.bucket, ..cell });
-            self.cells(&view.snapshot, &cut, &mut overlay, sink).await?;
-        }
-
+        let question = Question { keys: ask.keys.to_vec(), filter: IdFilter::default(), buckets: ask.buckets() };
+        let gathered = self.gather(&view, ask, plan, ask.keys).await?;
+        let question = Arc::new(Question { filter: gathered.filter.clone(), ..question });
         let cut = question.cut();
-        let filter = question.filter.clone();
-        let wants = |instance: u32| filter.admits(Dimension::Instance, instance);
-        let work = Arc::new((question, overlay, cells));
+        let wants = |instance: u32| gathered.filter.admits(Dimension::Instance, instance);
         let mut chosen = None;
         let mut groups = 0;
         if !ask.keys.is_empty() {
             let (order_by, limit) = (ask.order_by, ask.limit);
-            let work = Arc::clone(&work);
+            let (question, rows) = (Arc::clone(&question), Arc::clone(&gathered));
             let ranking = self
-                .fold(&view, cut, wants, move |mut chunks| {
-                    let (question, overlay, cells) = &*work;
-                    let mut ranker = Ranker::new(question, order_by, overlay);
-                    while let Some(chunk) = chunks.blocking_recv() {
-                        for (_, instance, section) in &chunk {
-                            ranker.add_section(*instance, section).map_err(Error::internal)?;
-                        }
-                    }
-                    for cell in cells {
-                        ranker.add_row(cell.instance, &cell.row);
-                    }
-                    Ok(ranker.finish(overlay, limit))
+                .fold(&view, cut, wants, move |sections| {
+                    Ok(rank(&question, order_by, &rows, sections)?.finish(&rows.overlay, limit))
                 })
                 .await?;
             fits(&ranking)?;
             groups = ranking.groups;
             chosen = Some(ranking.chosen);
         }
-        self.fold(&view, cut, wants, move |mut chunks| {
-            let (question, overlay, cells) = &*work;
-            let mut tally = Tally::new(question, chosen.as_deref());
-            while let Some(chunk) = chunks.blocking_recv() {
-                for (bucket, instance, section) in &chunk {
-                    tally.add_section(*bucket, *instance, section).map_err(Error::internal)?;
-                }
+        let rows = Arc::clone(&gathered);
+        let tally = move |sections: Sections| {
+            let mut tally = Tally::new(&question, chosen.as_deref());
+            for section in sections {
+                let (bucket, instance, section) = section?;
+                tally.add_section(bucket, instance, &section).map_err(Error::internal)?;
             }
-            for cell in cells {
+            for cell in &rows.cells {
                 tally.add_row(cell.bucket, cell.instance, &cell.row);
             }
-            tally.finish(overlay, groups).map_err(Error::internal)
-        })
-        .await
+            tally.finish(&rows.overlay, groups).map_err(Error::internal)
+        };
+        let ranked = self.fold(&view, cut, wants, tally).await?;
+        Ok((ranked, view.into_wishes()))
+    }
+
+    /// Deltas and raw ends of a view, by these keys and what is narrowed by.
+    async fn gather(&self, view: &View, ask: &Ask<'_>, plan: &Plan, keys: &[Dimension]) -> Result<Arc<Gathered>> {
+        let mut overlay = Overlay::new(Arc::clone(&view.values));
+        let filter = IdFilter::new(&ask.scope.filter, &mut overlay).within(&ask.scope.access, &mut overlay);
+        let asked = |dimension: &Dimension| keys.contains(dimension) || filter.list(*dimension).is_some();
+        let dimensions: Vec<Dimension> = Dimension::ALL.into_iter().filter(asked).collect();
+        let waiting = Waiting::new(plan.clone(), filter, overlay, &dimensions);
+        let waiting = self.each_delta(&view.snapshot, i64::MAX, waiting, Waiting::add).await?;
+        let Waiting { filter, mut overlay, mut cells, touched, .. } = waiting;
+        for part in &plan.raw {
+            let scope = Scope { start_us: part.start_us, end_us: part.end_us, ..ask.scope.clone() };
+            let cut = Cut { scope: &scope, dimensions: &dimensions, edges: &part.edges };
+            let sink = |cell: Cell| cells.push(Cell { bucket: part.first_bucket + cell.bucket, ..cell });
+            self.end(view, part, &cut, &touched, &mut overlay, sink).await?;
+        }
+        Ok(Arc::new(Gathered { filter, overlay, cells }))
     }
 
     /// Memory follows what is answered, and the users and models there are.

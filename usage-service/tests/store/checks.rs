@@ -17,7 +17,7 @@ async fn check(store: &Store, repair: bool) -> (usize, usize) {
     let mut found = (0, 0);
     let mut day = store.day_from(i64::MIN).await.unwrap();
     while let Some(start) = day {
-        let Checked { segments, differing, repaired } = store.check_day(start, repair).await.unwrap();
+        let Checked { segments, differing, repaired, .. } = store.check_day(start, repair).await.unwrap();
         assert_eq!(repaired, repair && differing > 0);
         found = (found.0 + segments, found.1 + differing);
         day = store.day_from(start + DAY).await.unwrap();
@@ -191,4 +191,38 @@ pub(crate) async fn a_repair_reaches_every_replica(bench: Bench) {
         assert_answers(store, &all).await;
     }
     assert_eq!(check(&bench.store, false).await.1, 0);
+}
+
+pub(crate) async fn a_damaged_delta_is_made_up_for_by_its_requests(bench: Bench) {
+    use usage_service::checker::check_all;
+
+    let mut all = requests();
+    write_new(&bench.store, all[..6].to_vec()).await;
+    seal_all(&bench.store).await;
+    write_new(&bench.store, all[6..].to_vec()).await;
+    let damaged = bench.number("SELECT CAST(MAX(commit_number) AS BIGINT) FROM usage_deltas").await;
+    let zeros = match bench.url.sqlite_path() {
+        Some(_) => "x'00ff00ff00ff'",
+        None => "'\\x00ff00ff00ff'::bytea",
+    };
+    bench.execute(&format!("UPDATE usage_deltas SET data = {zeros} WHERE commit_number = {damaged}")).await;
+    // What comes later is sealed all the same; answers are refused rather than wrong.
+    let late = changed(&request(MIDNIGHT + QUARTER, 77), |event| event.user_id = "late".into());
+    write_new(&bench.store, [late.clone()]).await;
+    all.push(late);
+    while bench.store.seal().await.unwrap() != usage_service::store::Sealed::Nothing {}
+    assert_eq!(bench.store.backlog().await.unwrap().deltas, 1, "the damaged one is left");
+    let window = always();
+    let refused = bench.store.totals(&window, &[window.start_us, window.end_us]).await.unwrap_err();
+    assert!(format!("{refused:?}").contains("check --repair"), "{refused:?}");
+
+    let found = check_all(&bench.store, false, |_, _| {}).await.unwrap();
+    assert_eq!((found.damaged, found.mended, found.is_well()), (1, false, false));
+    assert!(found.differing > 0, "{found:?}");
+    let mended = check_all(&bench.store, true, |_, checked| assert!(checked.is_ok())).await.unwrap();
+    assert!(mended.mended && mended.is_well(), "{mended:?}");
+    assert_eq!(bench.store.backlog().await.unwrap().deltas, 0);
+    assert_answers(&bench.store, &all).await;
+    let found = check_all(&bench.store, false, |_, _| {}).await.unwrap();
+    assert_eq!((found.damaged, found.differing, found.failed, found.is_well()), (0, 0, 0, true));
 }

@@ -114,6 +114,7 @@ on_all_engines!(
     checks::what_waits_to_be_sealed_is_no_difference,
     checks::nothing_is_made_of_fewer_requests_than_none,
     checks::a_repair_reaches_every_replica,
+    checks::a_damaged_delta_is_made_up_for_by_its_requests,
     retention::sums_of_removed_requests_stay,
     retention::events_before_the_horizon_are_refused,
     retention::what_is_accepted_is_counted_once_while_rows_are_removed,

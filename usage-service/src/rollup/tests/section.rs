@@ -73,8 +73,8 @@ proptest! {
             .map(|at| std::array::from_fn(|place| full.key(place).expect("full").id(at)))
             .collect();
         for cut in Cut::SINGLES {
-            let single = Section::single(&full, cut);
-            let place = cut.dimension().and_then(super::super::place).expect("a single has a key");
+            let single = Section::project(&full, cut);
+            let place = cut.places().next().expect("a single has a key");
             let ids: BTreeSet<u32> = left.iter().map(|keys| keys[place]).collect();
             prop_assert_eq!(single.rows(), ids.len());
             prop_assert_eq!(single.sums(), full.sums());
@@ -103,11 +103,11 @@ proptest! {
     #[test]
     fn blobs_come_back(rows in rows()) {
         let full = Section::merge(None, rows);
-        for cut in Cut::ALL {
-            let section = Section::single(&full, cut);
+        for cut in Cut::STORED {
+            let section = Section::project(&full, cut);
             let blob = blob(&section);
             prop_assert_eq!(&Section::decode(cut, &blob), &Ok(section));
-            for other in Cut::ALL.into_iter().filter(|other| *other != cut) {
+            for other in Cut::STORED.into_iter().filter(|other| *other != cut) {
                 prop_assert!(Section::decode(other, &blob).is_err());
             }
         }
@@ -116,10 +116,10 @@ proptest! {
     #[test]
     fn damaged_blobs_are_refused(
         rows in rows(),
-        cut in prop::sample::select(&Cut::ALL[..]),
+        cut in prop::sample::select(&Cut::STORED[..]),
         flips in prop::collection::vec(any::<prop::sample::Index>(), 20),
     ) {
-        let blob = blob(&Section::single(&Section::merge(None, rows), cut));
+        let blob = blob(&Section::project(&Section::merge(None, rows), cut));
         for length in 0..blob.len() {
             prop_assert!(Section::decode(cut, &blob[..length]).is_err());
         }
@@ -138,12 +138,12 @@ proptest! {
     #[test]
     fn forged_bodies_never_panic(
         rows in rows(),
-        cut in prop::sample::select(&Cut::ALL[..]),
+        cut in prop::sample::select(&Cut::STORED[..]),
         forgeries in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         cut_off in any::<prop::sample::Index>(),
         noise in prop::collection::vec(any::<u8>(), 0..200),
     ) {
-        let mut body = Section::single(&Section::merge(None, rows), cut).body();
+        let mut body = Section::project(&Section::merge(None, rows), cut).body();
         prop_assert!(Section::decode_body(&body[..cut_off.index(body.len())]).is_err());
         for (at, byte) in forgeries {
             let at = at.index(body.len());
@@ -162,7 +162,7 @@ proptest! {
 fn a_claim_of_many_rows_takes_no_room() {
     // Four thousand million rows of columns without bytes, and with one.
     for width in [0, 1] {
-        let mut body = vec![Cut::User.number() as u8, 0xff, 0xff, 0xff, 0xff];
+        let mut body = vec![1, 0xff, 0xff, 0xff, 0xff];
         body.extend([width; 40]);
         assert!(Section::decode_body(&body).is_err());
     }
@@ -176,7 +176,7 @@ fn a_sum_beyond_64_bits_is_kept() {
     let section = Section::merge(None, vec![row; 3]);
     let section = Section::merge(Some(&section), vec![row; 2]);
     assert_eq!((section.rows(), section.sums()[8]), (1, 5 * i128::from(i64::MAX)));
-    assert_eq!(Section::decode(Cut::Full, &blob(&section)), Ok(section));
+    assert_eq!(Section::decode(Cut::FULL, &blob(&section)), Ok(section));
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn what_is_taken_back_was_never_there() {
     let back = FullRow { measures: [-7; MEASURES], ..row };
     let section = Section::merge(Some(&Section::merge(None, vec![row])), vec![back]);
     assert_eq!(section, Section::merge(None, Vec::new()));
-    assert_eq!(Section::decode(Cut::Full, &blob(&section)), Ok(section));
+    assert_eq!(Section::decode(Cut::FULL, &blob(&section)), Ok(section));
 }
 
 #[test]
@@ -195,6 +195,6 @@ fn unknown_ids_are_noticed() {
     assert!(Section::merge(None, vec![row]).knows(&values));
     let full = Section::merge(None, vec![FullRow { keys: [0, 0, 0, 0, 1, 1], ..row }]);
     assert!(!full.knows(&values));
-    assert!(!Section::single(&full, Cut::Status).knows(&values), "the model is in its set");
+    assert!(!Section::project(&full, Cut::STATUS).knows(&values), "the model is in its set");
     assert_eq!(overlay().text(crate::model::Dimension::Model, 1), "model-389");
 }

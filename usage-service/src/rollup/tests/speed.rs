@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::{
-    Cut, Delta, FullRow, IdFilter, Level, MEASURES, Overlay, Question, Ranker, Section, Tally, Values, encode_delta,
+    Cut, Delta, FullRow, IdFilter, KEYS, Level, MEASURES, Overlay, Question, Ranker, Section, Tally, Values,
+    encode_delta,
 };
 use super::delta::event;
 use crate::model::{Dimension, Event, Filter, Metric, Tokens};
@@ -130,13 +131,13 @@ fn figures() {
     let filter = IdFilter::new(&filter, &mut overlay);
     fold("full, of a user, by model", &days, &Question { filter, ..ask(&[Dimension::Model], 1) }, &overlay);
 
-    for cut in [Cut::User, Cut::ApiKey, Cut::Provider, Cut::Status] {
-        let singles: Vec<_> = days.iter().map(|day| Section::single(day, cut)).collect();
-        let keys: Vec<_> = cut.dimension().into_iter().collect();
+    for cut in [Cut::USER, Cut::API_KEY, Cut::PROVIDER, Cut::STATUS] {
+        let singles: Vec<_> = days.iter().map(|day| Section::project(day, cut)).collect();
+        let keys: Vec<_> = cut.places().map(|place| KEYS[place]).collect();
         fold(&format!("30 days of {cut:?}"), &singles, &ask(&keys, 1), &overlay);
     }
     let hours = sections(690, 4_800);
-    let singles: Vec<_> = hours.iter().map(|hour| Section::single(hour, Cut::Provider)).collect();
+    let singles: Vec<_> = hours.iter().map(|hour| Section::project(hour, Cut::PROVIDER)).collect();
     fold("690 hours by provider, 30 buckets", &singles, &ask(&[Dimension::Provider], 30), &overlay);
 
     let blobs = |sections: &[Section]| -> Vec<Vec<u8>> {
@@ -158,7 +159,7 @@ fn figures() {
     });
     time("a day: six singles", || {
         for cut in Cut::SINGLES {
-            black_box(Section::single(day, cut));
+            black_box(Section::project(day, cut));
         }
     });
     time("a day: encode", || {

@@ -170,7 +170,7 @@ fn answer(
         segments.entry((placed.bucket, placed.instance)).or_default().push(placed.row);
     }
     let sections: Vec<_> =
-        segments.into_iter().map(|(at, rows)| (at, Section::single(&Section::merge(None, rows), cut))).collect();
+        segments.into_iter().map(|(at, rows)| (at, Section::project(&Section::merge(None, rows), cut))).collect();
     let alone = || placed.iter().filter(|placed| !placed.sealed);
 
     let mut ranker = Ranker::new(question, order_by, overlay);
@@ -202,7 +202,7 @@ proptest! {
         let filter_by_id = IdFilter::new(&filter, &mut overlay);
         let question = Question { keys, filter: filter_by_id, buckets: BUCKETS };
         let expected = reference(&placed, &filter, &question.keys, order_by, limit, &overlay);
-        for cut in [question.cut(), Cut::Full] {
+        for cut in [question.cut(), Cut::FULL] {
             let found = answer(&placed, &question, cut, order_by, limit, &overlay);
             prop_assert_eq!(&found, &expected);
         }
@@ -242,7 +242,7 @@ fn money_beyond_64_bits_is_exact() {
         // Users enough that a section's own sum passes 64 bits every other time.
         let rows: Vec<_> = (0..=round % 2).map(|user| costly(user as u32 + 1, cost)).collect();
         expected += i128::from(cost) * rows.len() as i128;
-        let section = Section::single(&Section::merge(None, rows), Cut::Team);
+        let section = Section::project(&Section::merge(None, rows), Cut::TEAM);
         tally.add_section(0, 1, &section).expect("it has the key");
         ranker.add_section(1, &section).expect("it has the key");
         for cost in [cost, i64::MIN, -1, i64::MAX] {
@@ -270,12 +270,12 @@ fn a_count_below_zero_is_no_answer() {
 #[test]
 fn a_section_without_the_key_is_refused() {
     let full = Section::merge(None, vec![costly(1, 1)]);
-    let by_team = Section::single(&full, Cut::Team);
+    let by_team = Section::project(&full, Cut::TEAM);
     let grouped = question(&[Dimension::User]);
     let mut overlay = nothing();
     let filter = Filter { user_ids: vec!["a".to_owned()], providers: vec!["b".to_owned()], ..Filter::default() };
     let filtered = Question { filter: IdFilter::new(&filter, &mut overlay), ..question(&[]) };
-    assert_eq!((grouped.cut(), filtered.cut(), question(&[]).cut()), (Cut::User, Cut::Full, Cut::Status));
+    assert_eq!((grouped.cut(), filtered.cut(), question(&[]).cut()), (Cut::USER, Cut::of([0, 3]), Cut::STATUS));
     for question in [grouped, filtered] {
         assert!(Tally::new(&question, None).add_section(0, 1, &by_team).is_err());
         assert!(Ranker::new(&question, Metric::Cost, &overlay).add_section(1, &by_team).is_err());

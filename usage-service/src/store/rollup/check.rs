@@ -17,10 +17,10 @@ use service_core::error::{Error, Result};
 use service_core::time_range::rfc3339;
 
 use super::Place;
-use super::read::{dimensions_with_ids, level};
+use super::read::{any_of, dimensions_with_ids, level, list};
 use super::seal::{Made, make};
 use crate::model::{Dimension, Filter, Scope};
-use crate::rollup::{Cut, FullRow, Level, MEASURES, Overlay, Section, Span, Values};
+use crate::rollup::{Cut, Delta, FullRow, Level, MEASURES, Overlay, Section, Span, Values};
 use crate::store::Store;
 use crate::store::cells::{Cell, Cut as CellCut};
 
@@ -33,6 +33,9 @@ pub struct Checked {
     pub differing: usize,
     /// Whether those were made anew.
     pub repaired: bool,
+    /// Deltas, by their commits, that cannot be read. A segment is compared as if they were not there, so that one made
+    /// anew holds what is in them.
+    pub damaged: Vec<i64>,
 }
 
 /// A day's work.
@@ -50,6 +53,37 @@ struct Day {
     /// There are fewer rows than in deltas.
     rows_missing: bool,
     day: BTreeMap<u32, Section>,
+}
+
+/// What is in deltas of a day, taken away from each of its segments.
+struct Less {
+    day_us: i64,
+    overlay: Overlay,
+    rows: HashMap<Place, Vec<FullRow>>,
+    damaged: Vec<i64>,
+}
+
+impl Less {
+    fn add(&mut self, commit_number: i64, delta: Result<Delta>) -> Result<()> {
+        let delta = match delta {
+            Ok(delta) => delta,
+            Err(error) => {
+                tracing::error!(%error, "what waits to be sealed cannot be read");
+                self.damaged.push(commit_number);
+                return Ok(());
+            }
+        };
+        for row in delta.resolve(&mut self.overlay) {
+            if Level::Day.start_of(row.quarter_us) != self.day_us {
+                continue;
+            }
+            for level in Level::ALL {
+                let place = Place { level, start_us: level.start_of(row.quarter_us), instance: row.instance };
+                self.rows.entry(place).or_default().push(negative(&row.row));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Store {
@@ -98,26 +132,21 @@ impl Store {
         let base = self.version(&snapshot, 0).await?.version;
         let span = Span::at(Level::Day, day_us);
         let values = Arc::new(self.stored_values(&snapshot).await?);
-        let mut overlay = Overlay::new(Arc::clone(&values));
-        let mut less: HashMap<Place, Vec<FullRow>> = HashMap::new();
-        for delta in self.deltas(&snapshot, until.unwrap_or(i64::MAX)).await? {
-            for row in delta.resolve(&mut overlay) {
-                if Level::Day.start_of(row.quarter_us) != span.start_us {
-                    continue;
-                }
-                for level in Level::ALL {
-                    let place = Place { level, start_us: level.start_of(row.quarter_us), instance: row.instance };
-                    less.entry(place).or_default().push(negative(&row.row));
-                }
-            }
-        }
+        let less = Less {
+            day_us: span.start_us,
+            overlay: Overlay::new(Arc::clone(&values)),
+            rows: HashMap::new(),
+            damaged: Vec::new(),
+        };
+        let less = self.each_delta(&snapshot, until.unwrap_or(i64::MAX), less, Less::add).await?;
+        let Less { overlay, rows: less, damaged, .. } = less;
         let mut day = Day {
             snapshot,
             until,
             values,
             overlay,
             less,
-            checked: Checked::default(),
+            checked: Checked { damaged, ..Checked::default() },
             differing: Vec::new(),
             rows_missing: false,
             day: BTreeMap::new(),
@@ -147,11 +176,43 @@ impl Store {
             if let Some(lock) = lock {
                 lock.rollback().await?;
             }
-            return Ok(if removed { Checked::default() } else { checked });
+            return Ok(if removed { Checked { damaged: checked.damaged, ..Checked::default() } } else { checked });
         }
         self.repair(differing, &overlay, lock, base).await?;
         checked.repaired = true;
         Ok(checked)
+    }
+
+    /// The deltas, by their commits, that cannot be read.
+    pub async fn damaged_deltas(&self) -> Result<Vec<i64>> {
+        let add = |damaged: &mut Vec<i64>, commit_number, delta: Result<Delta>| {
+            if delta.is_err() {
+                damaged.push(commit_number);
+            }
+            Ok(())
+        };
+        let snapshot = self.snapshot().await?;
+        self.each_delta(&snapshot, i64::MAX, Vec::new(), add).await
+    }
+
+    /// Removes deltas that nobody could read, once segments hold what was in them.
+    pub async fn remove_deltas(&self, commit_numbers: &[i64]) -> Result<()> {
+        let Some(lock) = self.seal_lock().await? else {
+            return Err(Error::storage_unavailable(anyhow::anyhow!("another replica is sealing")));
+        };
+        let sql = format!("DELETE FROM usage_deltas WHERE commit_number {}", any_of(self.backend(), 1));
+        let statement = self.statement(&sql, [list(commit_numbers)]);
+        match lock {
+            Some(transaction) => {
+                transaction.execute_raw(statement).await?;
+                transaction.commit().await?;
+            }
+            None => {
+                self.db.writer.execute_raw(statement).await?;
+            }
+        }
+        tracing::warn!(?commit_numbers, "deltas that could not be read were removed: segments hold their requests");
+        Ok(())
     }
 
     /// Refuses while a cluster has transactions that a worker may not have finished: of a worker that died after the
@@ -233,40 +294,25 @@ impl Store {
         day: &mut Day,
         level: Level,
         starts: &[i64],
-        mut expected: BTreeMap<Place, Section>,
+        expected: BTreeMap<Place, Section>,
     ) -> Result<()> {
-        let mut stored: HashMap<(Place, Cut), Option<Section>> = HashMap::new();
-        for cut in Cut::ALL {
-            let mut rows = day.snapshot.stream_raw(self.segments(level, cut, starts)).await?;
+        let mut blobs: Vec<(Place, Cut, Vec<u8>)> = Vec::new();
+        for cut in Cut::STORED {
+            let mut rows = day.snapshot.stream_raw(self.segments(level, cut, starts, None)).await?;
             while let Some(row) = rows.try_next().await? {
                 let instance: i32 = row.try_get_by_index(1)?;
                 let place = Place { level, start_us: row.try_get_by_index(0)?, instance: instance.unsigned_abs() };
-                let data: Vec<u8> = row.try_get_by_index(2)?;
-                // What can't be read differs.
-                stored.insert((place, cut), Section::decode(cut, &data).ok());
+                blobs.push((place, cut, row.try_get_by_index(2)?));
             }
         }
         let listed: BTreeSet<Place> = self.spans_at(&day.snapshot, level, starts).await?.into_iter().collect();
-        for place in listed.iter().chain(stored.keys().map(|(place, _)| place)) {
-            expected.entry(*place).or_insert_with(|| Section::merge(None, Vec::new()));
-        }
-        for (place, full) in expected {
-            let there = listed.contains(&place) || Cut::ALL.iter().any(|cut| stored.contains_key(&(place, *cut)));
-            if full.rows() == 0 && !there {
-                continue;
-            }
-            let made = make(place, full)?;
-            let same = |(cut, section, _): &(Cut, Section, Vec<u8>)| match stored.get(&(place, *cut)) {
-                Some(Some(stored)) => stored == section && stored.knows(&day.values),
-                _ => false,
-            };
-            day.checked.segments += 1;
-            if !listed.contains(&place) || !made.sections.iter().all(same) {
-                tracing::error!(?place, "a segment is not what its requests add up to");
-                day.checked.differing += 1;
-                day.differing.push(made);
-            }
-        }
+        let values = Arc::clone(&day.values);
+        // Nobody who asks waits behind this.
+        let compare = move || compared(blobs, &listed, expected, &values);
+        let (segments, differing) = tokio::task::spawn_blocking(compare).await.map_err(Error::internal)??;
+        day.checked.segments += segments;
+        day.checked.differing += differing.len();
+        day.differing.extend(differing);
         Ok(())
     }
 
@@ -309,6 +355,39 @@ impl Store {
         tracing::warn!(segments, "segments were made anew from their requests");
         Ok(())
     }
+}
+
+/// How many segments there are or should be, and those that are not what they should be, as they should.
+fn compared(
+    blobs: Vec<(Place, Cut, Vec<u8>)>,
+    listed: &BTreeSet<Place>,
+    mut expected: BTreeMap<Place, Section>,
+    values: &Values,
+) -> Result<(usize, Vec<Made>)> {
+    // What can't be read differs.
+    let stored: HashMap<(Place, Cut), Option<Section>> =
+        blobs.into_iter().map(|(place, cut, data)| ((place, cut), Section::decode(cut, &data).ok())).collect();
+    for place in listed.iter().chain(stored.keys().map(|(place, _)| place)) {
+        expected.entry(*place).or_insert_with(|| Section::merge(None, Vec::new()));
+    }
+    let (mut segments, mut differing) = (0, Vec::new());
+    for (place, full) in expected {
+        let there = listed.contains(&place) || Cut::STORED.iter().any(|cut| stored.contains_key(&(place, *cut)));
+        if full.rows() == 0 && !there {
+            continue;
+        }
+        let made = make(place, full)?;
+        let same = |(cut, section, _): &(Cut, Section, Vec<u8>)| match stored.get(&(place, *cut)) {
+            Some(Some(stored)) => stored == section && stored.knows(values),
+            _ => false,
+        };
+        segments += 1;
+        if !listed.contains(&place) || !made.sections.iter().all(same) {
+            tracing::error!(?place, "a segment is not what its requests add up to");
+            differing.push(made);
+        }
+    }
+    Ok((segments, differing))
 }
 
 /// Whether with what is taken away a sum is less than nothing.

@@ -4,28 +4,28 @@
 //! and for what changed since. Their sections come from the cache, or in a few statements from the snapshot. The
 //! deltas come from the snapshot always: they are small and short-lived.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::TryStreamExt as _;
 use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbBackend, Statement, StreamTrait as _, Value};
 use service_core::error::{Error, Result};
-use tokio::sync::mpsc;
 
-use super::cache::Key;
+use super::fold::Wish;
 use super::{Known, Place, Rollup};
 use crate::model::Dimension;
-use crate::rollup::{Cut, Delta, KEYS, Level, Section, Span, Values};
+use crate::rollup::{Block, Cut, Delta, KEYS, Level, Span, Values, blocks};
 use crate::store::{Kept, Store};
 
 /// How often a view is taken anew because the process knew of a later one.
 const TRIES: usize = 8;
 /// After so many the process is taken to be wrong, and not the snapshot to be old.
 const PATIENT: usize = 3;
-/// Sections that are fetched, folded and let go of together.
-const CHUNK: usize = 128;
-/// Chunks that are read ahead of the fold.
-const AHEAD: usize = 2;
+/// Bytes of deltas that are decoded together.
+const DELTA_BYTES: usize = 1 << 20;
+/// More instances than these are read with all others: looking for each at each time would take longer.
+const LISTED: usize = 16;
 
 /// The dimensions whose values have ids in the database.
 pub(super) fn dimensions_with_ids() -> impl Iterator<Item = Dimension> {
@@ -40,20 +40,52 @@ pub(crate) struct View {
     pub(crate) values: Arc<Values>,
     /// What retention has left.
     pub(crate) kept: Kept,
-    /// The segments that the plan asks for.
-    pieces: Vec<Piece>,
+    /// The version of the segments.
+    pub(super) version: i64,
+    /// What the plan asks for.
+    pub(super) nodes: Vec<Node>,
+    /// The version of each quarter that the window cuts through, by its first microsecond, if it has segments.
+    pub(super) quarters: HashMap<i64, i64>,
+    /// No other view of this process has the same.
+    pub(super) answer: u64,
+    wishes: Mutex<Wishes>,
 }
 
-/// A segment that an answer counts.
+/// What would have been of use to an answer.
+#[derive(Debug, Default)]
+pub(in crate::store) struct Wishes {
+    pub(super) sections: HashSet<Wish>,
+    /// Requests of quarters, by their first microsecond.
+    pub(super) quarters: HashSet<i64>,
+}
+
+impl View {
+    /// A panic while it is held leaves it as it was.
+    pub(super) fn wishes(&self) -> MutexGuard<'_, Wishes> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the snapshot, and says what would have been of use.
+    pub(in crate::store) fn into_wishes(self) -> Wishes {
+        self.wishes.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A segment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Piece {
-    pub(super) bucket: usize,
     pub(super) place: Place,
-    version: i64,
+    pub(super) version: i64,
 }
 
-/// Sections with the bucket and the instance they count for.
-pub(crate) type Chunk = Vec<(usize, u32, Arc<Section>)>;
+/// A block of an instance's segments that an answer counts.
+pub(super) struct Node {
+    pub(super) bucket: usize,
+    pub(super) instance: u32,
+    pub(super) block: Block,
+    /// Those that are there, rising; at least one.
+    pub(super) pieces: Vec<Piece>,
+}
 
 /// What a snapshot is of.
 pub(super) struct Version {
@@ -78,8 +110,10 @@ struct Changes {
 }
 
 impl Store {
-    /// The snapshot of now, and which segments there are in it of these spans, each given with its bucket.
-    pub(crate) async fn view(&self, spans: &[(usize, Span)]) -> Result<View> {
+    /// The snapshot of now, and which segments there are in it of these spans, each given with its bucket, and of the
+    /// quarters that these moments are in.
+    pub(crate) async fn view(&self, spans: &[(usize, Span)], cut_at: &[i64]) -> Result<View> {
+        let blocks = blocks(spans);
         for attempt in 0..TRIES {
             let snapshot = self.snapshot().await?;
             let Basis { generation, version: known, lengths } = self.rollup.known().basis();
@@ -113,10 +147,12 @@ impl Store {
                 continue;
             }
             known.prune(kept.rollups_from_us);
-            let pieces = known.pieces(spans);
+            let nodes = known.nodes(&blocks);
+            let quarters = known.quarters(cut_at);
             let values = Arc::clone(&known.values);
             drop(known);
-            return Ok(View { snapshot, values, kept, pieces });
+            let answer = self.rollup.answers.fetch_add(1, Ordering::Relaxed);
+            return Ok(View { snapshot, values, kept, version, nodes, quarters, answer, wishes: Mutex::default() });
         }
         Err(Error::storage_unavailable(anyhow::anyhow!("rollups changed {TRIES} times while they were looked at")))
     }
@@ -166,105 +202,55 @@ impl Store {
         Ok(changes)
     }
 
-    /// Hands the sections of the view to a thread of their own, which adds them up while more are read.
-    pub(crate) async fn fold<T: Send + 'static>(
-        &self,
-        view: &View,
-        cut: Cut,
-        wants: impl Fn(u32) -> bool,
-        work: impl FnOnce(mpsc::Receiver<Chunk>) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let (send, receive) = mpsc::channel(AHEAD);
-        let worker = tokio::task::spawn_blocking(move || work(receive));
-        let pieces: Vec<Piece> = view.pieces.iter().filter(|piece| wants(piece.place.instance)).copied().collect();
-        let mut read = Ok(());
-        for chunk in pieces.chunks(CHUNK) {
-            match self.sections(&view.snapshot, chunk, cut).await {
-                Ok(sections) => {
-                    let chunk =
-                        sections.into_iter().map(|(piece, section)| (piece.bucket, piece.place.instance, section));
-                    if send.send(chunk.collect()).await.is_err() {
-                        // The worker has failed, and says why.
-                        break;
-                    }
-                }
-                Err(error) => {
-                    read = Err(error);
-                    break;
-                }
-            }
+    /// The statement that reads the sections of these spans; of some instances, or of all.
+    pub(super) fn segments(&self, level: Level, cut: Cut, starts: &[i64], instances: Option<&[i64]>) -> Statement {
+        let mut sql = format!(
+            "SELECT start_us, instance, data FROM usage_segments WHERE level = $1 AND cut = $2 AND start_us {}",
+            any_of(self.backend(), 3)
+        );
+        // Only stored cuts are read; nothing is stored under -1.
+        let mut values = vec![level.number().into(), cut.number().unwrap_or(-1).into(), list(starts)];
+        if let Some(instances) = instances.filter(|instances| instances.len() <= LISTED) {
+            sql = format!("{sql} AND instance {}", any_of(self.backend(), 4));
+            values.push(list(instances));
         }
-        drop(send);
-        let done = worker.await.map_err(Error::internal)?;
-        read.and(done)
+        Statement::from_sql_and_values(self.backend(), sql, values)
     }
 
-    /// The sections of these pieces: from memory, or from the snapshot.
-    pub(super) async fn sections(
+    /// Hands what is not in segments yet, of commits up to a number, to `add`, some of it at a time and on a thread for
+    /// what takes long: however much there is, only what `add` keeps of it stays in memory.
+    pub(crate) async fn each_delta<T: Send + 'static>(
         &self,
         snapshot: &DatabaseTransaction,
-        pieces: &[Piece],
-        cut: Cut,
-    ) -> Result<Vec<(Piece, Arc<Section>)>> {
-        let mut found = Vec::with_capacity(pieces.len());
-        let mut missing: HashMap<Place, Piece> = HashMap::new();
-        {
-            let mut cache = self.rollup.cache();
-            for piece in pieces {
-                match cache.get(&key(piece, cut)) {
-                    Some(section) => found.push((*piece, section)),
-                    None => {
-                        missing.insert(piece.place, *piece);
-                    }
+        until: i64,
+        mut state: T,
+        add: fn(&mut T, i64, Result<Delta>) -> Result<()>,
+    ) -> Result<T> {
+        let work = |mut state: T, deltas: Vec<(i64, Vec<u8>)>| async move {
+            let work = move || {
+                for (number, data) in deltas {
+                    add(&mut state, number, decode_delta(number, &data))?;
                 }
-            }
-        }
-        for level in Level::ALL {
-            let mut starts: Vec<i64> =
-                missing.keys().filter(|place| place.level == level).map(|place| place.start_us).collect();
-            starts.sort_unstable();
-            starts.dedup();
-            if starts.is_empty() {
-                continue;
-            }
-            let mut rows = snapshot.stream_raw(self.segments(level, cut, &starts)).await?;
-            while let Some(row) = rows.try_next().await? {
-                let instance: i32 = row.try_get_by_index(1)?;
-                let place = Place { level, start_us: row.try_get_by_index(0)?, instance: instance.unsigned_abs() };
-                if let Some(piece) = missing.remove(&place) {
-                    let data: Vec<u8> = row.try_get_by_index(2)?;
-                    let section = Arc::new(Section::decode(cut, &data).map_err(|error| damaged(place, cut, error))?);
-                    self.rollup.cache().insert(key(&piece, cut), Arc::clone(&section));
-                    found.push((piece, section));
-                }
-            }
-        }
-        match missing.keys().next() {
-            None => Ok(found),
-            Some(place) => Err(damaged(*place, cut, "it is not there")),
-        }
-    }
-
-    /// The statement that reads the sections of these spans.
-    pub(super) fn segments(&self, level: Level, cut: Cut, starts: &[i64]) -> Statement {
-        let any = any_of(self.backend(), 3);
-        let sql = format!(
-            "SELECT start_us, instance, data FROM usage_segments WHERE level = $1 AND cut = $2 AND start_us {any}"
-        );
-        self.statement(&sql, [level.number().into(), cut.number().into(), list(starts)])
-    }
-
-    /// What is not in segments yet, of commits up to a number.
-    pub(crate) async fn deltas(&self, snapshot: &DatabaseTransaction, until: i64) -> Result<Vec<Delta>> {
-        let mut deltas = Vec::new();
+                Ok(state)
+            };
+            tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
+        };
         let sql = "SELECT commit_number, data FROM usage_deltas WHERE commit_number <= $1";
         let mut rows = snapshot.stream_raw(self.statement(sql, [until.into()])).await?;
+        let (mut batch, mut bytes) = (Vec::new(), 0);
         while let Some(row) = rows.try_next().await? {
-            let number: i64 = row.try_get_by_index(0)?;
             let data: Vec<u8> = row.try_get_by_index(1)?;
-            deltas.push(decode_delta(number, &data)?);
+            bytes += data.len();
+            batch.push((row.try_get_by_index(0)?, data));
+            if bytes >= DELTA_BYTES {
+                state = work(state, std::mem::take(&mut batch)).await?;
+                bytes = 0;
+            }
         }
-        Ok(deltas)
+        match batch.is_empty() {
+            true => Ok(state),
+            false => work(state, batch).await,
+        }
     }
 
     /// Memory that sections take.
@@ -304,16 +290,34 @@ impl Known {
         }
     }
 
-    /// The segments of these spans, of every instance.
-    fn pieces(&self, spans: &[(usize, Span)]) -> Vec<Piece> {
-        let mut pieces = Vec::with_capacity(spans.len());
-        for (bucket, span) in spans {
-            let place = |instance| Place { level: span.level, start_us: span.start_us, instance };
-            for (place, version) in self.spans.range(place(0)..=place(u32::MAX)) {
-                pieces.push(Piece { bucket: *bucket, place: *place, version: *version });
+    /// The segments of these blocks, of every instance.
+    pub(super) fn nodes(&self, blocks: &[(usize, Block)]) -> Vec<Node> {
+        let mut nodes = Vec::with_capacity(blocks.len());
+        let mut found: Vec<Piece> = Vec::new();
+        for (bucket, block) in blocks {
+            let place = |start_us| Place { level: block.first.level, start_us, instance: 0 };
+            let spans = self.spans.range(place(block.first.start_us)..place(block.end_us()));
+            found.clear();
+            found.extend(spans.map(|(place, version)| Piece { place: *place, version: *version }));
+            // Those of an instance stay in the order of time.
+            found.sort_by_key(|piece| piece.place.instance);
+            for pieces in found.chunk_by(|left, right| left.place.instance == right.place.instance) {
+                let instance = pieces[0].place.instance;
+                nodes.push(Node { bucket: *bucket, instance, block: *block, pieces: pieces.to_vec() });
             }
         }
-        pieces
+        nodes
+    }
+
+    /// The newest version of each of these quarters.
+    fn quarters(&self, moments: &[i64]) -> HashMap<i64, i64> {
+        let version = |moment: &i64| {
+            let start_us = Level::Quarter.start_of(*moment);
+            let place = |instance| Place { level: Level::Quarter, start_us, instance };
+            let versions = self.spans.range(place(0)..=place(u32::MAX)).map(|(_, version)| *version);
+            Some((start_us, versions.max()?))
+        };
+        moments.iter().filter_map(version).collect()
     }
 }
 
@@ -328,21 +332,27 @@ impl Rollup {
         Ok(())
     }
 
+    /// The segments of a wish; none when they are known as of another version.
+    pub(super) fn pieces_of(&self, version: i64, wish: &Wish) -> Option<Vec<Piece>> {
+        let known = self.known();
+        let nodes = (known.version == version).then(|| known.nodes(&[(0, wish.block)]))?;
+        Some(nodes.into_iter().find(|node| node.instance == wish.instance).map_or_else(Vec::new, |node| node.pieces))
+    }
+
     /// The segments that are there at these places; none when they are known as of another version.
     pub(super) fn pieces_at(&self, version: i64, places: &[Place]) -> Option<Vec<Piece>> {
         let known = self.known();
-        let piece =
-            |place: &Place| known.spans.get(place).map(|version| Piece { bucket: 0, place: *place, version: *version });
+        let piece = |place: &Place| known.spans.get(place).map(|version| Piece { place: *place, version: *version });
         (known.version == version).then(|| places.iter().filter_map(piece).collect())
     }
 }
 
-fn key(piece: &Piece, cut: Cut) -> Key {
-    Key { place: piece.place, cut, version: piece.version }
-}
-
 pub(super) fn decode_delta(commit_number: i64, data: &[u8]) -> Result<Delta> {
-    Delta::decode(data).map_err(|error| Error::internal(anyhow::anyhow!("delta of commit {commit_number}: {error}")))
+    Delta::decode(data).map_err(|error| {
+        Error::internal(anyhow::anyhow!(
+            "delta of commit {commit_number}: {error}; `check --repair` makes segments without it"
+        ))
+    })
 }
 
 pub(super) fn level(number: i16) -> Result<Level> {

@@ -22,9 +22,9 @@ use service_core::database::Engine;
 use service_core::error::{Error, Result};
 use uuid::Uuid;
 
-use super::cache::Key;
 use super::entity::{segment, span, value};
-use super::read::{any_of, decode_delta, id_value, list};
+use super::fold::stored_key;
+use super::read::{Piece, any_of, decode_delta, id_value, list};
 use super::{Place, VERSIONS_KEPT_US};
 use crate::model::Dimension;
 use crate::rollup::{Cut, Delta, DeltaRow, Level, Overlay, Section};
@@ -100,21 +100,20 @@ impl Store {
         let Some(mut lock) = self.seal_lock().await? else {
             return Ok(Sealed::Elsewhere);
         };
-        let view = self.view(&[]).await?;
+        let view = self.view(&[], &[]).await?;
         let base = self.version(&view.snapshot, 0).await?.version;
         let (numbers, more) = self.oldest_deltas(&view.snapshot).await?;
         if numbers.is_empty() {
             return Ok(Sealed::Nothing);
         }
-        let mut overlay = Overlay::new(Arc::clone(&view.values));
+        let overlay = Overlay::new(Arc::clone(&view.values));
         let deltas = self.read_deltas(&view.snapshot, &numbers).await?;
-        let mut rows: Vec<DeltaRow> = deltas.iter().flat_map(|(_, delta)| delta.resolve(&mut overlay)).collect();
-        let taken = Taken::of(&rows, &overlay);
-        rows.retain(|row| taken.has(row.quarter_us, overlay.text(Dimension::Instance, row.instance)));
-        let left: Vec<(i64, Option<Vec<u8>>)> = deltas
-            .into_iter()
-            .map(|(number, delta)| (number, delta.without(|quarter, instance| taken.has(quarter, instance))))
-            .collect();
+        let step = tokio::task::spawn_blocking(move || Step::of(deltas, overlay)).await.map_err(Error::internal)?;
+        let Step { rows, left, overlay } = step;
+        if left.is_empty() {
+            return Ok(Sealed::Nothing);
+        }
+        let deltas = left.len();
         let more = more || left.iter().any(|(_, left)| left.is_some());
         let mut spans = by_place(&rows);
         // What retention has removed is never made anew.
@@ -162,9 +161,9 @@ impl Store {
 
         let mut cache = self.rollup.cache();
         for (place, cut, section) in keep {
-            cache.insert(Key { place, cut, version }, section);
+            cache.insert(stored_key(&Piece { place, version }, cut), section);
         }
-        Ok(Sealed::Deltas { deltas: numbers.len(), segments, more })
+        Ok(Sealed::Deltas { deltas, segments, more })
     }
 
     /// On PostgreSQL a transaction that holds the lock; none when another one does. On SQLite there is one process.
@@ -201,14 +200,13 @@ impl Store {
         Ok((numbers, more))
     }
 
-    async fn read_deltas(&self, snapshot: &DatabaseTransaction, numbers: &[i64]) -> Result<Vec<(i64, Delta)>> {
+    async fn read_deltas(&self, snapshot: &DatabaseTransaction, numbers: &[i64]) -> Result<Vec<(i64, Vec<u8>)>> {
         let mut deltas = Vec::with_capacity(numbers.len());
         for numbers in numbers.chunks(CHUNK) {
             let any = any_of(self.backend(), 1);
             let sql = format!("SELECT commit_number, data FROM usage_deltas WHERE commit_number {any}");
             for row in snapshot.query_all_raw(self.statement(&sql, [list(numbers)])).await? {
-                let (number, data): (i64, Vec<u8>) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
-                deltas.push((number, decode_delta(number, &data)?));
+                deltas.push((row.try_get_by_index(0)?, row.try_get_by_index(1)?));
             }
         }
         Ok(deltas)
@@ -224,7 +222,7 @@ impl Store {
         let Some(pieces) = self.rollup.pieces_at(base, places) else {
             return Ok(None);
         };
-        let sections = self.sections(snapshot, &pieces, Cut::Full).await?;
+        let sections = self.sections(snapshot, &pieces, Cut::FULL).await?;
         Ok(Some(sections.into_iter().map(|(piece, section)| (piece.place, section)).collect()))
     }
 
@@ -312,7 +310,8 @@ impl Store {
             for (place, cut, section, data) in sections.by_ref().take(STATEMENT_ROWS) {
                 insert.values_panic([
                     place.level.number().into(),
-                    cut.number().into(),
+                    // A segment has stored cuts only.
+                    cut.number().unwrap_or(-1).into(),
                     place.start_us.into(),
                     Expr::value(id_value(place.instance)),
                     data.into(),
@@ -374,6 +373,34 @@ fn still_there(deltas: usize, found: u64) -> Result<()> {
     }
 }
 
+/// What a step does with its deltas.
+struct Step {
+    /// What goes into segments.
+    rows: Vec<DeltaRow>,
+    /// What is left of each delta.
+    left: Vec<(i64, Option<Vec<u8>>)>,
+    overlay: Overlay,
+}
+
+impl Step {
+    /// One that cannot be read stays as it is, and holds up no other: a check makes up for it.
+    fn of(blobs: Vec<(i64, Vec<u8>)>, mut overlay: Overlay) -> Self {
+        let mut deltas: Vec<(i64, Delta)> = Vec::with_capacity(blobs.len());
+        for (number, data) in blobs {
+            match decode_delta(number, &data) {
+                Ok(delta) => deltas.push((number, delta)),
+                Err(error) => tracing::error!(%error, "what waits to be sealed cannot be read, and is left as it is"),
+            }
+        }
+        let mut rows: Vec<DeltaRow> = deltas.iter().flat_map(|(_, delta)| delta.resolve(&mut overlay)).collect();
+        let taken = Taken::of(&rows, &overlay);
+        rows.retain(|row| taken.has(row.quarter_us, overlay.text(Dimension::Instance, row.instance)));
+        let rest = |delta: Delta| delta.without(|quarter, instance| taken.has(quarter, instance));
+        let left = deltas.into_iter().map(|(number, delta)| (number, rest(delta))).collect();
+        Self { rows, left, overlay }
+    }
+}
+
 /// What one step takes of its deltas: days of instances, whole. Late requests may be of any days, and a delta of a few
 /// thousand of them would rewrite thousands of segments in one transaction: it is taken in several steps then.
 struct Taken {
@@ -423,14 +450,14 @@ fn by_place(rows: &[DeltaRow]) -> BTreeMap<Place, Vec<u32>> {
 
 /// All sections of a segment: the others are functions of the full one.
 pub(super) fn make(place: Place, full: Section) -> Result<Made> {
-    let mut sections = Vec::with_capacity(Cut::ALL.len());
+    let mut sections = Vec::with_capacity(Cut::STORED.len());
     for cut in Cut::SINGLES {
-        let section = Section::single(&full, cut);
+        let section = Section::project(&full, cut);
         let data = section.encode().map_err(Error::internal)?;
         sections.push((cut, section, data));
     }
     let data = full.encode().map_err(Error::internal)?;
-    sections.push((Cut::Full, full, data));
+    sections.push((Cut::FULL, full, data));
     Ok(Made { place, sections })
 }
 
