@@ -64,7 +64,8 @@ pub(crate) fn push_entry(out: &mut String, entry: &Entry, leaf_hash: &[u8]) {
     };
     let operation = event.operation.as_ref();
     let producer = event.producer.as_ref();
-    let hash: String = leaf_hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or_default();
+    let hash: String = leaf_hash.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect();
     push_line(
         out,
         [

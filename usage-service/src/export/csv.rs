@@ -1,6 +1,8 @@
 //! CSV as in RFC 4180: CRLF at the end of a line, quotes where they are needed. A
 //! cell that a spreadsheet would run as a formula is made inert by an apostrophe.
 
+use std::io::Write as _;
+
 use service_core::csv::push_cell;
 
 /// One line, cell by cell.
@@ -28,7 +30,8 @@ impl<'a> Line<'a> {
     /// A value of our own making: a number, a time, a name of the contract.
     pub(super) fn plain(&mut self, value: impl std::fmt::Display) -> &mut Self {
         self.separate();
-        self.out.extend_from_slice(value.to_string().as_bytes());
+        // Writing into memory does not fail.
+        let _ = write!(self.out, "{value}");
         self
     }
 

@@ -315,13 +315,13 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_read_by_time_reads_the_days_that_may_hold_it() {
-        use sea_orm::{ConnectionTrait as _, QueryTrait as _, Statement};
+        use sea_orm::{ConnectionTrait as _, Statement};
         let Some((store, _)) = postgres().await else { return };
         let midnight = day_of(clock::now_us()) * DAY_US;
         store.make_partitions_of((0..30).map(|day| at(midnight - day * DAY_US, 1))).await;
         let day = |back: i64| midnight - back * DAY_US;
         let plan = async |scope: &Scope, order, after| {
-            let page = store.page(scope, order, after, 50).build(store.backend());
+            let page = store.page(scope, order, after, 50);
             let explained = Statement { sql: format!("EXPLAIN {}", page.sql), ..page };
             let rows = store.db.reader.query_all_raw(explained).await.expect("explained");
             let text: Vec<String> = rows.iter().map(|row| row.try_get_by_index(0).expect("text")).collect();
