@@ -62,7 +62,7 @@ async fn every_statement_of_the_suite_is_one_that_citus_takes() {
         "JOIN usage_requests",
         "INSERT INTO usage_charges",
         "INSERT INTO usage_producers",
-        "LEFT JOIN \"usage_charges\"",
+        "FROM \"usage_charges\"",
         "OVER ()",
         "GROUP BY",
         "DELETE FROM usage_deltas",
