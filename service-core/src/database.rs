@@ -28,11 +28,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow, bail};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, SqlxPostgresConnector, SqlxSqliteConnector, Statement};
 use sha2::{Digest as _, Sha256};
-use sqlx::ConnectOptions as _;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
+use sqlx::{ConnectOptions as _, Connection as _};
 
 use crate::config::{ConfigError, DatabaseConfig, DatabaseUrl, millis};
 use crate::error::{Error, Result};
@@ -97,6 +97,7 @@ pub struct Database {
     migrator_url: Option<DatabaseUrl>,
     /// Shards of a table, if this is a Citus cluster.
     citus_shards: Option<NonZeroU32>,
+    tls: Tls,
     /// Held while any clone lives: one process for each SQLite file.
     _lock: Option<Arc<File>>,
 }
@@ -185,6 +186,7 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         url: url.clone(),
         migrator_url: None,
         citus_shards: None,
+        tls: Tls::AsSaid,
         _lock: Some(Arc::new(lock)),
     })
 }
@@ -231,8 +233,9 @@ async fn connect_postgres(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow:
         }
     }
     let session = citus::session(config);
-    let writing = postgres_options(url, config.write_timeout_ms.get())?.options(session.iter().copied());
-    let reading = postgres_options(url, config.statement_timeout_ms.get())?.options(session.iter().copied());
+    let tls = tls_of(url, config).await?;
+    let writing = postgres_options(url, config.write_timeout_ms.get(), tls)?.options(session.iter().copied());
+    let reading = postgres_options(url, config.statement_timeout_ms.get(), tls)?.options(session.iter().copied());
     let writer = postgres_pool(config.writers.get(), config).connect_with(writing).await?;
     warn_without_fsync(&writer).await?;
     citus::check(&writer, url, config).await?;
@@ -243,12 +246,45 @@ async fn connect_postgres(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow:
         reader: SqlxPostgresConnector::from_sqlx_postgres_pool(reader),
         probe: SqlxPostgresConnector::from_sqlx_postgres_pool(probe),
         engine: Engine::Postgres,
-        replica: config.reader_url.as_ref().map(|url| replica::Replica::new(url, config)).transpose()?,
+        replica: config.reader_url.as_ref().map(|url| replica::Replica::new(url, config, tls)).transpose()?,
         url: url.clone(),
         migrator_url: config.migrator_url.clone(),
         citus_shards: config.citus_shards,
+        tls,
         _lock: None,
     })
+}
+
+/// Whether a URL's `sslmode` is taken at its word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tls {
+    AsSaid,
+    /// But `prefer`, the default, is no TLS.
+    NotWherePreferred,
+}
+
+/// Where TLS is merely preferred and does not work, we do without, as PostgreSQL's own library does: it protects from
+/// nobody who can change what is sent. Citus lets nodes offer it with a certificate of X.509's first version, which
+/// cannot be read here.
+async fn tls_of(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Tls> {
+    let options = |tls| postgres_options(url, config.statement_timeout_ms.get(), tls);
+    if !matches!(options(Tls::AsSaid)?.get_ssl_mode(), PgSslMode::Prefer) {
+        return Ok(Tls::AsSaid);
+    }
+    let attempt = async |options: PgConnectOptions| -> sqlx::Result<()> {
+        let connection = options.connect();
+        let connection = tokio::time::timeout(millis(config.acquire_timeout_ms), connection);
+        connection.await.map_err(|_| sqlx::Error::PoolTimedOut)??.close().await
+    };
+    // What else may be wrong, the pools will say.
+    let Err(refused @ (sqlx::Error::Tls(_) | sqlx::Error::Io(_))) = attempt(options(Tls::AsSaid)?).await else {
+        return Ok(Tls::AsSaid);
+    };
+    if attempt(options(Tls::NotWherePreferred)?).await.is_err() {
+        return Ok(Tls::AsSaid);
+    }
+    tracing::warn!(database = %url, %refused, "TLS does not work with this server: going on without (sslmode=prefer)");
+    Ok(Tls::NotWherePreferred)
 }
 
 fn postgres_pool(connections: u32, config: &DatabaseConfig) -> PgPoolOptions {
@@ -268,10 +304,14 @@ async fn warn_without_fsync(pool: &PgPool) -> anyhow::Result<()> {
 
 /// `timeout_ms` is for a statement, and for a transaction between two of them: one
 /// whose process stands still must not hold its locks. 0 is no limit.
-fn postgres_options(url: &DatabaseUrl, timeout_ms: u64) -> anyhow::Result<PgConnectOptions> {
+fn postgres_options(url: &DatabaseUrl, timeout_ms: u64, tls: Tls) -> anyhow::Result<PgConnectOptions> {
     // The parse error may hold parts of the URL, and so of the password.
     let options =
         PgConnectOptions::from_str(url.expose()).map_err(|_| anyhow!("{url} cannot be parsed as a PostgreSQL URL"))?;
+    let options = match (tls, options.get_ssl_mode()) {
+        (Tls::NotWherePreferred, PgSslMode::Prefer) => options.ssl_mode(PgSslMode::Disable),
+        _ => options,
+    };
     Ok(options
         .application_name("activity")
         .options(["statement_timeout", "idle_in_transaction_session_timeout"].map(|limit| (limit, timeout_ms)))

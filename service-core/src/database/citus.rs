@@ -75,7 +75,7 @@ impl Database {
         };
         let url = self.migrator_url.as_ref().unwrap_or(&self.url);
         // Connections of its own, without statement time-out: rows that are there move.
-        let pool = PgPoolOptions::new().max_connections(2).connect_with(postgres_options(url, 0)?).await?;
+        let pool = PgPoolOptions::new().max_connections(2).connect_with(postgres_options(url, 0, self.tls)?).await?;
         let mut lock = pool.acquire().await?;
         sqlx::query("SELECT pg_advisory_lock($1)").bind(MIGRATION_LOCK).execute(&mut *lock).await?;
         let spread = async {

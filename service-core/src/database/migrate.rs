@@ -12,7 +12,7 @@ use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, SqlxPostgresC
 use sea_orm_migration::MigratorTrait;
 use sqlx::postgres::PgPoolOptions;
 
-use super::{Database, Engine, postgres_options};
+use super::{Database, Engine, Tls, postgres_options};
 use crate::config::DatabaseUrl;
 
 /// Key of the advisory lock: "activity" in ASCII. All services and versions use
@@ -56,7 +56,7 @@ impl Database {
     async fn migrate_postgres<M: MigratorTrait>(&self, url: &DatabaseUrl, grants: &[Grant]) -> anyhow::Result<()> {
         // Connections of its own, without statement time-out: waiting for the
         // lock, and building an index, may take long.
-        let pool = PgPoolOptions::new().max_connections(2).connect_with(postgres_options(url, 0)?).await?;
+        let pool = PgPoolOptions::new().max_connections(2).connect_with(postgres_options(url, 0, self.tls)?).await?;
         let mut lock = pool.acquire().await?;
         sqlx::query("SELECT pg_advisory_lock($1)").bind(MIGRATION_LOCK).execute(&mut *lock).await?;
         let db = SqlxPostgresConnector::from_sqlx_postgres_pool(pool.clone());
@@ -98,7 +98,7 @@ impl Database {
 
 /// A URL's account, as SQL names it.
 fn account(url: &DatabaseUrl) -> anyhow::Result<String> {
-    let options = postgres_options(url, 0)?;
+    let options = postgres_options(url, 0, Tls::AsSaid)?;
     Ok(format!("\"{}\"", options.get_username().replace('"', "\"\"")))
 }
 

@@ -20,7 +20,7 @@ use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 use sqlx::postgres::PgPool;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Database, postgres_options, postgres_pool};
+use super::{Database, Tls, postgres_options, postgres_pool};
 use crate::config::{DatabaseConfig, DatabaseUrl, millis};
 use crate::error::{Error, Result};
 
@@ -43,8 +43,8 @@ pub(super) struct Replica {
 impl Replica {
     /// Connects when it is first used: a replica that is away keeps no service from
     /// starting.
-    pub(super) fn new(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Self> {
-        let options = postgres_options(url, config.export_timeout_ms.get())?;
+    pub(super) fn new(url: &DatabaseUrl, config: &DatabaseConfig, tls: Tls) -> anyhow::Result<Self> {
+        let options = postgres_options(url, config.export_timeout_ms.get(), tls)?;
         let pool = postgres_pool(config.exporters.get(), config).connect_lazy_with(options);
         Ok(Self { pool, url: url.clone(), patience: millis(config.replica_wait_ms) })
     }

@@ -6,6 +6,8 @@ use futures::future::join_all;
 use sea_orm::{DbErr, DeriveMigrationName, TransactionTrait as _};
 use sea_orm_migration::{MigrationTrait, MigratorTrait, SchemaManager, async_trait::async_trait};
 use testkit::Postgres;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 
@@ -357,5 +359,49 @@ async fn urls_that_only_postgres_knows_are_refused_elsewhere() {
             assert!(error.chain().any(|cause| cause.is::<ConfigError>()), "{text}");
             assert!(!text.contains("hunter2"), "{text}");
         }
+    }
+}
+
+/// A server that offers TLS with which nothing can be done, and is well without.
+async fn behind_useless_tls(port: u16) -> u16 {
+    const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut first = [0; 8];
+                client.read_exact(&mut first).await.unwrap();
+                if first == SSL_REQUEST {
+                    return client.write_all(b"S nobody can read this certificate").await.unwrap();
+                }
+                let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                server.write_all(&first).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    own
+}
+
+#[tokio::test]
+async fn tls_that_does_not_work_is_done_without_only_where_it_is_merely_preferred() {
+    if Postgres::skipped() {
+        return;
+    }
+    let server = Postgres::shared().await;
+    let direct = server.create_database().await;
+    let port = behind_useless_tls(server.port()).await;
+    let url = direct.replace(&format!(":{}/", server.port()), &format!(":{port}/"));
+    assert_ne!(url, direct);
+    let open = async |mode: &str| connect(&DatabaseUrl::new(format!("{url}{mode}")).unwrap(), &config()).await;
+    for mode in ["", "?sslmode=prefer", "?sslmode=disable"] {
+        let db = open(mode).await.unwrap();
+        db.migrate::<New>(&[]).await.unwrap();
+        db.probe_writer().await.unwrap();
+        db.close().await;
+    }
+    for mode in ["?sslmode=require", "?sslmode=verify-full"] {
+        assert!(open(mode).await.is_err(), "{mode}");
     }
 }

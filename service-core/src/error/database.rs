@@ -108,10 +108,12 @@ fn sqlite(extended: i32) -> Fault {
 /// What Citus says, as an internal error, when a worker goes away in the middle of
 /// something: its own words, and those of its client library. Once it knows, it says so
 /// properly (08006).
-const WORKER_LOST: [&str; 7] = [
+const WORKER_LOST: [&str; 9] = [
     "failure on connection marked as essential",
     "server closed the connection unexpectedly",
     "SSL connection has been closed unexpectedly",
+    "SSL SYSCALL error",
+    "SSL error",
     "could not receive data from server",
     "could not send data to server",
     "no connection to the server",

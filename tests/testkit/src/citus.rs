@@ -7,13 +7,12 @@
 //! knows its workers by ports of this process, which the coordinator must be able to reach.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::str::FromStr as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -68,7 +67,7 @@ impl Citus {
         static DATABASES: AtomicU32 = AtomicU32::new(0);
         let url = std::env::var(VARIABLE).unwrap_or_else(|_| panic!("{VARIABLE} is not set"));
         let given = PgConnectOptions::from_str(&url).expect("TEST_CITUS_URL is a PostgreSQL URL");
-        let given = given.disable_statement_logging();
+        let given = reachable(given.disable_statement_logging()).await;
         let name = format!("test_{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed));
         let mut connection = connect(&given).await;
         // As whom the coordinator sees us, and so where it finds our proxies.
@@ -101,7 +100,7 @@ impl Citus {
         for (host, port) in nodes {
             let (host, port) = match proxies {
                 true => {
-                    let proxy = Proxy::start(format!("{host}:{port}")).await;
+                    let proxy = Proxy::start(&here, format!("{host}:{port}")).await;
                     let port = proxy.port;
                     this.proxies.push(proxy);
                     (here.clone(), i32::from(port))
@@ -191,6 +190,16 @@ impl Citus {
     }
 }
 
+/// Without TLS where it is merely preferred and cannot be had: nodes of Citus offer it with a certificate that rustls
+/// does not read.
+async fn reachable(given: PgConnectOptions) -> PgConnectOptions {
+    let preferred = matches!(given.get_ssl_mode(), PgSslMode::Prefer);
+    match preferred && PgConnection::connect_with(&given).await.is_err() {
+        true => given.ssl_mode(PgSslMode::Disable),
+        false => given,
+    }
+}
+
 async fn connect(options: &PgConnectOptions) -> PgConnection {
     match PgConnection::connect_with(options).await {
         Ok(connection) => connection,
@@ -213,8 +222,9 @@ struct Proxy {
 }
 
 impl Proxy {
-    async fn start(worker: String) -> Self {
-        let listener = TcpListener::bind("0.0.0.0:0").await.expect("a port for a proxy");
+    /// Listens where the coordinator sees this process, and nowhere else.
+    async fn start(here: &str, worker: String) -> Self {
+        let listener = TcpListener::bind((here, 0)).await.expect("a port for a proxy");
         let port = listener.local_addr().expect("the proxy's port").port();
         let (open, is_open) = watch::channel(true);
         let mut tasks = JoinSet::new();
@@ -224,7 +234,7 @@ impl Proxy {
 }
 
 async fn proxy(listener: TcpListener, worker: Arc<str>, mut is_open: watch::Receiver<bool>) {
-    let port = listener.local_addr().expect("the proxy's port").port();
+    let address = listener.local_addr().expect("the proxy's port");
     let mut listener = Some(listener);
     let mut connections = JoinSet::new();
     loop {
@@ -240,9 +250,9 @@ async fn proxy(listener: TcpListener, worker: Arc<str>, mut is_open: watch::Rece
         }
         let accepting = match listener.take() {
             Some(listener) => listener,
-            None => match TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).await {
+            None => match TcpListener::bind(address).await {
                 Ok(listener) => listener,
-                Err(why) => panic!("port {port} of a proxy is gone: {why}"),
+                Err(why) => panic!("{address}, a proxy's, is gone: {why}"),
             },
         };
         tokio::select! {
