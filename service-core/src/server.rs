@@ -50,6 +50,9 @@ pub const MAX_QUERY_MESSAGE_BYTES: usize = 1024 * 1024;
 /// row) or an export chunk, with room.
 pub const MAX_RESPONSE_BYTES: usize = 8 * 1024 * 1024;
 
+/// Streams of one connection that may fail for what the client sent, until it is cut
+/// off; tonic's own default is no end of them (CVE-2025-8671, "made you reset").
+const MAX_FAILED_STREAMS: usize = 1024;
 /// Largest header list of a request; tonic's own default is 16 MiB.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// What a client may send on one stream before it is read.
@@ -187,6 +190,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(millis(config.keepalive_interval_ms)))
         .http2_keepalive_timeout(Some(millis(config.keepalive_timeout_ms)))
         .max_concurrent_streams(config.max_streams_per_connection.get())
+        .http2_max_local_error_reset_streams(Some(MAX_FAILED_STREAMS))
         .http2_max_header_list_size(MAX_HEADER_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

@@ -146,7 +146,8 @@ pub struct ServerConfig {
     pub max_streams: NonZeroUsize,
     /// Streams and calls at once on one connection. Default 256.
     pub max_streams_per_connection: NonZeroU32,
-    /// Time until a call must have answered, or a stream begun. Default 30,000.
+    /// Time until a call must have answered, or a stream begun; and then for the client
+    /// of a call to take the answer. Default 30,000.
     pub call_timeout_ms: NonZeroU64,
     /// Time for a new connection to finish the TLS handshake and the HTTP/2 preface.
     /// Default 10,000.

@@ -150,13 +150,11 @@ where
         return response;
     }
     response.map(|inner| {
-        let stream = RpcBody::new(inner, observation, permit, client_deadline);
-        if method.streaming {
-            let shutdown = method.infrastructure.then(|| limits.shutdown.clone());
-            Body::new(stream.watched(limits.stalled_stream, shutdown))
-        } else {
-            Body::new(stream)
-        }
+        let shutdown = (method.streaming && method.infrastructure).then(|| limits.shutdown.clone());
+        // One answer is taken at once or not at all; a stream may stand for a while.
+        let stalled = if method.streaming { limits.stalled_stream } else { limits.call_timeout };
+        let body = RpcBody::new(inner, observation, permit, client_deadline);
+        Body::new(body.watched(stalled, shutdown))
     })
 }
 

@@ -2,9 +2,10 @@
 //! place, ends it at its deadline, turns a panic into a status, and sets the
 //! trailers right.
 //!
-//! A stream whose client takes nothing is not polled at all: HTTP/2 waits for
-//! window. So no timer inside the body can end it, and a second task, the watch,
-//! takes its content away instead:
+//! A body whose client takes nothing is not polled at all: HTTP/2 waits for
+//! window, also before the first frame. So no timer inside the body can end it,
+//! and a second task, the watch, takes its content away instead; of single
+//! answers too, or a client with a window of zero could hold every place:
 //!
 //! ```text
 //! client stops reading ──▶ not polled ──stalled_stream──▶ watch drops the inner body
@@ -44,7 +45,7 @@ struct State {
     live: Option<Live>,
     /// What the watch wants the client to be told.
     ending: Option<Status>,
-    /// Since when a frame lies with HTTP/2 and nobody asked for the next.
+    /// Since when the headers or a frame lie with HTTP/2 and nobody asked for the next.
     delivered: Option<Instant>,
     waker: Option<Waker>,
 }
@@ -72,12 +73,18 @@ impl RpcBody {
             _permit: permit,
         };
         Self {
-            shared: Arc::new(Mutex::new(State { live: Some(live), ending: None, delivered: None, waker: None })),
+            shared: Arc::new(Mutex::new(State {
+                live: Some(live),
+                ending: None,
+                // The headers.
+                delivered: Some(Instant::now()),
+                waker: None,
+            })),
             _watch: None,
         }
     }
 
-    /// Ends the stream after `stalled` without anything taken, and with the
+    /// Ends the answer after `stalled` without anything taken, and with the
     /// server if `shutdown` is given (for streams that don't watch it themselves).
     pub(super) fn watched(mut self, stalled: Duration, shutdown: Option<CancellationToken>) -> Self {
         let shared = Arc::downgrade(&self.shared);
