@@ -4,14 +4,20 @@
 //! | --- | --- |
 //! | `sandbox` | starts, kills and restarts `audit-service` and `usage-service` on free ports |
 //! | `events` | well-formed events to write, and ids for them |
+//! | `wire` | HTTP/2 by hand, for what no library sends |
+//! | `siege` | attackers that are held against a server for as long as a test wants |
+//! | `metrics` | a service's metrics page |
 //! | `tools` | `grpcurl` and `python3` as a user would run them, and where the real traces are |
 //! | `../tests/` | one file a behaviour |
 //! | `../benches/` | `cargo bench -p e2e -- queries`: figures beside their limits |
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test support: a panic is a failed test")]
 
 pub mod events;
+pub mod metrics;
 pub mod sandbox;
+pub mod siege;
 pub mod tools;
+pub mod wire;
 
 pub use sandbox::{Engine, Sandbox, Service};
 

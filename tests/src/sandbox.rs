@@ -7,6 +7,8 @@ use tempfile::TempDir;
 use testkit::{ChildProcess, Postgres, binary};
 use tonic::transport::{Channel, Endpoint};
 
+use crate::metrics::metric;
+
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Which database a sandbox's services keep their data in.
@@ -26,9 +28,14 @@ pub struct Sandbox {
 
 impl Sandbox {
     pub async fn start(engine: Engine) -> Self {
+        Self::start_with(engine, &[]).await
+    }
+
+    /// With environment variables for both, as [`Service::start`] takes them.
+    pub async fn start_with(engine: Engine, settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let audit = Service::start("audit", &database_url(engine, &folder, "audit").await, &[]).await;
-        let usage = Service::start("usage", &database_url(engine, &folder, "usage").await, &[]).await;
+        let audit = Service::start("audit", &database_url(engine, &folder, "audit").await, settings).await;
+        let usage = Service::start("usage", &database_url(engine, &folder, "usage").await, settings).await;
         Self { audit, usage, folder }
     }
 }
@@ -58,7 +65,7 @@ impl Service {
             settings.iter().map(|(key, value)| (format!("{prefix}_{key}"), (*value).to_owned())).collect();
         settings.push((format!("{prefix}_DATABASE_URL"), database_url.to_owned()));
         if !settings.iter().any(|(key, _)| key.ends_with("_METRICS_LISTEN")) {
-            settings.push((format!("{prefix}_METRICS_LISTEN"), String::new()));
+            settings.push((format!("{prefix}_METRICS_LISTEN"), "127.0.0.1:0".to_owned()));
         }
         let listen = format!("127.0.0.1:{}", testkit::free_port());
         let (process, address) = launch(name, &settings, &listen).await;
@@ -80,6 +87,14 @@ impl Service {
 
     pub fn process_mut(&mut self) -> &mut ChildProcess {
         &mut self.process
+    }
+
+    /// The sum of a metric over all its labels; zero where it has none yet.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let log = self.process.log();
+        let page = log.rsplit_once("http://").and_then(|(_, rest)| rest.split_once("/metrics"));
+        let (address, _) = page.expect("the log says where metrics are, unless a test wants none");
+        metric(address, name, "").await.unwrap_or(0.0)
     }
 
     /// A connection made at its first call, and anew when it broke.

@@ -7,8 +7,6 @@ use std::time::Duration;
 
 use e2e::Service;
 use e2e::tools::root;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// Cores, processor, memory and what else keeps the machine busy.
 pub(crate) fn machine() -> String {
@@ -89,18 +87,7 @@ impl Measured {
 
     /// The sum of a metric over its labels that `has` names, or nothing where it is not there.
     pub(crate) async fn metric(&self, name: &str, has: &str) -> Option<f64> {
-        let mut stream = TcpStream::connect(&self.metrics).await.unwrap();
-        let request = format!("GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.metrics);
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut page = String::new();
-        stream.read_to_string(&mut page).await.unwrap();
-        let values = page.lines().filter_map(|line| {
-            let rest = line.strip_prefix(name)?;
-            let (labels, value) = rest.rsplit_once(' ')?;
-            let whole = labels.is_empty() || labels.starts_with('{');
-            (whole && labels.contains(has)).then(|| value.parse::<f64>().unwrap())
-        });
-        values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+        e2e::metrics::metric(&self.metrics, name, has).await
     }
 }
 

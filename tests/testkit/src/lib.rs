@@ -9,6 +9,7 @@
 //! eventually     wait for a condition instead of sleeping
 //! free_port      a port nobody listens on
 //! rss_bytes      the memory a process holds
+//! open_files     how many files and sockets it holds
 //! ```
 //!
 //! Whatever is started here ends with the value that stands for it, and also when the test process is
@@ -28,5 +29,5 @@ pub use binary::binary;
 pub use citus::Citus;
 pub use identity::{AUDIENCE, Authority, ISSUER, Realm, Signer, base64url};
 pub use postgres::{Durability, Postgres};
-pub use process::{ChildProcess, Signal, free_port, rss_bytes};
+pub use process::{ChildProcess, Signal, free_port, open_files, rss_bytes};
 pub use wait::{Condition, eventually};

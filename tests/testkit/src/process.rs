@@ -212,3 +212,12 @@ pub fn rss_bytes(pid: u32) -> u64 {
         .map(|kibibytes| kibibytes * 1024)
         .unwrap_or_else(|| panic!("{path} has no VmRSS: the process has ended"))
 }
+
+/// How many files, sockets among them, a process holds open at this moment.
+///
+/// # Panics
+/// When there is no such process.
+pub fn open_files(pid: u32) -> usize {
+    let path = format!("/proc/{pid}/fd");
+    fs::read_dir(&path).unwrap_or_else(|why| panic!("{path}: {why}")).count()
+}

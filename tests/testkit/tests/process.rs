@@ -116,3 +116,23 @@ fn memory_is_measured_in_bytes() {
     assert!(after >= before + held.len() as u64 / 2, "{before} then {after}");
     assert!(after < before + (1 << 30), "{before} then {after}");
 }
+
+#[test]
+fn open_files_are_counted() {
+    // A child's, because the other tests of this process open files of their own; the two differ by these three.
+    let with = |redirections: &str| {
+        let mut shell = std::process::Command::new("sh")
+            .args(["-c", &format!("exec {redirections}; echo ready; read wait")])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        let count = testkit::open_files(shell.id());
+        drop(shell.stdin.take());
+        shell.wait().unwrap();
+        count
+    };
+    assert_eq!(with("3</dev/null 4</dev/null 5</dev/null"), with("3<&- 4<&- 5<&-") + 3);
+}
