@@ -21,8 +21,10 @@ use crate::config::{ConfigError, LogFormat, TelemetryConfig};
 /// How long the last spans may take on their way out when the process ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Tells of every migration that there is nothing to do.
-const QUIET: &str = "sea_orm_migration";
+/// Those who say more than is worth a line, and from where on they are heard: one tells of
+/// every migration that there is nothing to do, one of every connection that it cut off,
+/// so that whoever floods a server would flood its log.
+const QUIET: [(&str, &str); 2] = [("sea_orm_migration", "warn"), ("h2", "error")];
 
 /// Keeps traces flowing; dropping it sends what is left, in bounded time.
 #[derive(Debug)]
@@ -67,8 +69,8 @@ pub fn init(config: &TelemetryConfig, service_name: &str) -> anyhow::Result<Tele
     Ok(TelemetryGuard { provider })
 }
 
-/// The filter as it is written; of migrations only warnings, unless it names them or
-/// is not the usual one.
+/// The filter as it is written, and those of [`QUIET`] unless it names them or is not the
+/// usual one.
 fn log_filter(text: &str) -> Result<EnvFilter, ConfigError> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let refused = || {
@@ -84,9 +86,11 @@ fn log_filter(text: &str) -> Result<EnvFilter, ConfigError> {
     if !directives.iter().all(|directive| directive.contains(['=', '[', ']']) || is_level(directive)) {
         return Err(refused());
     }
-    let is_usual = directives.iter().any(|directive| directive.eq_ignore_ascii_case("info"));
-    let quiet = if is_usual && !text.contains(QUIET) { format!("{QUIET}=warn") } else { String::new() };
-    EnvFilter::builder().parse([&directives.join(","), quiet.as_str()].join(",")).map_err(|_| refused())
+    let is_usual = directives.iter().any(|directive| ["info", "warn"].contains(&directive.to_lowercase().as_str()));
+    let quiet = QUIET.iter().filter(|(target, _)| is_usual && !text.contains(target));
+    let quiet = quiet.map(|(target, level)| format!("{target}={level}"));
+    let all: Vec<String> = directives.into_iter().map(str::to_owned).chain(quiet).collect();
+    EnvFilter::builder().parse(all.join(",")).map_err(|_| refused())
 }
 
 fn tracer_provider(config: &TelemetryConfig, service_name: &str) -> anyhow::Result<Option<SdkTracerProvider>> {
@@ -120,9 +124,13 @@ mod tests {
             let why = log_filter(text).expect_err(text).to_string();
             assert!(why.starts_with(&format!("telemetry.log is {text:?}, allowed is a level (off, ")), "{why}");
         }
+        let said = |text: &str, what: &str| log_filter(text).expect(text).to_string().contains(what);
         for (text, quiet) in [("info", true), ("debug", false), ("off", false), ("info,sea_orm_migration=info", false)]
         {
-            assert_eq!(log_filter(text).expect(text).to_string().contains("sea_orm_migration=warn"), quiet, "{text}");
+            assert_eq!(said(text, "sea_orm_migration=warn"), quiet, "{text}");
+        }
+        for (text, quiet) in [("info", true), ("Warn", true), ("debug", false), ("info,h2=debug", false)] {
+            assert_eq!(said(text, "h2=error"), quiet, "{text}");
         }
     }
 }
