@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `sandbox` | starts, kills and restarts `audit-service` and `usage-service` on free ports |
 //! | `events` | well-formed events to write, and ids for them |
+//! | `raw` | a gRPC client that sends any bytes as its message |
 //! | `wire` | HTTP/2 by hand, for what no library sends |
 //! | `siege` | attackers that are held against a server for as long as a test wants |
 //! | `metrics` | a service's metrics page |
@@ -14,6 +15,7 @@
 
 pub mod events;
 pub mod metrics;
+pub mod raw;
 pub mod sandbox;
 pub mod siege;
 pub mod tools;

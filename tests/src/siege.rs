@@ -13,6 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use activity_proto::audit::v1 as audit;
+use activity_proto::common::v1::{TimeRange, TimeRangePreset, time_range::Range};
+use activity_proto::usage::v1 as usage;
+use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -45,8 +49,8 @@ impl Siege {
                     };
                     if socket.write_all(&PREFACE[..12]).await.is_ok() {
                         open.fetch_add(1, Ordering::Relaxed);
-                        // Until the server closes it.
-                        let _ = socket.read(&mut [0]).await;
+                        // Until the server closes it; it says its own preface before.
+                        while socket.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
                         open.fetch_sub(1, Ordering::Relaxed);
                     }
                 }
@@ -176,5 +180,49 @@ impl Phase {
     pub fn figures(&self) -> String {
         let ms = |per_mille| self.at(per_mille).as_secs_f64() * 1e3;
         format!("{} writes, p50 {:.2} ms, p99 {:.2} ms, slowest {:.2} ms", self.count(), ms(500), ms(990), ms(1000))
+    }
+}
+
+/// What a service is attacked with.
+#[derive(Debug, Clone)]
+pub struct Attacks {
+    /// The method whose calls are reset.
+    pub path: &'static str,
+    /// The export that nobody reads.
+    pub export: &'static str,
+    /// Its request, encoded: the last day.
+    pub request: Vec<u8>,
+}
+
+fn last_day() -> TimeRange {
+    TimeRange { range: Some(Range::Preset(TimeRangePreset::Last24Hours.into())), time_zone: String::new() }
+}
+
+/// For audit-service.
+pub fn audit() -> Attacks {
+    let request = audit::ExportEntriesRequest {
+        range: Some(audit::export_entries_request::Range::TimeRange(last_day())),
+        format: audit::ExportFormat::Jsonl.into(),
+        ..Default::default()
+    };
+    Attacks {
+        path: "/activity.audit.v1.AuditQueryService/ListEntries",
+        export: "/activity.audit.v1.AuditQueryService/ExportEntries",
+        request: request.encode_to_vec(),
+    }
+}
+
+/// For usage-service.
+pub fn usage() -> Attacks {
+    let request = usage::ExportUsageRequest {
+        time_range: Some(last_day()),
+        shape: usage::ExportShape::Requests.into(),
+        format: usage::ExportFormat::Csv.into(),
+        ..Default::default()
+    };
+    Attacks {
+        path: "/activity.usage.v1.UsageQueryService/GetSummary",
+        export: "/activity.usage.v1.UsageQueryService/ExportUsage",
+        request: request.encode_to_vec(),
     }
 }

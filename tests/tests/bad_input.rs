@@ -16,7 +16,7 @@ use activity_proto::usage::v1::{
     Bucket, Dimension, GetTimeSeriesRequest, ListBreakdownRequest, ListRequestsRequest, RecordUsageRequest,
     StreamUsageRequest, UsageEvent,
 };
-use e2e::{Engine, Sandbox, events};
+use e2e::{Engine, Sandbox, events, raw};
 use prost::Message;
 use prost_types::Timestamp;
 use tokio_stream::StreamExt;
@@ -259,55 +259,6 @@ async fn sizes_over_the_limits_are_refused_for_good() {
     assert_eq!(answer.into_inner().accepted, Some(1));
 }
 
-/// A client that sends whatever bytes it is given as the message.
-mod raw {
-    use prost::bytes::{Buf, BufMut, Bytes};
-    use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-    use tonic::transport::Channel;
-    use tonic::{Request, Status};
-
-    #[derive(Debug, Default, Clone, Copy)]
-    pub(crate) struct RawCodec;
-
-    impl Codec for RawCodec {
-        type Encode = Bytes;
-        type Decode = Bytes;
-        type Encoder = Self;
-        type Decoder = Self;
-        fn encoder(&mut self) -> Self {
-            Self
-        }
-        fn decoder(&mut self) -> Self {
-            Self
-        }
-    }
-
-    impl Encoder for RawCodec {
-        type Item = Bytes;
-        type Error = Status;
-        fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-            buffer.put(item);
-            Ok(())
-        }
-    }
-
-    impl Decoder for RawCodec {
-        type Item = Bytes;
-        type Error = Status;
-        fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-            Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-        }
-    }
-
-    pub(crate) async fn call(channel: Channel, path: &'static str, message: &[u8]) -> Result<Bytes, Status> {
-        let mut grpc = tonic::client::Grpc::new(channel);
-        grpc.ready().await.map_err(|why| Status::unknown(why.to_string()))?;
-        let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
-        let request = Request::new(Bytes::copy_from_slice(message));
-        Ok(grpc.unary(request, path, RawCodec).await?.into_inner())
-    }
-}
-
 #[tokio::test]
 async fn what_cannot_be_decoded_is_refused_with_nothing_echoed() {
     let sandbox = Sandbox::start(Engine::Sqlite).await;
@@ -318,7 +269,7 @@ async fn what_cannot_be_decoded_is_refused_with_nothing_echoed() {
     for message in [invalid_utf8, beyond_the_end, nesting] {
         let channel = sandbox.audit.channel();
         let path = "/activity.audit.v1.AuditQueryService/ListEntries";
-        let status = raw::call(channel, path, &message).await.unwrap_err();
+        let status = raw::call(channel, path, message.into(), None).await.unwrap_err();
         assert_eq!(refusal(&status).0, Code::InvalidArgument, "{status:?}");
         assert_eq!(refusal(&status).1, "MALFORMED_MESSAGE");
         assert!(status.message().len() < 120, "{}", status.message());
