@@ -9,12 +9,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::TryStreamExt as _;
 use sea_orm::{ConnectionTrait as _, DatabaseTransaction, StreamTrait as _};
 use service_core::auth::Access;
 use service_core::error::{Error, Result};
 use service_core::time_range::rfc3339;
+use tokio::time::{Instant, sleep};
 
 use super::Place;
 use super::read::{any_of, dimensions_with_ids, level, list};
@@ -23,6 +25,10 @@ use crate::model::{Dimension, Filter, Scope};
 use crate::rollup::{Cut, Delta, FullRow, Level, MEASURES, Overlay, Section, Span, Values};
 use crate::store::Store;
 use crate::store::cells::{Cell, Cut as CellCut};
+
+/// How long workers may take to finish what was committed; and the pause between two looks.
+const UNFINISHED_PATIENCE: Duration = Duration::from_secs(5);
+const UNFINISHED_PAUSE: Duration = Duration::from_millis(20);
 
 /// What a check found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -123,7 +129,7 @@ impl Store {
         let until = match &lock {
             Some(_) => {
                 let until = self.watermark().await?;
-                self.all_recovered().await?;
+                self.all_finished().await?;
                 Some(until)
             }
             None => None,
@@ -215,21 +221,44 @@ impl Store {
         Ok(())
     }
 
-    /// Refuses while a cluster has transactions that a worker may not have finished: of a worker that died after the
-    /// first phase of a commit, and is back, rows are missing until Citus has looked after it.
-    async fn all_recovered(&self) -> Result<()> {
+    /// Waits until the workers of a cluster have finished what was committed when this began; refuses if they don't soon.
+    /// Of a worker that died between the two phases of a commit, and is back, rows are missing until Citus has looked
+    /// after it: until then they are prepared there.
+    async fn all_finished(&self) -> Result<()> {
         if !self.spread {
             return Ok(());
         }
-        let sql = "SELECT COUNT(*) FROM pg_dist_transaction";
-        let row = self.db.writer.query_one_raw(self.statement(sql, [])).await?;
-        match row.map_or(Ok(0), |row| row.try_get_by_index::<i64>(0))? {
-            0 => Ok(()),
-            left => Err(Error::storage_unavailable(anyhow::anyhow!(
-                "nothing is repaired while pg_dist_transaction is not empty: Citus still has to look whether the \
-                 workers have finished {left} transactions (citus.recover_2pc_interval)"
-            ))),
+        let deadline = Instant::now() + UNFINISHED_PATIENCE;
+        let mut waited_for = self.unfinished().await?;
+        while !waited_for.is_empty() {
+            if Instant::now() > deadline {
+                return Err(Error::storage_unavailable(anyhow::anyhow!(
+                    "nothing is repaired while workers have prepared transactions that nobody finishes \
+                     (pg_prepared_xacts): {}; Citus looks after them (citus.recover_2pc_interval)",
+                    waited_for.into_iter().take(5).collect::<Vec<_>>().join(", ")
+                )));
+            }
+            sleep(UNFINISHED_PAUSE).await;
+            let now = self.unfinished().await?;
+            waited_for.retain(|name| now.contains(name));
         }
+        Ok(())
+    }
+
+    /// The transactions that are prepared on any node of the cluster and not finished.
+    async fn unfinished(&self) -> Result<BTreeSet<String>> {
+        let sql = "SELECT success, result FROM run_command_on_all_nodes($$ \
+                   SELECT COALESCE(string_agg(gid, ' '), '') FROM pg_prepared_xacts \
+                   WHERE database = current_database() AND starts_with(gid, 'citus_') $$)";
+        let mut names = BTreeSet::new();
+        for row in self.db.writer.query_all_raw(self.statement(sql, [])).await? {
+            let result: String = row.try_get_by_index(1)?;
+            if !row.try_get_by_index::<bool>(0)? {
+                return Err(Error::storage_unavailable(anyhow::anyhow!("a node of the cluster: {result}")));
+            }
+            names.extend(result.split_whitespace().map(str::to_owned));
+        }
+        Ok(names)
     }
 
     /// The texts of ids as they are stored, with gaps where some are not.
