@@ -4,7 +4,7 @@ use prost::bytes::{Buf, BufMut, Bytes};
 use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 
 #[derive(Debug, Default, Clone, Copy)]
 struct RawCodec;
@@ -46,12 +46,22 @@ pub async fn call(
     message: Bytes,
     compression: Option<CompressionEncoding>,
 ) -> Result<Option<Bytes>, Status> {
+    answers(channel, path, Request::new(message), compression).await?.message().await
+}
+
+/// Calls a method with one message; all messages of its answer, as they come.
+pub async fn answers(
+    channel: Channel,
+    path: &str,
+    request: Request<Bytes>,
+    compression: Option<CompressionEncoding>,
+) -> Result<Streaming<Bytes>, Status> {
     let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(16 << 20);
     if let Some(encoding) = compression {
         grpc = grpc.send_compressed(encoding);
     }
     grpc.ready().await.map_err(|why| Status::unknown(why.to_string()))?;
     let path = PathAndQuery::try_from(path).map_err(|why| Status::unknown(why.to_string()))?;
-    let request = Request::new(tokio_stream::iter([message]));
-    grpc.streaming(request, path, RawCodec).await?.into_inner().message().await
+    let request = request.map(|message| tokio_stream::iter([message]));
+    Ok(grpc.streaming(request, path, RawCodec).await?.into_inner())
 }
