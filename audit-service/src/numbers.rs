@@ -20,4 +20,9 @@ impl NumberBlock {
     pub(crate) fn of(producer: &Producer) -> Self {
         Self { producer_id: producer.id.clone(), epoch: producer.epoch, block: block_of(producer.sequence) }
     }
+
+    /// Whether it is the block that holds an event's number.
+    pub(crate) fn holds(&self, producer: &Producer) -> bool {
+        self.producer_id == producer.id && self.epoch == producer.epoch && self.block == block_of(producer.sequence)
+    }
 }

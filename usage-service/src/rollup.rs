@@ -48,7 +48,9 @@ mod values;
 mod tests;
 
 pub(crate) use block::{Block, blocks};
-pub(crate) use delta::{Delta, DeltaRow, encode as encode_delta};
+#[cfg(test)]
+pub(crate) use delta::encode as encode_delta;
+pub(crate) use delta::{Delta, DeltaRow, Summing};
 pub(crate) use plan::{Plan, RawPart, plan};
 pub(crate) use question::{IdFilter, Question};
 pub(crate) use section::Section;

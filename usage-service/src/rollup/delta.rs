@@ -112,17 +112,22 @@ fn add(sums: &Measures, more: &Measures) -> Option<Measures> {
     Some(result)
 }
 
-/// Sums up what a transaction accepted: events with their costs, none where they
-/// have no price.
-pub(crate) fn encode<'a>(rows: impl IntoIterator<Item = (&'a Event, Option<i64>)>) -> Vec<u8> {
-    let mut texts: [Texts<'_>; TEXTS.len()] = Default::default();
-    let mut index: HashMap<Key, usize, BuildHasherDefault<Mixer>> = HashMap::default();
-    let mut sums: Vec<(Key, Measures)> = Vec::new();
-    for (event, cost_nanos) in rows {
+/// Sums up what a transaction accepted, event by event.
+#[derive(Debug, Default)]
+pub(crate) struct Summing<'a> {
+    texts: [Texts<'a>; TEXTS.len()],
+    /// Where the sums of a key are.
+    index: HashMap<Key, usize, BuildHasherDefault<Mixer>>,
+    sums: Vec<(Key, Measures)>,
+}
+
+impl<'a> Summing<'a> {
+    /// Adds an event with its cost, none where it has no price.
+    pub(crate) fn add(&mut self, event: &'a Event, cost_nanos: Option<i64>) {
         let fields =
             [&event.user_id, &event.team_id, &event.api_key_id, &event.provider, &event.model, &event.instance_id];
         let mut places = [0; TEXTS.len()];
-        for ((place, texts), text) in places.iter_mut().zip(&mut texts).zip(fields) {
+        for ((place, texts), text) in places.iter_mut().zip(&mut self.texts).zip(fields) {
             *place = texts.place(text);
         }
         let key = Key {
@@ -131,18 +136,30 @@ pub(crate) fn encode<'a>(rows: impl IntoIterator<Item = (&'a Event, Option<i64>)
             status: event.status.number().unsigned_abs().into(),
         };
         let measures = measures(event, cost_nanos);
-        let next = sums.len();
-        let at = index.entry(key).or_insert(next);
+        let next = self.sums.len();
+        let at = self.index.entry(key).or_insert(next);
         // A sum that would leave 64 bits goes on in another row of the same keys.
-        match sums.get(*at).map(|(_, sum)| add(sum, &measures)) {
-            Some(Some(sum)) => sums[*at].1 = sum,
+        match self.sums.get(*at).map(|(_, sum)| add(sum, &measures)) {
+            Some(Some(sum)) => self.sums[*at].1 = sum,
             _ => {
                 *at = next;
-                sums.push((key, measures));
+                self.sums.push((key, measures));
             }
         }
     }
-    write(&texts.map(|texts| texts.texts), &mut sums)
+
+    /// The delta.
+    pub(crate) fn finish(mut self) -> Vec<u8> {
+        write(&self.texts.map(|texts| texts.texts), &mut self.sums)
+    }
+}
+
+/// The delta of so many events.
+#[cfg(test)]
+pub(crate) fn encode<'a>(rows: impl IntoIterator<Item = (&'a Event, Option<i64>)>) -> Vec<u8> {
+    let mut summing = Summing::default();
+    rows.into_iter().for_each(|(event, cost_nanos)| summing.add(event, cost_nanos));
+    summing.finish()
 }
 
 fn write(texts: &[Vec<&str>; TEXTS.len()], rows: &mut [(Key, Measures)]) -> Vec<u8> {

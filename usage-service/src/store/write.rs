@@ -48,7 +48,7 @@ use uuid::Uuid;
 
 use super::Store;
 use crate::model::{Charge, DroppedRange, NewRequest, Outcome};
-use crate::rollup;
+use crate::rollup::Summing;
 
 /// Ids in one lookup.
 const LOOKUP: usize = 1_000;
@@ -91,6 +91,10 @@ struct Known {
 #[derive(Default)]
 struct References<'a> {
     charges: BTreeMap<i64, &'a Charge>,
+    /// The references of those charges: a hash of a few texts is far quicker than theirs.
+    by_texts: HashMap<[&'a str; 5], i64>,
+    /// The last producer, and its reference.
+    producer: Option<((&'a str, i64), i64)>,
     producers: BTreeMap<i64, (&'a str, i64)>,
     dropped: BTreeSet<(i64, i64, i64)>,
 }
@@ -157,11 +161,11 @@ impl Transaction {
         }
     }
 
-    /// How many of these rows went in.
-    async fn insert(&mut self, rows: &[&Row<'_>], stamp: Stamp) -> Result<u64> {
+    /// How many of these rows went in. They are summed up while the database is at work.
+    async fn insert<'a>(&mut self, rows: &[&'a Row<'a>], stamp: Stamp, sums: &mut Summing<'a>) -> Result<u64> {
         match self {
-            Self::Sqlite(transaction) => sqlite::insert(transaction, rows, stamp).await,
-            Self::Postgres(transaction) => postgres::insert(transaction, rows, stamp).await,
+            Self::Sqlite(transaction) => sqlite::insert(transaction, rows, stamp, sums).await,
+            Self::Postgres(transaction) => postgres::insert(transaction, rows, stamp, sums).await,
         }
     }
 
@@ -210,7 +214,7 @@ impl Transaction {
         Ok(())
     }
 
-    async fn write_rows(&mut self, group: &mut Group<'_>, stamp: Stamp) -> Result<()> {
+    async fn write_rows<'a>(&mut self, group: &mut Group<'a>, stamp: Stamp) -> Result<()> {
         let mut pending: Vec<usize> =
             (0..group.rows.len()).filter(|index| group.outcomes[*index] == Outcome::Accepted).collect();
         // Stable: of one id, the first that came stays the first.
@@ -232,8 +236,10 @@ impl Transaction {
                 first.retain(|index| group.outcomes[*index] == Outcome::Accepted);
             }
 
-            let batch: Vec<&Row<'_>> = first.iter().map(|index| &group.rows[*index]).collect();
-            let inserted = self.insert(&batch, stamp).await?;
+            let rows = group.rows;
+            let batch: Vec<&Row<'_>> = first.iter().map(|index| &rows[*index]).collect();
+            let inserted = self.insert(&batch, stamp, &mut group.sums).await?;
+            group.summed += batch.len();
             if inserted < batch.len() as u64 || !again.is_empty() {
                 self.lookup_all(&group.ids(&first), &mut known).await?;
                 for index in &first {
@@ -278,6 +284,9 @@ struct Group<'a> {
     numbers: BTreeMap<NumberBlock, Numbers>,
     /// Blocks to which numbers were added.
     counted: BTreeSet<NumberBlock>,
+    /// Sums of what was inserted, and perhaps of what was there, and of how many rows.
+    sums: Summing<'a>,
+    summed: usize,
 }
 
 impl<'a> Group<'a> {
@@ -287,7 +296,8 @@ impl<'a> Group<'a> {
             false => Outcome::Accepted,
         };
         let outcomes = rows.iter().map(outcome).collect();
-        Self { rows, outcomes, accepted: Vec::with_capacity(rows.len()), numbers, counted: BTreeSet::new() }
+        let accepted = Vec::with_capacity(rows.len());
+        Self { rows, outcomes, accepted, numbers, counted: BTreeSet::new(), sums: Summing::default(), summed: 0 }
     }
 
     fn id(&self, index: usize) -> Uuid {
@@ -339,10 +349,14 @@ impl<'a> Group<'a> {
     }
 
     /// What rollups have to add: the rows that went in, and nothing of the others.
-    fn delta(&self) -> Option<Vec<u8>> {
-        let accepted = self.accepted.iter().map(|index| self.rows[*index].request);
-        let costed = accepted.map(|request| (&request.event, request.charge.cost_nanos()));
-        (!self.accepted.is_empty()).then(|| rollup::encode_delta(costed))
+    fn delta(&mut self) -> Option<Vec<u8>> {
+        let mut sums = std::mem::take(&mut self.sums);
+        // Only rows that were inserted are accepted, so that equal numbers mean the same rows.
+        if self.summed != self.accepted.len() {
+            sums = Summing::default();
+            self.accepted.iter().for_each(|index| self.rows[*index].sum_up(&mut sums));
+        }
+        (!self.accepted.is_empty()).then(|| sums.finish())
     }
 
     /// The blocks to store.
@@ -352,7 +366,11 @@ impl<'a> Group<'a> {
     }
 }
 
-impl Row<'_> {
+impl<'a> Row<'a> {
+    fn sum_up(&self, sums: &mut Summing<'a>) {
+        sums.add(&self.request.event, self.request.charge.cost_nanos());
+    }
+
     /// The number that its producer gave it, and the block that holds it.
     fn number(&self) -> Option<(NumberBlock, u64)> {
         let number = self.request.event.producer.as_ref()?.sequence.cast_unsigned();
@@ -367,26 +385,31 @@ fn repeated(known: &Known, row: &Row<'_>) -> Outcome {
 
 impl<'a> References<'a> {
     fn row(&mut self, request: &'a NewRequest) -> Row<'a> {
-        let charge_ref = charge_reference(&request.charge);
-        self.charges.insert(charge_ref, &request.charge);
+        let charge_ref = *self.by_texts.entry(charge_texts(&request.charge)).or_insert_with_key(|texts| {
+            let charge_ref = reference(texts.map(str::as_bytes));
+            self.charges.insert(charge_ref, &request.charge);
+            charge_ref
+        });
         let producer_ref = request.event.producer.as_ref().map(|producer| self.producer(&producer.id, producer.epoch));
         Row { request, charge_ref, producer_ref }
     }
 
     fn producer(&mut self, id: &'a str, epoch: i64) -> i64 {
-        let reference = reference([id.as_bytes(), &epoch.to_be_bytes()[..]]);
-        self.producers.insert(reference, (id, epoch));
-        reference
+        match self.producer {
+            Some((last, reference)) if last == (id, epoch) => reference,
+            _ => {
+                let reference = reference([id.as_bytes(), &epoch.to_be_bytes()[..]]);
+                self.producers.insert(reference, (id, epoch));
+                self.producer = Some(((id, epoch), reference));
+                reference
+            }
+        }
     }
 
     fn dropped(&mut self, range: &'a DroppedRange) {
         let producer = self.producer(&range.producer_id, range.epoch);
         self.dropped.insert((producer, range.first_sequence, range.last_sequence));
     }
-}
-
-fn charge_reference(charge: &Charge) -> i64 {
-    reference(charge_texts(charge).map(str::as_bytes))
 }
 
 /// The columns of `usage_charges` beside its key: the price, or why there is none.

@@ -9,13 +9,17 @@ use sqlx::postgres::PgRow;
 use sqlx::{Postgres, Row as _};
 use uuid::Uuid;
 
-use super::{Known, NewRow, hash};
+use super::{Known, NewRow, Settling, hash};
 use crate::event::Dropped;
 use crate::numbers::NumberBlock;
 use crate::store::{Heads, signed, unsigned};
 
-/// Rows of one COPY: bounds the message.
-const COPY_ROWS: usize = 2_000;
+/// Rows that are sent at once: while the server takes them in, the next ones are made.
+const PIECE: usize = 128;
+/// First bytes of a COPY: signature, no flags, no extension.
+const COPY_BEGIN: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+/// Its last ones.
+const COPY_END: [u8; 2] = (-1_i16).to_be_bytes();
 
 pub(super) struct Transaction(sqlx::Transaction<'static, Postgres>);
 
@@ -94,19 +98,32 @@ impl Transaction {
     }
 
     /// By COPY, which takes rows faster than any INSERT: what would be a duplicate has been left out already.
-    pub(super) async fn insert(&mut self, rows: &[NewRow<'_>]) -> Result<()> {
-        for rows in rows.chunks(COPY_ROWS) {
-            let data = copy_data(rows);
-            let mut copy = self
-                .0
-                .copy_in_raw(
-                    "COPY audit_entries (instance_id, sequence, id, occurred_at, stage, operation_id, content_hash, \
-                     leaf_hash, canonical) FROM STDIN (FORMAT binary)",
-                )
-                .await?;
-            copy.send(data).await.map_err(taken_meanwhile)?;
-            copy.finish().await.map_err(taken_meanwhile)?;
+    pub(super) async fn insert(&mut self, settling: &mut Settling<'_>) -> Result<()> {
+        let mut rows = settling.rows(PIECE)?;
+        if rows.is_empty() {
+            return Ok(());
         }
+        let mut copy = self
+            .0
+            .copy_in_raw(
+                "COPY audit_entries (instance_id, sequence, id, occurred_at, stage, operation_id, content_hash, \
+                 leaf_hash, canonical) FROM STDIN (FORMAT binary)",
+            )
+            .await?;
+        let mut data = COPY_BEGIN.to_vec();
+        while !rows.is_empty() {
+            rows.iter().for_each(|row| put_row(&mut data, row));
+            copy.send(std::mem::take(&mut data)).await.map_err(taken_meanwhile)?;
+            rows = match settling.rows(PIECE) {
+                Ok(rows) => rows,
+                Err(error) => {
+                    copy.abort("the group cannot be settled").await?;
+                    return Err(error);
+                }
+            };
+        }
+        copy.send(&COPY_END[..]).await.map_err(taken_meanwhile)?;
+        copy.finish().await.map_err(taken_meanwhile)?;
         Ok(())
     }
 
@@ -165,35 +182,26 @@ impl Transaction {
     }
 }
 
-/// Rows in PostgreSQL's binary format of COPY (section "Binary Format" of its documentation).
-fn copy_data(rows: &[NewRow<'_>]) -> Vec<u8> {
-    let texts: usize = rows.iter().map(|row| row.canonical.len()).sum();
-    let mut data = Vec::with_capacity(texts + rows.len() * 256);
-    // Signature, no flags, no extension.
-    data.extend_from_slice(b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0");
-    for row in rows {
-        let event = row.event;
-        let columns: [&[u8]; 9] = [
-            event.instance_id.as_bytes(),
-            &signed(row.sequence).to_be_bytes(),
-            event.id.as_bytes(),
-            &event.occurred_at_us.to_be_bytes(),
-            &(event.stage.number() as i16).to_be_bytes(),
-            event.operation_id.as_bytes(),
-            &event.prefix.content_hash,
-            &row.leaf_hash,
-            row.canonical.as_bytes(),
-        ];
-        data.extend_from_slice(&(columns.len() as i16).to_be_bytes());
-        for column in columns {
-            // Entries are far below 2 GiB.
-            data.extend_from_slice(&(column.len() as i32).to_be_bytes());
-            data.extend_from_slice(column);
-        }
+/// Appends a row in PostgreSQL's binary format of COPY (section "Binary Format" of its documentation).
+fn put_row(data: &mut Vec<u8>, row: &NewRow<'_>) {
+    let event = row.event;
+    let columns: [&[u8]; 9] = [
+        event.instance_id.as_bytes(),
+        &signed(row.sequence).to_be_bytes(),
+        event.id.as_bytes(),
+        &event.occurred_at_us.to_be_bytes(),
+        &(event.stage.number() as i16).to_be_bytes(),
+        event.operation_id.as_bytes(),
+        &event.prefix.content_hash,
+        &row.leaf_hash,
+        row.canonical.as_bytes(),
+    ];
+    data.extend_from_slice(&(columns.len() as i16).to_be_bytes());
+    for column in columns {
+        // Entries are far below 2 GiB.
+        data.extend_from_slice(&(column.len() as i32).to_be_bytes());
+        data.extend_from_slice(column);
     }
-    // The end.
-    data.extend_from_slice(&(-1_i16).to_be_bytes());
-    data
 }
 
 /// The columns of blocks, for `unnest`.

@@ -4,24 +4,27 @@
 //! numbered ones have names, which the driver asks for one by one and SQLite looks for in a list.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use sea_orm::DatabaseConnection;
 use service_core::error::{Error, Result};
 use service_core::numbers::Numbers;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row as _, Sqlite};
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{Arguments as _, Row as _, Sqlite};
 use uuid::Uuid;
 
-use super::{Known, NewRow, hash};
+use super::{Known, NewRow, Settling, hash};
 use crate::event::Dropped;
 use crate::numbers::NumberBlock;
 use crate::store::{Heads, signed, unsigned};
 
 const INSERT_COLUMNS: usize = 9;
 
-/// INSERT statements by their number of rows, the largest first.
-static INSERTS: LazyLock<[(usize, String); 4]> = LazyLock::new(|| [512, 64, 8, 1].map(|rows| (rows, insert_sql(rows))));
+/// INSERT statements by their number of rows, the largest first. What a larger one needs of memory no longer fits the
+/// processor's caches: 512 rows take half as long again.
+static INSERTS: LazyLock<[(usize, String); 3]> = LazyLock::new(|| [64, 8, 1].map(|rows| (rows, insert_sql(rows))));
+/// Rows that are made at once.
+const PIECE: usize = 64;
 
 /// SELECT statements by their number of ids, the largest first.
 static KNOWN: LazyLock<[(usize, String); 3]> = LazyLock::new(|| {
@@ -116,22 +119,20 @@ impl Transaction {
         Ok(numbers)
     }
 
-    pub(super) async fn insert(&mut self, rows: &[NewRow<'_>]) -> Result<()> {
-        for (rows, sql) in pieces(rows, &*INSERTS) {
-            let mut query = sqlx::query(sql);
-            for row in rows {
-                query = query
-                    .bind(row.event.instance_id.as_str())
-                    .bind(signed(row.sequence))
-                    .bind(row.event.id)
-                    .bind(row.event.occurred_at_us)
-                    .bind(row.event.stage.number())
-                    .bind(row.event.operation_id.as_str())
-                    .bind(&row.event.prefix.content_hash[..])
-                    .bind(&row.leaf_hash[..])
-                    .bind(row.canonical.as_str());
-            }
-            query.execute(&mut *self.0).await?;
+    /// While SQLite's own thread works on one piece, the next one is made here.
+    pub(super) async fn insert(&mut self, settling: &mut Settling<'_>) -> Result<()> {
+        let mut statements = statements_of(settling.rows(PIECE)?)?;
+        while !statements.is_empty() {
+            let executing = async {
+                for (sql, arguments) in statements {
+                    sqlx::query_with(sql, arguments).execute(&mut *self.0).await?;
+                }
+                Ok::<_, Error>(())
+            };
+            // In this order: the first hands its work over, and then waits.
+            let (executed, next) = futures::join!(executing, async { statements_of(settling.rows(PIECE)?) });
+            executed?;
+            statements = next?;
         }
         Ok(())
     }
@@ -182,4 +183,39 @@ impl Transaction {
         }
         Ok(())
     }
+}
+
+/// The statements that insert these rows, with their arguments.
+fn statements_of(mut rows: Vec<NewRow<'_>>) -> Result<Vec<(&'static str, SqliteArguments)>> {
+    let mut statements = Vec::new();
+    while let Some((size, sql)) = INSERTS.iter().find(|(size, _)| *size <= rows.len()) {
+        let mut arguments = SqliteArguments::default();
+        arguments.reserve(size * INSERT_COLUMNS, 0);
+        // Most rows are of one instance, and of no operation: such a text is copied once.
+        let mut instance: Arc<str> = Arc::from("");
+        let mut operation = Arc::clone(&instance);
+        for row in rows.drain(..size) {
+            let event = row.event;
+            for (last, text) in [(&mut instance, &event.instance_id), (&mut operation, &event.operation_id)] {
+                if **last != **text {
+                    *last = Arc::from(text.as_str());
+                }
+            }
+            bind(&mut arguments, Arc::clone(&instance))?;
+            bind(&mut arguments, signed(row.sequence))?;
+            bind(&mut arguments, event.id)?;
+            bind(&mut arguments, event.occurred_at_us)?;
+            bind(&mut arguments, event.stage.number())?;
+            bind(&mut arguments, Arc::clone(&operation))?;
+            bind(&mut arguments, &event.prefix.content_hash[..])?;
+            bind(&mut arguments, &row.leaf_hash[..])?;
+            bind(&mut arguments, row.canonical)?;
+        }
+        statements.push((sql.as_str(), arguments));
+    }
+    Ok(statements)
+}
+
+fn bind<'q>(arguments: &mut SqliteArguments, value: impl sqlx::Encode<'q, Sqlite> + sqlx::Type<Sqlite>) -> Result<()> {
+    arguments.add(value).map_err(|error| Error::from(sqlx::Error::Encode(error)))
 }

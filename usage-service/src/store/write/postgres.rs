@@ -6,12 +6,14 @@ use std::sync::OnceLock;
 
 use service_core::error::{Error, Result};
 use service_core::numbers::Numbers;
-use sqlx::{PgPool, Postgres, Row as _, Transaction};
+use sqlx::postgres::PgArguments;
+use sqlx::{Arguments as _, PgPool, Postgres, Row as _, Transaction};
 use uuid::Uuid;
 
 use super::columns::{COLUMNS, POSTGRES_TYPES, count, map};
 use super::{Known, NumberBlock, References, Row, Stamp, charge_texts};
 use crate::model::{Event, Tokens};
+use crate::rollup::Summing;
 use crate::store::partitions::time_of;
 use crate::store::watermark::COMMIT_LOCK;
 
@@ -76,6 +78,10 @@ pub(super) async fn references(
     Ok(())
 }
 
+/// Rows in one statement: enough that the statement itself costs little, and few enough that some are made ready while
+/// others go in.
+const ROWS: usize = 512;
+
 fn statement() -> &'static str {
     static STATEMENT: OnceLock<String> = OnceLock::new();
     STATEMENT.get_or_init(|| {
@@ -93,12 +99,31 @@ fn statement() -> &'static str {
     })
 }
 
-/// How many went in.
-pub(super) async fn insert(
+/// How many went in. While the server works on a statement, the next one is made ready here.
+pub(super) async fn insert<'a>(
     transaction: &mut Transaction<'static, Postgres>,
-    rows: &[&Row<'_>],
+    rows: &[&'a Row<'a>],
     stamp: Stamp,
+    sums: &mut Summing<'a>,
 ) -> Result<u64> {
+    let mut inserted = 0;
+    let mut pieces = rows.chunks(ROWS);
+    let mut ready = pieces.next().map(|rows| arguments(rows, stamp).map(|arguments| (rows, arguments))).transpose()?;
+    while let Some((now, arguments_now)) = ready {
+        let executing = sqlx::query_scalar_with(statement(), arguments_now).fetch_one(&mut **transaction);
+        let preparing = async {
+            now.iter().for_each(|row| row.sum_up(sums));
+            pieces.next().map(|rows| arguments(rows, stamp).map(|arguments| (rows, arguments))).transpose()
+        };
+        // In this order: the first hands its work over, and then waits.
+        let (executed, next): (sqlx::Result<i64>, _) = futures::join!(executing, preparing);
+        inserted += executed?.unsigned_abs();
+        ready = next?;
+    }
+    Ok(inserted)
+}
+
+fn arguments(rows: &[&Row<'_>], stamp: Stamp) -> Result<PgArguments> {
     fn column<'a, T>(rows: &[&Row<'a>], value: impl Fn(&'a Event) -> T) -> Vec<T> {
         rows.iter().map(|row| value(&row.request.event)).collect()
     }
@@ -106,42 +131,44 @@ pub(super) async fn insert(
     let maps = |value: &dyn Fn(&Event) -> Result<String, serde_json::Error>| {
         rows.iter().map(|row| value(&row.request.event).map_err(Error::internal)).collect::<Result<Vec<String>>>()
     };
-    let stored: i64 = sqlx::query_scalar(statement())
-        .bind(stamp.recorded_at_us)
-        .bind(stamp.commit_number)
-        .bind(column(rows, |event| event.id))
-        .bind(column(rows, |event| event.occurred_at_us))
-        .bind(column(rows, |event| event.instance_id.as_str()))
-        .bind(column(rows, |event| event.user_id.as_str()))
-        .bind(column(rows, |event| event.team_id.as_str()))
-        .bind(column(rows, |event| event.api_key_id.as_str()))
-        .bind(column(rows, |event| event.provider.as_str()))
-        .bind(column(rows, |event| event.requested_model.as_str()))
-        .bind(column(rows, |event| event.model.as_str()))
-        .bind(column(rows, |event| event.status.number()))
-        .bind(column(rows, |event| event.operation.as_str()))
-        .bind(tokens(|tokens| tokens.input_uncached))
-        .bind(tokens(|tokens| tokens.input_cache_read))
-        .bind(tokens(|tokens| tokens.input_cache_write))
-        .bind(tokens(|tokens| tokens.input_cache_write_1h))
-        .bind(tokens(|tokens| tokens.output))
-        .bind(tokens(|tokens| tokens.output_reasoning))
-        .bind(maps(&|event| map(&event.other_units))?)
-        .bind(column(rows, |event| event.latency_us))
-        .bind(column(rows, |event| event.time_to_first_token_us))
-        .bind(column(rows, |event| event.service_tier.as_str()))
-        .bind(column(rows, |event| event.processing.as_str()))
-        .bind(column(rows, |event| event.request_id.as_str()))
-        .bind(maps(&|event| map(&event.labels))?)
-        .bind(maps(&|event| map(&event.price_conditions))?)
-        .bind(rows.iter().map(|row| row.request.charge.cost_nanos()).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.charge_ref).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.producer_ref).collect::<Vec<_>>())
-        .bind(column(rows, |event| event.producer.as_ref().map(|producer| producer.sequence)))
-        .bind(rows.iter().map(|row| row.request.content_hash.as_slice()).collect::<Vec<_>>())
-        .fetch_one(&mut **transaction)
-        .await?;
-    Ok(stored.unsigned_abs())
+    let mut arguments = PgArguments::default();
+    bind(&mut arguments, stamp.recorded_at_us)?;
+    bind(&mut arguments, stamp.commit_number)?;
+    bind(&mut arguments, column(rows, |event| event.id))?;
+    bind(&mut arguments, column(rows, |event| event.occurred_at_us))?;
+    bind(&mut arguments, column(rows, |event| event.instance_id.as_str()))?;
+    bind(&mut arguments, column(rows, |event| event.user_id.as_str()))?;
+    bind(&mut arguments, column(rows, |event| event.team_id.as_str()))?;
+    bind(&mut arguments, column(rows, |event| event.api_key_id.as_str()))?;
+    bind(&mut arguments, column(rows, |event| event.provider.as_str()))?;
+    bind(&mut arguments, column(rows, |event| event.requested_model.as_str()))?;
+    bind(&mut arguments, column(rows, |event| event.model.as_str()))?;
+    bind(&mut arguments, column(rows, |event| event.status.number()))?;
+    bind(&mut arguments, column(rows, |event| event.operation.as_str()))?;
+    bind(&mut arguments, tokens(|tokens| tokens.input_uncached))?;
+    bind(&mut arguments, tokens(|tokens| tokens.input_cache_read))?;
+    bind(&mut arguments, tokens(|tokens| tokens.input_cache_write))?;
+    bind(&mut arguments, tokens(|tokens| tokens.input_cache_write_1h))?;
+    bind(&mut arguments, tokens(|tokens| tokens.output))?;
+    bind(&mut arguments, tokens(|tokens| tokens.output_reasoning))?;
+    bind(&mut arguments, maps(&|event| map(&event.other_units))?)?;
+    bind(&mut arguments, column(rows, |event| event.latency_us))?;
+    bind(&mut arguments, column(rows, |event| event.time_to_first_token_us))?;
+    bind(&mut arguments, column(rows, |event| event.service_tier.as_str()))?;
+    bind(&mut arguments, column(rows, |event| event.processing.as_str()))?;
+    bind(&mut arguments, column(rows, |event| event.request_id.as_str()))?;
+    bind(&mut arguments, maps(&|event| map(&event.labels))?)?;
+    bind(&mut arguments, maps(&|event| map(&event.price_conditions))?)?;
+    bind(&mut arguments, rows.iter().map(|row| row.request.charge.cost_nanos()).collect::<Vec<_>>())?;
+    bind(&mut arguments, rows.iter().map(|row| row.charge_ref).collect::<Vec<_>>())?;
+    bind(&mut arguments, rows.iter().map(|row| row.producer_ref).collect::<Vec<_>>())?;
+    bind(&mut arguments, column(rows, |event| event.producer.as_ref().map(|producer| producer.sequence)))?;
+    bind(&mut arguments, rows.iter().map(|row| row.request.content_hash.as_slice()).collect::<Vec<_>>())?;
+    Ok(arguments)
+}
+
+fn bind<'q>(arguments: &mut PgArguments, value: impl sqlx::Encode<'q, Postgres> + sqlx::Type<Postgres>) -> Result<()> {
+    arguments.add(value).map_err(|error| Error::from(sqlx::Error::Encode(error)))
 }
 
 /// Makes the rows of blocks that are not there, locks those that are, one by one in

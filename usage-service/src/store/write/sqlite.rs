@@ -2,7 +2,7 @@
 //! is prepared once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::json;
 use service_core::error::{Error, Result};
@@ -13,10 +13,11 @@ use uuid::Uuid;
 
 use super::columns::{COLUMNS, count, map};
 use super::{Known, NumberBlock, References, Row, Stamp, charge_texts};
+use crate::rollup::Summing;
 
-/// Rows in one statement. The largest stays below the 32,766 parameters that
-/// SQLite allows.
-const SIZES: [usize; 4] = [512, 64, 8, 1];
+/// Rows in one statement. What a larger one needs of memory no longer fits the processor's caches: 512 rows take half
+/// as long again.
+const SIZES: [usize; 3] = [64, 8, 1];
 
 /// Takes the write lock and the next commit number, and reads the horizon of retention.
 pub(super) async fn begin(pool: &SqlitePool) -> Result<(Transaction<'static, Sqlite>, i64, i64)> {
@@ -67,23 +68,37 @@ async fn upsert(
     Ok(())
 }
 
-/// How many went in.
-pub(super) async fn insert(
+/// How many went in. While SQLite's own thread works on one statement, the next one is made ready here.
+pub(super) async fn insert<'a>(
     transaction: &mut Transaction<'static, Sqlite>,
-    mut rows: &[&Row<'_>],
+    mut rows: &[&'a Row<'a>],
     stamp: Stamp,
+    sums: &mut Summing<'a>,
 ) -> Result<u64> {
     let mut inserted = 0;
-    while !rows.is_empty() {
-        let size = SIZES.into_iter().find(|size| *size <= rows.len()).unwrap_or(1);
-        let (now, later) = rows.split_at(size);
-        rows = later;
-        inserted += sqlx::query_with(statement(size), arguments(now, stamp)?)
-            .execute(&mut **transaction)
-            .await?
-            .rows_affected();
+    let mut ready = take(&mut rows, stamp)?;
+    while let Some((now, arguments)) = ready {
+        let executing = sqlx::query_with(statement(now.len()), arguments).execute(&mut **transaction);
+        let preparing = async {
+            now.iter().for_each(|row| row.sum_up(sums));
+            take(&mut rows, stamp)
+        };
+        // In this order: the first hands its work over, and then waits.
+        let (executed, next) = futures::join!(executing, preparing);
+        inserted += executed?.rows_affected();
+        ready = next?;
     }
     Ok(inserted)
+}
+
+/// Takes as many rows as there is a statement for, with the arguments for it; none when no row is left.
+fn take<'r, 'a>(rows: &mut &'r [&'a Row<'a>], stamp: Stamp) -> Result<Option<(&'r [&'a Row<'a>], SqliteArguments)>> {
+    let Some(size) = SIZES.into_iter().find(|size| *size <= rows.len()) else {
+        return Ok(None);
+    };
+    let (now, later) = rows.split_at(size);
+    *rows = later;
+    Ok(Some((now, arguments(now, stamp)?)))
 }
 
 /// The statement for so many rows, one of `SIZES`.
@@ -111,22 +126,30 @@ fn statement(rows: usize) -> &'static str {
 fn arguments(rows: &[&Row<'_>], stamp: Stamp) -> Result<SqliteArguments> {
     let mut arguments = SqliteArguments::default();
     arguments.reserve(rows.len() * (2 + COLUMNS.len()), 0);
+    let mut texts = Texts::default();
     for row in rows {
-        bind(&mut arguments, stamp.recorded_at_us)?;
-        bind(&mut arguments, stamp.commit_number)?;
+        let arguments = &mut arguments;
+        bind(arguments, stamp.recorded_at_us)?;
+        bind(arguments, stamp.commit_number)?;
         let event = &row.request.event;
         let tokens = &event.tokens;
-        bind(&mut arguments, event.id)?;
-        bind(&mut arguments, event.occurred_at_us)?;
-        bind(&mut arguments, event.instance_id.as_str())?;
-        bind(&mut arguments, event.user_id.as_str())?;
-        bind(&mut arguments, event.team_id.as_str())?;
-        bind(&mut arguments, event.api_key_id.as_str())?;
-        bind(&mut arguments, event.provider.as_str())?;
-        bind(&mut arguments, event.requested_model.as_str())?;
-        bind(&mut arguments, event.model.as_str())?;
-        bind(&mut arguments, event.status.number())?;
-        bind(&mut arguments, event.operation.as_str())?;
+        bind(arguments, event.id)?;
+        bind(arguments, event.occurred_at_us)?;
+        texts.bind(
+            arguments,
+            0,
+            [
+                &event.instance_id,
+                &event.user_id,
+                &event.team_id,
+                &event.api_key_id,
+                &event.provider,
+                &event.requested_model,
+                &event.model,
+            ],
+        )?;
+        bind(arguments, event.status.number())?;
+        texts.bind(arguments, 7, [&event.operation])?;
         for value in [
             tokens.input_uncached,
             tokens.input_cache_read,
@@ -135,23 +158,44 @@ fn arguments(rows: &[&Row<'_>], stamp: Stamp) -> Result<SqliteArguments> {
             tokens.output,
             tokens.output_reasoning,
         ] {
-            bind(&mut arguments, count(value))?;
+            bind(arguments, count(value))?;
         }
-        bind(&mut arguments, map(&event.other_units).map_err(Error::internal)?)?;
-        bind(&mut arguments, event.latency_us)?;
-        bind(&mut arguments, event.time_to_first_token_us)?;
-        bind(&mut arguments, event.service_tier.as_str())?;
-        bind(&mut arguments, event.processing.as_str())?;
-        bind(&mut arguments, event.request_id.as_str())?;
-        bind(&mut arguments, map(&event.labels).map_err(Error::internal)?)?;
-        bind(&mut arguments, map(&event.price_conditions).map_err(Error::internal)?)?;
-        bind(&mut arguments, row.request.charge.cost_nanos())?;
-        bind(&mut arguments, row.charge_ref)?;
-        bind(&mut arguments, row.producer_ref)?;
-        bind(&mut arguments, event.producer.as_ref().map(|producer| producer.sequence))?;
-        bind(&mut arguments, row.request.content_hash.as_slice())?;
+        texts.bind(arguments, 8, [&map(&event.other_units).map_err(Error::internal)?])?;
+        bind(arguments, event.latency_us)?;
+        bind(arguments, event.time_to_first_token_us)?;
+        texts.bind(arguments, 9, [&event.service_tier, &event.processing, &event.request_id])?;
+        texts.bind(arguments, 12, [&map(&event.labels).map_err(Error::internal)?])?;
+        texts.bind(arguments, 13, [&map(&event.price_conditions).map_err(Error::internal)?])?;
+        bind(arguments, row.request.charge.cost_nanos())?;
+        bind(arguments, row.charge_ref)?;
+        bind(arguments, row.producer_ref)?;
+        bind(arguments, event.producer.as_ref().map(|producer| producer.sequence))?;
+        bind(arguments, row.request.content_hash.as_slice())?;
     }
     Ok(arguments)
+}
+
+/// The last text of each column: many are that of the row before, and are not copied again.
+#[derive(Default)]
+struct Texts([Option<Arc<str>>; 14]);
+
+impl Texts {
+    /// Binds the texts of columns that follow each other, the first of them the `first` that is a text.
+    fn bind<const N: usize>(
+        &mut self,
+        arguments: &mut SqliteArguments,
+        first: usize,
+        texts: [&String; N],
+    ) -> Result<()> {
+        for (last, text) in self.0[first..].iter_mut().zip(texts) {
+            let text = match last {
+                Some(last) if **last == **text => Arc::clone(last),
+                _ => Arc::clone(last.insert(Arc::from(text.as_str()))),
+            };
+            bind(arguments, text)?;
+        }
+        Ok(())
+    }
 }
 
 fn bind<'q>(arguments: &mut SqliteArguments, value: impl sqlx::Encode<'q, Sqlite> + sqlx::Type<Sqlite>) -> Result<()> {
