@@ -370,10 +370,19 @@ impl Database {
     pub async fn close(self) {
         // An error here has nobody left to act on it; committed is committed.
         let replica = self.replica.map(replica::Replica::into_connection);
-        for connection in [Some(self.probe), replica, Some(self.reader), Some(self.writer)].into_iter().flatten() {
+        for connection in [Some(self.probe), replica, Some(self.reader)].into_iter().flatten() {
             if let Err(error) = connection.close().await {
                 tracing::warn!(%error, "closing the database");
             }
+        }
+        // Not left to the last connection's own end: that is its thread's, and the process may be gone before.
+        if self.engine == Engine::Sqlite
+            && let Err(error) = self.writer.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)").await
+        {
+            tracing::warn!(%error, "the log stays beside the database's file");
+        }
+        if let Err(error) = self.writer.close().await {
+            tracing::warn!(%error, "closing the database");
         }
     }
 
