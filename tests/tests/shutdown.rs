@@ -3,8 +3,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use activity_proto::audit::v1::TailEntriesRequest;
+use activity_proto::audit::v1::audit_ingest_service_client::AuditIngestServiceClient;
 use activity_proto::audit::v1::audit_query_service_client::AuditQueryServiceClient;
+use activity_proto::audit::v1::{RecordEventsRequest, TailEntriesRequest};
 use activity_proto::usage::v1::StreamUsageRequest;
 use activity_proto::usage::v1::usage_ingest_service_client::UsageIngestServiceClient;
 use e2e::{Engine, Sandbox, events};
@@ -64,4 +65,22 @@ async fn an_idle_tail_does_not_hold_the_server_up() {
     while let Some(Ok(_)) = tail.next().await {}
     let status = sandbox.audit.process_mut().exited(Duration::from_secs(30)).await;
     assert_eq!(status.code(), Some(0));
+}
+
+/// A checkpoint that is left to the last connection's own thread is cut off by the end of the process.
+#[tokio::test]
+async fn a_stop_leaves_the_whole_database_in_its_one_file() {
+    let mut sandbox = Sandbox::start(Engine::Sqlite).await;
+    for stop in 0..20 {
+        let events = (0..1_000).map(|n| events::audit(SystemTime::now(), stop * 1_000 + n)).collect();
+        let mut client = AuditIngestServiceClient::new(sandbox.audit.channel());
+        client.record_events(RecordEventsRequest { events }).await.unwrap();
+        sandbox.audit.process().terminate();
+        let status = sandbox.audit.process_mut().exited(Duration::from_secs(30)).await;
+        assert_eq!(status.code(), Some(0));
+        let log = sandbox.folder.path().join("audit.db-wal");
+        let left = std::fs::metadata(&log).map_or(0, |log| log.len());
+        assert_eq!(left, 0, "stop {stop} leaves {}", log.display());
+        sandbox.audit.start_again().await;
+    }
 }

@@ -405,22 +405,3 @@ async fn tls_that_does_not_work_is_done_without_only_where_it_is_merely_preferre
         assert!(open(mode).await.is_err(), "{mode}");
     }
 }
-
-#[tokio::test]
-async fn what_was_closed_is_whole_in_its_one_file() {
-    let folder = tempfile::tempdir().unwrap();
-    // More than once: what is left to a thread's end is mostly done in time.
-    for n in 0..20 {
-        let file = folder.path().join(format!("{n}.db"));
-        let db = connect(&DatabaseUrl::sqlite(&file), &config()).await.unwrap();
-        db.migrate::<New>(&[]).await.unwrap();
-        let key = db.seal_key().await.unwrap();
-        db.probe_reader().await.unwrap();
-        db.close().await;
-        let copy = folder.path().join(format!("copy-{n}.db"));
-        std::fs::copy(&file, &copy).unwrap();
-        let copy = connect(&DatabaseUrl::sqlite(&copy), &config()).await.unwrap();
-        assert_eq!(copy.seal_key().await.unwrap(), key);
-        copy.close().await;
-    }
-}
