@@ -96,3 +96,15 @@ fn only_main_reads_the_environment_and_exits() {
         }
     }
 }
+
+/// A list of faults that names tests which are gone shows nothing.
+#[test]
+fn every_test_that_a_list_of_faults_names_is_there() {
+    let list = fs::read_to_string(root().join("docs/faults.md")).unwrap();
+    let named: Vec<(&str, &str)> = list.split('`').filter_map(|text| text.split_once(".rs::")).collect();
+    assert!(named.len() > 40, "{named:?}");
+    for (file, test) in named {
+        let text = fs::read_to_string(root().join(format!("{file}.rs"))).unwrap();
+        assert!(text.contains(&format!("fn {test}(")), "{file}.rs has no test {test}");
+    }
+}
