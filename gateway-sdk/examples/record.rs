@@ -12,6 +12,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .usage_endpoint("http://127.0.0.1:50052")
         .audit_endpoint("http://127.0.0.1:50051")
         .instance("example")
+        .spool(std::env::temp_dir().join("activity-example"))
         .on_rejected(|refused| eprintln!("refused: {}", refused.rejection))
         .build()?;
 

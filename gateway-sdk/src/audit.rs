@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use activity_proto::audit::v1 as proto;
 use prost::Message;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::event::AuditEvent;
 use crate::config::{OnRejected, Rejected, RejectedEvent};
 use crate::error::{Error, Rejection};
 use crate::feed::Feed;
+use crate::outbox::Outbox;
 use crate::query::Reader;
 use crate::sender::{Answer, Lane};
 
@@ -29,13 +31,32 @@ pub struct Audit {
 }
 
 /// Who waits for an event's receipt.
-pub(crate) type Waiter = oneshot::Sender<Result<Receipt, Rejection>>;
+pub(crate) type Waiter = watch::Sender<Option<Result<Receipt, Rejection>>>;
+type Promise = watch::Receiver<Option<Result<Receipt, Rejection>>>;
 
-/// Proof that an event is safe with the SDK; see [`Audit::record`].
+/// Proof that an event is safe; see [`Audit::record`].
 #[derive(Clone, Debug)]
 pub struct Recorded {
     id: Uuid,
-    receipt: Receipt,
+    promise: Promise,
+    feed: Arc<Feed<Waiter>>,
+    timeout: Duration,
+    _interest: Option<Arc<Interest>>,
+}
+
+/// As long as somebody may ask for a receipt, the spool remembers that.
+#[derive(Debug)]
+struct Interest {
+    feed: Arc<Feed<Waiter>>,
+    sequence: u64,
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        if let Outbox::Disk(spool) = &*self.feed.outbox {
+            spool.forget(self.sequence);
+        }
+    }
 }
 
 impl Recorded {
@@ -45,15 +66,36 @@ impl Recorded {
         self.id
     }
 
-    /// The service's own receipt, once it has stored the event. In this form of the SDK
-    /// it is there at once; with a spool it comes when the event has been sent.
+    /// The service's own receipt, once it has stored the event: without a
+    /// [`spool`](crate::Builder::spool) at once, with one when the event has been sent.
     ///
     /// # Errors
     ///
-    /// With a spool, as [`Audit::record`]; none here.
+    /// - [`Error::Rejected`]: the service refused it; the event is in the spool's file
+    ///   `rejected.jsonl`, and [`on_rejected`](crate::Builder::on_rejected) was called;
+    /// - [`Error::NotAcknowledged`]: no answer within
+    ///   [`audit_timeout`](crate::Builder::audit_timeout). The event stays in the spool, over
+    ///   restarts too; ask again, or leave it at that;
+    /// - [`Error::ShutDown`]: the SDK was shut down; what it had not sent stays in the spool.
     pub async fn receipt(&self) -> Result<Receipt, Error> {
-        Ok(self.receipt.clone())
+        let mut promise = self.promise.clone();
+        let kept = promise.wait_for(Option::is_some);
+        let outcome = match tokio::time::timeout(self.timeout, kept).await {
+            Ok(Ok(outcome)) => outcome.clone(),
+            Ok(Err(_)) => None,
+            Err(_) => return Err(not_acknowledged(&self.feed, self.id, self.timeout)),
+        };
+        match outcome {
+            Some(Ok(receipt)) => Ok(receipt),
+            Some(Err(rejection)) => Err(Error::Rejected(rejection)),
+            None if self.feed.outbox.is_closed() => Err(Error::ShutDown),
+            None => Err(Error::Protocol(format!("no receipt for event {}", self.id))),
+        }
     }
+}
+
+fn not_acknowledged(feed: &Feed<Waiter>, id: Uuid, waited: Duration) -> Error {
+    Error::NotAcknowledged { id: id.to_string(), waited, cause: feed.stats().last_error }
 }
 
 /// The place in the log that an event has.
@@ -69,19 +111,22 @@ pub struct Receipt {
 }
 
 impl Audit {
-    /// Records one action, and returns once it is safe: here, once the service has it on
-    /// its disk; when the SDK has a spool, once it is on the local disk.
+    /// Records one action, and returns once it is safe: with a
+    /// [`spool`](crate::Builder::spool) once it is on the local disk, synced; without one once
+    /// the service has it on its own.
     ///
     /// **It fails closed**: only `Ok` means recorded. An error means that it is not, or,
-    /// for [`Error::NotAcknowledged`] and [`Error::ShutDown`], that nobody knows yet. A
-    /// future that is dropped leaves the event queued. Many calls at once share batches; make them
-    /// together (`buffer_unordered`) to record many events fast.
+    /// for [`Error::NotAcknowledged`], [`Error::Spool`] and [`Error::ShutDown`], that nobody
+    /// knows yet. A future that is dropped leaves the event queued. Many calls at once share
+    /// batches and syncs; make them together (`buffer_unordered`) to record many events fast.
     ///
     /// # Errors
     ///
-    /// - [`Error::Rejected`]: the service refused it, with reason and field;
-    /// - [`Error::QueueFull`]: the queue is full, and nothing is dropped from it;
-    /// - [`Error::NotAcknowledged`]: no answer within
+    /// - [`Error::Rejected`]: the service refused it, with reason and field; with a spool it is
+    ///   [`Recorded::receipt`] that says so;
+    /// - [`Error::QueueFull`]: the queue or the spool is full, and nothing is dropped from it;
+    /// - [`Error::Spool`]: the disk is full, can't be written to, or a sync on it failed;
+    /// - [`Error::NotAcknowledged`], without a spool: no answer within
     ///   [`audit_timeout`](crate::Builder::audit_timeout), with the last failure; the event
     ///   **stays queued** and is delivered once the service is back, so record the
     ///   **same** event again, not a new one;
@@ -93,21 +138,34 @@ impl Audit {
         }
         let event = event.into();
         let message = event.as_proto();
-        let (waiter, receipt) = oneshot::channel();
-        self.feed
-            .encoded(message, &message.instance_id, |body| self.feed.queue.push(body, waiter))?
-            .map_err(|refused| Error::from_refused(refused, service))?;
-        match tokio::time::timeout(self.timeout, receipt).await {
-            Ok(Ok(Ok(receipt))) => Ok(Recorded { id: event.id(), receipt }),
-            Ok(Ok(Err(rejection))) => Err(Error::Rejected(rejection)),
-            Ok(Err(_)) if self.feed.queue.is_closed() => Err(Error::ShutDown),
-            Ok(Err(_)) => Err(Error::Protocol(format!("no receipt for event {}", event.id()))),
-            Err(_) => Err(Error::NotAcknowledged {
-                id: event.id().to_string(),
-                waited: self.timeout,
-                cause: self.feed.stats().last_error,
-            }),
+        let (waiter, promise) = watch::channel(None);
+        let refused = |refused| self.feed.refused(refused, service);
+        let interest = match &*self.feed.outbox {
+            Outbox::Memory(queue) => {
+                let push = |body: &[u8]| queue.push(body, waiter);
+                self.feed.encoded(message, &message.instance_id, push)?.map_err(refused)?;
+                None
+            }
+            Outbox::Disk(spool) => {
+                let body = self.feed.encoded(message, &message.instance_id, <[u8]>::to_vec)?;
+                let deadline = Instant::now() + self.timeout;
+                let sequence = spool.push_waiting(&body, Some(waiter), deadline).await.map_err(refused)?;
+                let interest = Arc::new(Interest { feed: Arc::clone(&self.feed), sequence });
+                spool.synced(deadline).await.map_err(refused)?;
+                Some(interest)
+            }
+        };
+        let recorded = Recorded {
+            id: event.id(),
+            promise,
+            feed: Arc::clone(&self.feed),
+            timeout: self.timeout,
+            _interest: interest,
+        };
+        if !self.feed.outbox.is_durable() {
+            recorded.receipt().await?;
         }
+        Ok(recorded)
     }
 }
 
@@ -150,7 +208,7 @@ impl Lane for AuditLane {
 
     fn settle(waiter: Waiter, outcome: Result<Receipt, Rejection>) {
         // Nobody waits any more where `record` timed out or was dropped.
-        let _ = waiter.send(outcome);
+        let _ = waiter.send(Some(outcome));
     }
 
     fn on_rejected(&self, event: &[u8], rejection: Rejection) {

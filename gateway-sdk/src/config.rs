@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,16 +11,19 @@ use uuid::Uuid;
 
 use crate::GatewaySdk;
 use crate::audit::event::AuditEvent;
-use crate::audit::{Audit, AuditLane};
+use crate::audit::{Audit, AuditLane, Waiter};
 use crate::credentials::{Access, Credentials};
 use crate::endpoint::{Connections, Target};
 use crate::error::{Error, Rejection};
 use crate::feed::{Feed, MAX_EVENT_BYTES};
 use crate::id;
+use crate::outbox::Outbox;
 use crate::query::Reader;
-use crate::queue::Limits;
+use crate::queue::frame::Numbering;
+use crate::queue::{Limits, Queue};
 use crate::retry::Backoff;
 use crate::sender::{Lane, Options};
+use crate::spool::{Folder, Settings};
 use crate::tls::Tls;
 use crate::usage::event::UsageEvent;
 use crate::usage::{Usage, UsageLane};
@@ -31,6 +35,21 @@ const MAX_BATCH_BYTES: usize = 3 * 1024 * 1024;
 const MAX_BATCH_EVENTS: usize = 1_000;
 /// The contract's limit for ids and names.
 const MAX_NAME_BYTES: usize = 256;
+
+/// How large the spool's files are: three of each service's are mapped into memory, and the
+/// oldest are dropped by the file.
+const USAGE_SEGMENT: usize = 2 * 1024 * 1024;
+const AUDIT_SEGMENT: usize = 1024 * 1024;
+
+fn memory<T>(limits: Limits, numbering: Numbering) -> Outbox<T> {
+    Outbox::Memory(Box::new(Queue::new(limits, numbering)))
+}
+
+struct Outboxes {
+    usage: Outbox<()>,
+    audit: Outbox<Waiter>,
+    producer_id: String,
+}
 
 /// An event that was refused for good, as handed to
 /// [`Builder::on_rejected`].
@@ -75,6 +94,45 @@ impl fmt::Debug for OnRejected {
     }
 }
 
+/// A spool that is nearly full, as handed to [`Builder::on_spool_pressure`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SpoolPressure {
+    /// `audit` or `usage`.
+    pub service: &'static str,
+    /// Events that wait in it.
+    pub events: u64,
+    /// Bytes of its segments on disk.
+    pub bytes: u64,
+    /// What they may be.
+    pub limit: u64,
+}
+
+/// The application's callback for spools that are nearly full.
+#[derive(Clone, Default)]
+pub(crate) struct OnPressure(Option<Arc<dyn Fn(SpoolPressure) + Send + Sync>>);
+
+impl OnPressure {
+    pub(crate) fn new(callback: impl Fn(SpoolPressure) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(callback)))
+    }
+
+    /// A callback that panics must not end who calls it.
+    pub(crate) fn call(&self, pressure: SpoolPressure) {
+        if let Some(callback) = &self.0
+            && catch_unwind(AssertUnwindSafe(|| callback(pressure))).is_err()
+        {
+            tracing::error!("the on_spool_pressure callback panicked");
+        }
+    }
+}
+
+impl fmt::Debug for OnPressure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Some(..)" } else { "None" })
+    }
+}
+
 /// Settings of a [`GatewaySdk`]; see [`GatewaySdk::builder`]. Every one has a default.
 #[derive(Clone, Debug)]
 #[must_use = "call `build`"]
@@ -96,6 +154,11 @@ pub struct Builder {
     drop_grace: Duration,
     backoff: Backoff,
     on_rejected: OnRejected,
+    spool: Option<PathBuf>,
+    usage_spool: u64,
+    audit_spool: u64,
+    spool_sync: Duration,
+    on_pressure: OnPressure,
 }
 
 impl Default for Builder {
@@ -125,6 +188,11 @@ impl Default for Builder {
             drop_grace: Duration::from_secs(5),
             backoff: Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(30) },
             on_rejected: OnRejected::default(),
+            spool: None,
+            usage_spool: 1024 * 1024 * 1024,
+            audit_spool: 1024 * 1024 * 1024,
+            spool_sync: Duration::from_secs(1),
+            on_pressure: OnPressure::default(),
         }
     }
 }
@@ -278,12 +346,54 @@ impl Builder {
         self
     }
 
+    /// Keeps what is recorded in files of this folder until the services have acknowledged
+    /// it, over restarts: usage survives the death of the process from the moment `record`
+    /// returns, audit that of the machine. Each process needs a folder of its own, on a local
+    /// file system; the next one with the same folder delivers what the last has left. It is
+    /// made if it is missing, and readable by this user alone. Default: none, and events wait
+    /// in memory; the crate's documentation says what a crash then loses.
+    pub fn spool(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.spool = Some(folder.into());
+        self
+    }
+
+    /// How many bytes of disk usage events may take in the [`spool`](Self::spool), from
+    /// 16 MiB. Default: 1 GiB, some four million requests. Beyond it the oldest are dropped.
+    pub fn usage_spool(mut self, bytes: u64) -> Self {
+        self.usage_spool = bytes;
+        self
+    }
+
+    /// How many bytes of disk audit events may take in the [`spool`](Self::spool), from
+    /// 8 MiB. Default: 1 GiB. Beyond it `record` fails.
+    pub fn audit_spool(mut self, bytes: u64) -> Self {
+        self.audit_spool = bytes;
+        self
+    }
+
+    /// How often spooled usage is synced to the disk: what a machine that dies takes with it
+    /// at most. (Of a process that dies alone nothing is lost.) Default: 1 s.
+    pub fn spool_sync(mut self, interval: Duration) -> Self {
+        self.spool_sync = interval;
+        self
+    }
+
+    /// Called on a thread of the spool when it is nearly full: above 80 % of its limit, once
+    /// until it has been below 70 %.
+    pub fn on_spool_pressure(mut self, callback: impl Fn(SpoolPressure) + Send + Sync + 'static) -> Self {
+        self.on_pressure = OnPressure::new(callback);
+        self
+    }
+
     /// Starts the SDK on the tokio runtime it is called in. Connects when there is
     /// something to send or to ask; either service may be away.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a setting out of bounds, [`Error::NoRuntime`].
+    /// [`Error::Config`] for a setting out of bounds, [`Error::NoRuntime`],
+    /// [`Error::SpoolInUse`], and [`Error::Spool`] for a folder that can't be written to. What
+    /// can't be read of what an earlier process has left there is no error, but counted
+    /// ([`ServiceStats::damaged`](crate::ServiceStats::damaged)).
     pub fn build(self) -> Result<GatewaySdk, Error> {
         self.check()?;
         let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
@@ -292,10 +402,7 @@ impl Builder {
         let connect = |target: &Option<Target>| target.as_ref().map(Target::connect);
         let access = Access::new(self.credentials.clone(), self.backoff);
 
-        let epoch = id::now_micros();
-        let producer_id = self.producer_id.clone();
-        let producer_id = producer_id.unwrap_or_else(|| Uuid::now_v7().to_string());
-        let producer = (producer_id.as_str(), epoch);
+        let outboxes = self.outboxes(usage_target.is_some(), audit_target.is_some())?;
         let options = Options {
             window: self.window,
             ack_timeout: self.ack_timeout,
@@ -312,9 +419,8 @@ impl Builder {
                 &runtime,
                 connect(&usage_target),
                 access.clone(),
-                self.usage,
+                outboxes.usage,
                 options,
-                producer,
                 &self.instance,
             )),
             reader: reader(UsageLane::NAME, &usage_target),
@@ -326,15 +432,61 @@ impl Builder {
                 &runtime,
                 connect(&audit_target),
                 access.clone(),
-                self.audit,
+                outboxes.audit,
                 options,
-                producer,
                 &self.instance,
             )),
             reader: reader(AuditLane::NAME, &audit_target),
             timeout: self.audit_timeout,
         };
-        Ok(GatewaySdk { usage, audit, producer_id: producer_id.into() })
+        Ok(GatewaySdk { usage, audit, producer_id: outboxes.producer_id.into() })
+    }
+
+    /// In memory, or in the spool. A service without an endpoint has nothing to spool.
+    fn outboxes(&self, usage: bool, audit: bool) -> Result<Outboxes, Error> {
+        let Some(folder) = &self.spool else {
+            let producer_id = self.producer_id.clone().unwrap_or_else(|| Uuid::now_v7().to_string());
+            let epoch = id::now_micros();
+            let numbering = |field| Numbering::new(field, &producer_id, epoch);
+            return Ok(Outboxes {
+                usage: memory(self.usage, numbering(UsageLane::PRODUCER_FIELD)),
+                audit: memory(self.audit, numbering(AuditLane::PRODUCER_FIELD)),
+                producer_id,
+            });
+        };
+        let folder = Folder::open(folder, self.producer_id.as_deref())?;
+        let numbering = |field| Numbering::new(field, &folder.producer_id, folder.epoch);
+        let settings = |lane: (&'static str, u32), limits: Limits, limit, segment, durable| Settings {
+            service: lane.0,
+            producer_field: lane.1,
+            limit,
+            segment,
+            durable,
+            sync: self.spool_sync,
+            batch_events: limits.batch_events,
+            batch_bytes: limits.batch_bytes,
+            linger: limits.linger,
+            max_body: MAX_EVENT_BYTES,
+            on_pressure: self.on_pressure.clone(),
+        };
+        let lane = (UsageLane::NAME, UsageLane::PRODUCER_FIELD);
+        let usage = match usage {
+            true => Outbox::Disk(folder.spool(settings(lane, self.usage, self.usage_spool, USAGE_SEGMENT, false))?),
+            false => memory(self.usage, numbering(lane.1)),
+        };
+        let lane = (AuditLane::NAME, AuditLane::PRODUCER_FIELD);
+        let opened = match audit {
+            true => folder.spool(settings(lane, self.audit, self.audit_spool, AUDIT_SEGMENT, true)).map(Outbox::Disk),
+            false => Ok(memory(self.audit, numbering(lane.1))),
+        };
+        match opened {
+            Ok(audit) => Ok(Outboxes { usage, audit, producer_id: folder.producer_id }),
+            Err(error) => {
+                // Its threads have begun.
+                usage.end();
+                Err(error)
+            }
+        }
     }
 
     fn target(&self, setting: &'static str, address: Option<&str>) -> Result<Option<Target>, Error> {
@@ -354,6 +506,7 @@ impl Builder {
         }
         let batch = &self.usage;
         let duration = |d: Duration| usize::try_from(d.as_millis()).unwrap_or(usize::MAX);
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         // At least one event of the largest size, framed.
         let least_bytes = 2 * MAX_EVENT_BYTES;
         let day = 24 * 3600 * 1000;
@@ -376,6 +529,9 @@ impl Builder {
             ("drop_grace", "ms", duration(self.drop_grace), 0, day),
             ("backoff", "ms", duration(self.backoff.base), 1, day),
             ("backoff", "ms", duration(self.backoff.cap), 1, day),
+            ("usage_spool", "bytes", bytes(self.usage_spool), 8 * USAGE_SEGMENT, usize::MAX),
+            ("audit_spool", "bytes", bytes(self.audit_spool), 8 * AUDIT_SEGMENT, usize::MAX),
+            ("spool_sync", "ms", duration(self.spool_sync), 1, day),
         ];
         for (setting, unit, value, least, most) in table {
             if value < least || value > most {

@@ -1,13 +1,13 @@
 //! The one error type of the crate, and what a service says when it refuses.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::ErrorReason;
-use crate::queue::Refused;
 use crate::retry::{Verdict, classify};
 
 /// Everything that can go wrong in a call of this crate.
@@ -43,6 +43,25 @@ pub enum Error {
         events: usize,
         /// Their encoded bytes.
         bytes: usize,
+    },
+    /// The spool's folder or its disk does not do what it should: there is no room on it, it
+    /// can't be written to, a sync failed. Of an event it means that it is not known to be
+    /// recorded; if it reached the file it may still arrive, so record the **same** event
+    /// again, and it is stored once.
+    #[error("the spool in {}: {message}", folder.display())]
+    Spool {
+        /// The spool's folder.
+        folder: PathBuf,
+        /// What failed, by the words of the operating system.
+        message: String,
+    },
+    /// Another SDK has this folder as its spool, in this process or another.
+    #[error("the spool in {} is in use{}; each process needs a folder of its own", folder.display(), by(process))]
+    SpoolInUse {
+        /// The spool's folder.
+        folder: PathBuf,
+        /// The process that has it, where it has said so.
+        process: Option<u32>,
     },
     /// The event alone is over the limit: it was **not** taken.
     #[error("the event has {bytes} bytes encoded, at most {limit} are allowed")]
@@ -107,20 +126,15 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::QueueFull { .. } | Self::NotAcknowledged { .. } => true,
+            Self::QueueFull { .. } | Self::NotAcknowledged { .. } | Self::Spool { .. } => true,
             Self::Service(error) => error.retryable,
             _ => false,
         }
     }
 }
 
-impl Error {
-    pub(crate) fn from_refused(refused: Refused, service: &'static str) -> Self {
-        match refused {
-            Refused::Full { events, bytes } => Self::QueueFull { service, events, bytes },
-            Refused::Closed => Self::ShutDown,
-        }
-    }
+fn by(process: &Option<u32>) -> String {
+    process.map_or_else(String::new, |id| format!(" by process {id}"))
 }
 
 fn last(cause: &Option<String>) -> String {

@@ -1,5 +1,5 @@
 //! What stands between a `record` call and a service: encoding, the size limit, the
-//! queue, and the task that empties it.
+//! outbox, and the task that empties it.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -12,8 +12,9 @@ use tonic::transport::Channel;
 
 use crate::Error;
 use crate::credentials::Access;
-use crate::queue::frame::{Numbering, put_varint};
-use crate::queue::{Limits, Queue};
+use crate::outbox::Outbox;
+use crate::queue::Refused;
+use crate::queue::frame::put_varint;
 use crate::sender::{Lane, Options, Sender};
 use crate::stats::{ServiceStats, Waiting};
 
@@ -28,10 +29,10 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// See the module's documentation. Dropping it orphans the queue.
+/// See the module's documentation. Dropping it orphans the outbox.
 #[derive(Debug)]
-pub(crate) struct Feed<T> {
-    pub(crate) queue: Arc<Queue<T>>,
+pub(crate) struct Feed<T: Send + 'static> {
+    pub(crate) outbox: Arc<Outbox<T>>,
     /// The encoded `instance_id` for events without one.
     instance: Vec<u8>,
     /// Absent where no endpoint was given.
@@ -39,26 +40,23 @@ pub(crate) struct Feed<T> {
 }
 
 impl<T: Send + 'static> Feed<T> {
-    /// With a sender where there is a channel; without one the queue is closed.
-    #[allow(clippy::too_many_arguments, reason = "each is a setting of its own")]
+    /// With a sender where there is a channel; without one nothing is taken.
     pub(crate) fn start<L: Lane<Extra = T>>(
         lane: L,
         runtime: &Handle,
         channel: Option<Channel>,
         access: Access,
-        limits: Limits,
+        outbox: Outbox<T>,
         options: Options,
-        producer: (&str, u64),
         instance: &str,
     ) -> Self {
-        let numbering = Numbering::new(L::PRODUCER_FIELD, producer.0, producer.1);
-        let queue = Arc::new(Queue::new(limits, numbering));
+        let outbox = Arc::new(outbox);
         let task = channel.map(|channel| {
-            let sender = Sender::new(lane, Arc::clone(&queue), channel, access, options);
+            let sender = Sender::new(lane, Arc::clone(&outbox), channel, access, options);
             runtime.spawn(sender.run()).abort_handle()
         });
         if task.is_none() {
-            queue.close();
+            outbox.close();
         }
         let mut field = Vec::new();
         if !instance.is_empty() {
@@ -67,13 +65,24 @@ impl<T: Send + 'static> Feed<T> {
             put_varint(&mut field, instance.len() as u64);
             field.extend_from_slice(instance.as_bytes());
         }
-        Self { queue, instance: field, task }
+        Self { outbox, instance: field, task }
     }
 }
 
-impl<T> Feed<T> {
+impl<T: Send + 'static> Feed<T> {
     pub(crate) fn is_configured(&self) -> bool {
         self.task.is_some()
+    }
+
+    /// Why an event was not taken, for its caller.
+    pub(crate) fn refused(&self, refused: Refused, service: &'static str) -> Error {
+        match refused {
+            Refused::Full { events, bytes } => Error::QueueFull { service, events, bytes },
+            Refused::Disk(message) => {
+                Error::Spool { folder: self.outbox.folder().cloned().unwrap_or_default(), message }
+            }
+            Refused::Closed => Error::ShutDown,
+        }
     }
 
     /// Encodes an event, gives it the SDK's instance if it has none, and hands the bytes
@@ -106,27 +115,27 @@ impl<T> Feed<T> {
         if self.task.is_none() {
             return Waiting::default();
         }
-        self.queue.flush(deadline).await
+        self.outbox.flush(deadline).await
     }
 
     /// Closes, waits for what is queued, and ends the sender.
     pub(crate) async fn shutdown(&self, deadline: Instant) -> Waiting {
-        self.queue.close();
+        self.outbox.close();
         let waiting = self.flush(deadline).await;
         if let Some(task) = &self.task {
             task.abort();
         }
-        self.queue.abandon();
+        self.outbox.abandon().await;
         waiting
     }
 
     pub(crate) fn stats(&self) -> ServiceStats {
-        self.queue.stats()
+        self.outbox.stats()
     }
 }
 
-impl<T> Drop for Feed<T> {
+impl<T: Send + 'static> Drop for Feed<T> {
     fn drop(&mut self) {
-        self.queue.orphan();
+        self.outbox.orphan();
     }
 }

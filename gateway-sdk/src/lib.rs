@@ -2,13 +2,13 @@
 //! and **audit events** out to their two services, and asks them typed questions.
 //!
 //! ```text
-//!  usage().record ──┐                                      ┌▶ usage-service ─┐
-//!                   ├▶ encode ▶ queue ▶ sender ═ stream ═▶ │                 │ queries
-//!  audit().record ──┘            │        ▲                └▶ audit-service ─┤
-//!        ▲                       │        │                         │        │
-//!        │                 full: drop     └── acknowledgements ◀────┘        │
-//!        │                 oldest / fail            │                        │
-//!        └───────────── receipt ────────────────────┘      your backend ◀────┘
+//!  usage().record ──┐                                             ┌▶ usage-service ─┐
+//!                   ├▶ encode ▶ spool or queue ▶ sender ═ stream ═▶│                 │ queries
+//!  audit().record ──┘            │         ▲        ▲             └▶ audit-service ─┤
+//!        ▲                       │     read back    │                       │       │
+//!        │                 full: drop    after      └── acknowledgements ◀──┘       │
+//!        │                oldest / fail  a break              │                     │
+//!        └────────────────── receipt ─────────────────────────┘    your backend ◀───┘
 //! ```
 //!
 //! | to read | for |
@@ -16,7 +16,8 @@
 //! | [`GatewaySdk`], [`Builder`] | building, flushing, shutting down, counters |
 //! | [`Usage`] | recording requests; summaries, breakdowns, series, exports, prices |
 //! | [`Audit`] | recording administrative actions; entries, tail, export |
-//! | `queue` | the bounded queue and what happens when it is full |
+//! | `spool` | the design of the files that events wait in, and what each crash leaves |
+//! | `queue` | the bounded queue in memory, where no folder for a spool was given |
 //! | `sender` | batches, acknowledgements, reconnecting, the one bad event |
 //! | [`Credentials`], [`Tls`] | tokens that are renewed, certificates, mutual TLS |
 //! | `retry` | what may be tried again, and when: pure functions |
@@ -25,26 +26,32 @@
 //!
 //! - **Usage never slows a request.** [`Usage::record`] does not wait, whatever state the
 //!   service is in.
-//! - **Audit fails closed.** [`Audit::record`] returns `Ok` only when the entry is durable;
-//!   what it could not have acknowledged in time stays queued ([`Error::NotAcknowledged`]).
+//! - **Audit fails closed.** [`Audit::record`] returns `Ok` only when the event is durable:
+//!   synced to the local disk with a [`spool`](Builder::spool), stored by the service without.
 //! - **Delivered once.** What was sent without an answer is sent again, after any break,
 //!   and the event's id, fixed when it was built, makes the service store it once.
 //! - **Nothing is lost silently.** What is dropped is counted, and reported to the service
-//!   as such; what is refused is counted and handed to [`Builder::on_rejected`].
-//! - **Bounded**: memory by the queues and the batches under way; [`GatewaySdk::flush`] and
+//!   as such; what is refused is counted, handed to [`Builder::on_rejected`], and kept in the
+//!   spool's `rejected.jsonl`.
+//! - **Bounded**: memory by the queues or three mapped files a service, disk by the spool's
+//!   limits, and both by the batches under way; [`GatewaySdk::flush`] and
 //!   [`GatewaySdk::shutdown`] by their time-outs, with an honest answer.
 //! - **No secret** goes over plain text to another machine, or into a log, an error or a
 //!   `Debug`. What a service refuses for want of credentials or rights stays queued.
-//! - **No panic** leaves this crate, and it starts nothing but one task a service.
+//! - **No panic** leaves this crate. It starts one task a service and, with a spool, two
+//!   threads a service.
 //!
 //! # What a crash loses
 //!
-//! **The queue is in memory.** If the process is killed, or its runtime ends, everything
-//! that was not acknowledged is gone: of usage, what was recorded within about the last
-//! linger and round trip while the service is well, and up to the whole queue (by default
-//! 65,536 events) while it is away. Its producer's numbers end there, so that the loss of
-//! the last ones can't be seen from the numbers alone. Of audit nothing is lost for which
-//! `record` returned `Ok`. A durable spool will close the gap for usage.
+//! | | with a [`spool`](Builder::spool) | without, in memory |
+//! | --- | --- | --- |
+//! | the process is killed | nothing that `record` returned for: the next process with the same folder delivers it | of usage what was not acknowledged: about the last linger and round trip while the service is well, up to the whole queue (65,536 events) while it is away, and its producer's numbers end there; of audit nothing for which `record` returned `Ok` |
+//! | the machine dies | of usage at most the last [`spool_sync`](Builder::spool_sync) (1 s); of audit nothing | the same |
+//! | the services are away for a day | nothing, as long as the limits of the spool last; beyond them the oldest usage, reported as dropped, and audit fails | what the queue does not hold: likewise |
+//!
+//! A spool's folder holds what was recorded, in the clear, and is readable by its user alone;
+//! so is `rejected.jsonl` in it, a line of JSON for each event that was refused for good, with
+//! the encoded event in base64.
 //!
 //! # Example
 //!
@@ -98,10 +105,12 @@ mod endpoint;
 mod error;
 mod feed;
 mod id;
+mod outbox;
 mod query;
 mod queue;
 mod retry;
 mod sender;
+mod spool;
 mod stats;
 mod tls;
 mod usage;
@@ -123,7 +132,7 @@ pub use crate::audit::event::{Actor, AuditEvent, AuditEventBuilder, Resource};
 pub use crate::audit::query::{AuditExport, AuditFilter, AuditQuery};
 pub use crate::audit::tail::TailQuery;
 pub use crate::audit::{Audit, Receipt, Recorded};
-pub use crate::config::{Builder, Rejected, RejectedEvent};
+pub use crate::config::{Builder, Rejected, RejectedEvent, SpoolPressure};
 pub use crate::credentials::{Credentials, Token};
 pub use crate::error::{AccessProblem, Error, FieldViolation, Rejection, ServiceError};
 pub use crate::query::export::{ExportFormat, ExportProgress, Exported};
@@ -135,12 +144,20 @@ pub use crate::usage::event::{Tokens, UsageEvent, UsageEventBuilder};
 pub use crate::usage::pricing::{CostQuery, PriceQuery};
 pub use crate::usage::query::{Grouping, UsageFilter, UsageQuery, UsageShape};
 
+/// For fuzz targets: reads bytes as each of the spool's files, as opening one does.
+#[doc(hidden)]
+#[must_use]
+pub fn fuzz_spool(bytes: &[u8]) -> usize {
+    spool::read_any(bytes)
+}
+
 /// The SDK: both services' handles; cheap to clone.
 ///
 /// When the last clone (of it, of [`Usage`] or of [`Audit`]) is dropped without
 /// [`shutdown`](Self::shutdown), it takes no more events and goes on sending in the
 /// background for [`drop_grace`](Builder::drop_grace), as long as its runtime lives. What
-/// is left then is lost, with a warning in the log. Shut down to know.
+/// is left then is lost, or stays in the [`spool`](Builder::spool), with a warning in the
+/// log. Shut down to know.
 #[derive(Clone, Debug)]
 pub struct GatewaySdk {
     usage: Usage,
@@ -187,7 +204,8 @@ impl GatewaySdk {
     }
 
     /// Takes no more events, sends what was recorded, and ends, at the latest after
-    /// `timeout`. What still waits then is lost with the process. Queries go on working.
+    /// `timeout`. What still waits then is lost with the process, or, with a
+    /// [`spool`](Builder::spool), kept for the next one. Queries go on working.
     pub async fn shutdown(&self, timeout: Duration) -> Flushed {
         let deadline = Instant::now() + timeout;
         let (usage, audit) = futures::join!(self.usage.feed.shutdown(deadline), self.audit.feed.shutdown(deadline));

@@ -18,17 +18,17 @@
 pub(crate) mod frame;
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use self::frame::Numbering;
+use self::frame::{Dropped, Numbering};
 use crate::stats::{ServiceStats, Waiting};
 
 /// How many dropped ranges go with one batch; the contract's limit.
-const MAX_RANGES: usize = 1_000;
+pub(crate) const MAX_RANGES: usize = 1_000;
 /// How many buffers of settled batches are kept for reuse.
 const MAX_SPARE: usize = 4;
 
@@ -43,32 +43,50 @@ pub(crate) struct Limits {
 }
 
 /// Why an event was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     /// No room, and nothing may be dropped for it.
     Full { events: usize, bytes: usize },
+    /// The disk under a spool does not do what it should, by its own words.
+    Disk(String),
     /// The SDK was shut down.
     Closed,
 }
 
 /// A run of frames with consecutive numbers. `T` is what travels beside each event.
 #[derive(Debug)]
-pub(crate) struct Chunk<T> {
-    pub(crate) first_sequence: u64,
-    pub(crate) frames: Vec<u8>,
+struct Chunk<T> {
+    first_sequence: u64,
+    frames: Vec<u8>,
     /// Bytes at the front of `frames` that were dropped.
-    pub(crate) start: usize,
+    start: usize,
     /// One for each event.
-    pub(crate) extras: VecDeque<T>,
+    extras: VecDeque<T>,
     since: Instant,
 }
 
-/// What the sender takes.
+/// An event that was taken, but for its bytes.
+#[derive(Debug)]
+pub(crate) struct Item<T> {
+    pub(crate) sequence: u64,
+    /// Who waits for it, where somebody does.
+    pub(crate) extra: Option<T>,
+}
+
+/// What the sender takes: a batch.
 #[derive(Debug)]
 pub(crate) struct Taken<T> {
-    pub(crate) chunk: Chunk<T>,
-    /// Numbers to report as dropped, both ends included.
-    pub(crate) dropped: Vec<(u64, u64)>,
+    pub(crate) frames: Vec<u8>,
+    /// Bytes at the front of `frames` that are not part of it.
+    pub(crate) start: usize,
+    /// One for each event, with rising numbers.
+    pub(crate) events: VecDeque<Item<T>>,
+    /// Whose numbers they are.
+    pub(crate) who: Arc<Numbering>,
+    /// The segment of a spool that all of them are in; 0 in memory.
+    pub(crate) segment: u64,
+    /// Numbers to report as dropped.
+    pub(crate) dropped: Vec<Dropped>,
 }
 
 /// What became of a batch.
@@ -79,6 +97,10 @@ pub(crate) struct Settled {
     pub(crate) rejected: usize,
     /// Dropped ranges that the service now knows of.
     pub(crate) reports: usize,
+    /// As in [`Taken`].
+    pub(crate) segment: u64,
+    /// The number of the batch's last event, where it has one.
+    pub(crate) last: Option<u64>,
     /// The batch's buffer, for reuse.
     pub(crate) buffer: Option<Vec<u8>>,
 }
@@ -90,7 +112,7 @@ struct State<T> {
     bytes: usize,
     next_sequence: u64,
     /// Dropped and not yet taken by the sender, in ascending order.
-    dropped: VecDeque<(u64, u64)>,
+    dropped: VecDeque<Dropped>,
     /// The lowest number that the sender holds unsettled.
     in_flight_from: Option<u64>,
     reports_in_flight: usize,
@@ -106,7 +128,7 @@ struct State<T> {
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
     limits: Limits,
-    numbering: Numbering,
+    numbering: Arc<Numbering>,
     state: Mutex<State<T>>,
     /// Something for the sender: the first event, a full batch, a flush, the close.
     ready: Notify,
@@ -124,7 +146,7 @@ impl<T> Queue<T> {
     pub(crate) fn new(limits: Limits, numbering: Numbering) -> Self {
         Self {
             limits,
-            numbering,
+            numbering: Arc::new(numbering),
             state: Mutex::new(State {
                 chunks: VecDeque::new(),
                 events: 0,
@@ -147,10 +169,6 @@ impl<T> Queue<T> {
         }
     }
 
-    pub(crate) fn numbering(&self) -> &Numbering {
-        &self.numbering
-    }
-
     /// No code that can panic midway runs under the lock, so a poisoned one still
     /// guards a sound state.
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -162,7 +180,7 @@ impl<T> Queue<T> {
         let frame_len = self.numbering.frame_len(body.len());
         let mut state = self.lock();
         let mut dropped = false;
-        while !state.closed && !state.has_room(&self.limits, frame_len) && state.drop_oldest() {
+        while !state.closed && !state.has_room(&self.limits, frame_len) && state.drop_oldest(&self.numbering) {
             dropped = true;
         }
         let result = self.append(&mut state, body, frame_len, extra);
@@ -281,7 +299,7 @@ impl<T> Queue<T> {
         let mut state = self.lock();
         let Some(front) = state.chunks.front() else {
             return match (state.dropped.is_empty(), state.closed) {
-                (false, _) => Take::Now(state.take_reports()),
+                (false, _) => Take::Now(state.take_reports(&self.numbering)),
                 (true, true) => Take::Never,
                 (true, false) => Take::Empty,
             };
@@ -289,19 +307,13 @@ impl<T> Queue<T> {
         let due = front.since + self.limits.linger;
         let whole = state.chunks.len() > 1 || front.extras.len() >= self.limits.batch_events;
         let hurried = state.closed || front.first_sequence < state.hurry;
-        if whole || hurried || due <= Instant::now() { state.take_chunk() } else { Take::At(due) }
+        if whole || hurried || due <= Instant::now() { state.take_chunk(&self.numbering) } else { Take::At(due) }
     }
 
     /// Notes what became of a batch; `from` is the lowest number still unsettled.
     pub(crate) fn settle(&self, settled: Settled, from: Option<u64>) {
         let mut state = self.lock();
-        let State { stats, .. } = &mut *state;
-        let done = settled.acknowledged + settled.rejected;
-        stats.in_flight = stats.in_flight.saturating_sub(done as u64);
-        stats.acknowledged += settled.acknowledged as u64;
-        stats.duplicates += settled.duplicates as u64;
-        stats.rejected += settled.rejected as u64;
-        stats.last_error = None;
+        state.stats.note_settled(&settled);
         state.reports_in_flight = state.reports_in_flight.saturating_sub(settled.reports);
         state.in_flight_from = from;
         if let Some(mut buffer) = settled.buffer
@@ -317,22 +329,13 @@ impl<T> Queue<T> {
     /// Notes that an event that was taken is given up by this side, and has to be
     /// reported as dropped.
     pub(crate) fn report_dropped(&self, sequence: u64) {
-        self.lock().note_dropped(sequence);
+        Dropped::note(&mut self.lock().dropped, &self.numbering, sequence, sequence);
         self.ready.notify_one();
     }
 
-    /// Notes that a stream opened, or why one ended.
     /// A stream that opened, and whether again; or why one ended, and whether this client was refused.
     pub(crate) fn note_stream(&self, opened: Result<bool, (String, bool)>) {
-        let stats = &mut self.lock().stats;
-        stats.connected = opened.is_ok();
-        match opened {
-            Ok(again) => stats.reconnects += u64::from(again),
-            Err((reason, refused)) => {
-                stats.refused += u64::from(refused);
-                stats.last_error = Some(reason);
-            }
-        }
+        self.lock().stats.note_stream(opened);
     }
 
     /// Waits until everything recorded so far is settled, or the deadline.
@@ -413,7 +416,7 @@ impl<T> State<T> {
     }
 
     /// Whether there was one.
-    fn drop_oldest(&mut self) -> bool {
+    fn drop_oldest(&mut self, who: &Arc<Numbering>) -> bool {
         let Some(chunk) = self.chunks.front_mut() else {
             return false;
         };
@@ -433,18 +436,11 @@ impl<T> State<T> {
                 self.spare.push(chunk.frames);
             }
         }
-        self.note_dropped(sequence);
+        Dropped::note(&mut self.dropped, who, sequence, sequence);
         true
     }
 
-    fn note_dropped(&mut self, sequence: u64) {
-        match self.dropped.back_mut() {
-            Some((_, last)) if *last + 1 == sequence => *last = sequence,
-            _ => self.dropped.push_back((sequence, sequence)),
-        }
-    }
-
-    fn take_chunk(&mut self) -> Take<T> {
+    fn take_chunk(&mut self, who: &Arc<Numbering>) -> Take<T> {
         let Some(chunk) = self.chunks.pop_front() else {
             return Take::Empty;
         };
@@ -453,26 +449,18 @@ impl<T> State<T> {
         self.bytes -= chunk.frames.len() - chunk.start;
         self.stats.in_flight += chunk.extras.len() as u64;
         self.in_flight_from.get_or_insert(chunk.first_sequence);
-        Take::Now(Taken { chunk, dropped })
+        let events = (chunk.first_sequence..).zip(chunk.extras);
+        let events = events.map(|(sequence, extra)| Item { sequence, extra: Some(extra) }).collect();
+        Take::Now(Taken { frames: chunk.frames, start: chunk.start, events, who: Arc::clone(who), segment: 0, dropped })
     }
 
     /// A batch without events, for reports alone.
-    fn take_reports(&mut self) -> Taken<T> {
+    fn take_reports(&mut self, who: &Arc<Numbering>) -> Taken<T> {
         let dropped = self.take_dropped();
-        self.in_flight_from.get_or_insert(self.next_sequence);
-        Taken {
-            chunk: Chunk {
-                first_sequence: self.next_sequence,
-                frames: Vec::new(),
-                start: 0,
-                extras: VecDeque::new(),
-                since: Instant::now(),
-            },
-            dropped,
-        }
+        Taken { frames: Vec::new(), start: 0, events: VecDeque::new(), who: Arc::clone(who), segment: 0, dropped }
     }
 
-    fn take_dropped(&mut self) -> Vec<(u64, u64)> {
+    fn take_dropped(&mut self) -> Vec<Dropped> {
         let count = self.dropped.len().min(MAX_RANGES);
         self.reports_in_flight += count;
         self.dropped.drain(..count).collect()

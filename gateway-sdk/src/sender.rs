@@ -39,7 +39,8 @@ use self::batch::Batch;
 use self::codec::{BatchCodec, Outbound};
 use crate::credentials::{Access, Ticket};
 use crate::error::{Rejection, describe};
-use crate::queue::{Queue, Settled};
+use crate::outbox::Outbox;
+use crate::queue::Settled;
 use crate::retry::{Backoff, Verdict, classify};
 
 /// After so many defects alone, a batch is taken apart, and a single event given up.
@@ -106,7 +107,7 @@ async fn until(at: Option<Instant>) {
 /// See the module's documentation.
 pub(crate) struct Sender<L: Lane> {
     lane: L,
-    queue: Arc<Queue<L::Extra>>,
+    queue: Arc<Outbox<L::Extra>>,
     channel: Channel,
     access: Access,
     options: Options,
@@ -129,7 +130,7 @@ pub(crate) struct Sender<L: Lane> {
 impl<L: Lane> Sender<L> {
     pub(crate) fn new(
         lane: L,
-        queue: Arc<Queue<L::Extra>>,
+        queue: Arc<Outbox<L::Extra>>,
         channel: Channel,
         access: Access,
         options: Options,
@@ -157,9 +158,7 @@ impl<L: Lane> Sender<L> {
         let queue = Arc::clone(&self.queue);
         let grace = self.options.drop_grace;
         let orphaned = async {
-            while !queue.is_orphaned() {
-                queue.orphan.notified().await;
-            }
+            queue.orphaned().await;
             tokio::time::sleep(grace).await;
         };
         tokio::select! {
@@ -171,7 +170,8 @@ impl<L: Lane> Sender<L> {
             service = L::NAME,
             queued = waiting.queued,
             in_flight = waiting.in_flight,
-            "the SDK was dropped without shutdown; events are lost"
+            spooled = queue.is_durable(),
+            "the SDK was dropped without shutdown; events that are not spooled are lost"
         );
     }
 
@@ -206,7 +206,7 @@ impl<L: Lane> Sender<L> {
             let asked = matches!(verdict, Verdict::Retry { after: Some(_) });
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
-                () = self.queue.nudge.notified(), if !asked => {}
+                () = self.queue.nudged(), if !asked => {}
             }
         }
     }
@@ -300,7 +300,7 @@ impl<L: Lane> Sender<L> {
     /// Sends what is in flight and not yet sent, as far as the window lets.
     fn send_waiting(&mut self, requests: &mpsc::Sender<Outbound>) -> Result<(), Status> {
         while self.sent < self.window().min(self.in_flight.len()) {
-            let outbound = self.in_flight[self.sent].outbound(self.last_id + 1, self.queue.numbering());
+            let outbound = self.in_flight[self.sent].outbound(self.last_id + 1);
             // The channel holds as many as the window, so it is never full.
             if requests.try_send(outbound).is_err() {
                 return Err(Status::unavailable("the stream takes no more batches"));
@@ -329,16 +329,18 @@ impl<L: Lane> Sender<L> {
         (self.attempt, self.refusals) = (0, 0);
         self.waiting_since = Instant::now();
 
-        let events = batch.extras.len();
+        let events = batch.events.len();
         let rejections = answer.rejected;
         let rejections: Vec<_> = rejections.into_iter().filter(|r| r.0 < events).collect();
         for (index, rejection) in &rejections {
             if let Some(event) = batch.event(*index) {
+                self.queue.keep_rejected(event, rejection);
                 self.lane.on_rejected(event, rejection.clone());
             }
         }
         let rejected = rejections.len();
-        let mut extras: Vec<Option<L::Extra>> = batch.extras.into_iter().map(Some).collect();
+        let last = batch.events.back().map(|event| event.sequence);
+        let mut extras: Vec<Option<L::Extra>> = batch.events.into_iter().map(|event| event.extra).collect();
         let outcomes = rejections
             .into_iter()
             .map(|(index, rejection)| (index, Err(rejection)))
@@ -353,6 +355,8 @@ impl<L: Lane> Sender<L> {
             duplicates: answer.duplicates as usize,
             rejected,
             reports: batch.dropped.len(),
+            segment: batch.segment,
+            last,
             // Shared still where the stream that sent it lingers: then it is let go.
             buffer: Arc::try_unwrap(batch.payload).ok().map(|p| p.frames),
         };
@@ -362,7 +366,7 @@ impl<L: Lane> Sender<L> {
 
     /// The lowest number in flight.
     fn lowest(&self) -> Option<u64> {
-        self.in_flight.front().map(|batch| batch.first_sequence)
+        self.in_flight.iter().find_map(|batch| batch.events.front()).map(|event| event.sequence)
     }
 
     /// Finds out, step by step, which event a stream can't be carried on with.
@@ -402,18 +406,33 @@ impl<L: Lane> Sender<L> {
 
     fn give_up(&mut self, batch: Batch<L::Extra>, status: &Status) {
         let rejection = Rejection::from_status(status);
-        if let Some(event) = batch.event(0) {
+        let first = batch.events.front().map(|event| event.sequence);
+        if let (Some(event), Some(sequence)) = (batch.event(0), first) {
             tracing::error!(service = L::NAME, %rejection, "an event can't be delivered");
+            self.queue.keep_rejected(event, &rejection);
             self.lane.on_rejected(event, rejection.clone());
-            self.queue.report_dropped(batch.first_sequence);
+            self.queue.report_dropped(&batch.who, sequence);
         } else {
             tracing::error!(service = L::NAME, %rejection, ranges = ?batch.dropped,
                 "a report of dropped events can't be delivered");
         }
-        let settled = Settled { rejected: batch.extras.len(), reports: batch.dropped.len(), ..Settled::default() };
-        for extra in batch.extras {
+        let settled = Settled {
+            rejected: batch.events.len(),
+            reports: batch.dropped.len(),
+            segment: batch.segment,
+            last: first,
+            ..Settled::default()
+        };
+        for extra in batch.events.into_iter().filter_map(|event| event.extra) {
             L::settle(extra, Err(rejection.clone()));
         }
         self.queue.settle(settled, self.lowest());
+    }
+}
+
+impl<L: Lane> Drop for Sender<L> {
+    /// However it ended, its runtime's end among it: nothing more is sent.
+    fn drop(&mut self) {
+        self.queue.end();
     }
 }

@@ -1,5 +1,7 @@
 //! Counters: what became of everything that was recorded.
 
+use crate::queue::Settled;
+
 /// A snapshot of both services' counters; see [`GatewaySdk::stats`](crate::GatewaySdk::stats).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -12,15 +14,18 @@ pub struct Stats {
 
 /// One service's counters since the SDK was built.
 ///
-/// At every moment `recorded = queued + in_flight + acknowledged + rejected + dropped`.
+/// At every moment `recorded + recovered = queued + in_flight + acknowledged + rejected +
+/// dropped + damaged`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServiceStats {
     /// Events that were handed to the SDK.
     pub recorded: u64,
-    /// Events that wait in memory to be sent.
+    /// Events that an earlier run had left in the spool.
+    pub recovered: u64,
+    /// Events that wait to be sent, in memory or in the spool.
     pub queued: u64,
-    /// Their encoded bytes.
+    /// Their encoded bytes in memory; of a spool see `spool_bytes`.
     pub queued_bytes: u64,
     /// Events that were sent, or taken to be sent, and not yet answered for.
     pub in_flight: u64,
@@ -33,6 +38,15 @@ pub struct ServiceStats {
     /// Events given up: pushed out of a full queue, or recorded after shutdown or
     /// without an endpoint.
     pub dropped: u64,
+    /// Events in the spool that could not be read any more: their segments are kept in its
+    /// folder `damaged`. The service sees their numbers missing.
+    pub damaged: u64,
+    /// Bytes on disk of the spool's segments, and what they may be.
+    pub spool_bytes: u64,
+    /// As the builder was told; 0 without a spool.
+    pub spool_limit: u64,
+    /// Times that the spool's disk failed to write or to sync, each with an error in the log.
+    pub disk_errors: u64,
     /// Streams opened after the first.
     pub reconnects: u64,
     /// Streams that the service refused or ended for want of credentials or rights, each
@@ -44,7 +58,32 @@ pub struct ServiceStats {
     pub last_error: Option<String>,
 }
 
-/// What still waits for one service at the end of a flush or shutdown.
+impl ServiceStats {
+    /// A stream that opened, and whether again; or why one ended, and whether this client
+    /// was refused.
+    pub(crate) fn note_stream(&mut self, opened: Result<bool, (String, bool)>) {
+        self.connected = opened.is_ok();
+        match opened {
+            Ok(again) => self.reconnects += u64::from(again),
+            Err((reason, refused)) => {
+                self.refused += u64::from(refused);
+                self.last_error = Some(reason);
+            }
+        }
+    }
+
+    pub(crate) fn note_settled(&mut self, settled: &Settled) {
+        let done = settled.acknowledged + settled.rejected;
+        self.in_flight = self.in_flight.saturating_sub(done as u64);
+        self.acknowledged += settled.acknowledged as u64;
+        self.duplicates += settled.duplicates as u64;
+        self.rejected += settled.rejected as u64;
+        self.last_error = None;
+    }
+}
+
+/// What still waits for one service at the end of a flush or shutdown; with a
+/// [`spool`](crate::Builder::spool) it is kept for the next process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Waiting {

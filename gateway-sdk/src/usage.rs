@@ -28,36 +28,42 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Records one request. Never waits for the service, for memory or for a task: it
-    /// encodes the event on the caller's thread and copies some 200 bytes under a lock
-    /// that is held for nothing else.
+    /// Records one request. Never waits for the service or for a task: it encodes the event
+    /// on the caller's thread and copies some 200 bytes, into memory or, with a
+    /// [`spool`](crate::Builder::spool), into a mapped file.
     ///
-    /// When the queue is full the **oldest** event is dropped for this one; that is
-    /// counted ([`ServiceStats::dropped`](crate::ServiceStats::dropped)) and reported to
-    /// the service, which can then tell it from an event that was lost. Nothing that
-    /// happens here is an error for the caller: a request is not refused because it
-    /// could not be counted.
+    /// With a spool the event survives the death of this process from the moment this call
+    /// returns. Where the disk is not as fast as its callers, one call may wait for it, at
+    /// most 20 ms; where it does not answer at all, no call after that waits again until it
+    /// does, and their events are dropped.
+    ///
+    /// When there is no room the **oldest** events are dropped for this one, from a spool a
+    /// segment at a time; that is counted ([`ServiceStats::dropped`](crate::ServiceStats::dropped))
+    /// and reported to the service, which can then tell it from an event that was lost.
+    /// Nothing that happens here is an error for the caller: a request is not refused because
+    /// it could not be counted.
     pub fn record(&self, event: impl Into<UsageEvent>) {
         let event = event.into();
         let message = event.as_proto();
-        let queued = self.feed.encoded(message, &message.instance_id, |body| self.feed.queue.push_dropping(body, ()));
+        let queued = self.feed.encoded(message, &message.instance_id, |body| self.feed.outbox.push_dropping(body));
         match queued {
             Ok(Ok(())) => {}
-            Ok(Err(Refused::Full { .. } | Refused::Closed)) => self.feed.queue.count_untaken(false),
+            Ok(Err(Refused::Full { .. } | Refused::Disk(_) | Refused::Closed)) => self.feed.outbox.count_untaken(false),
             Err(error) => {
-                self.feed.queue.count_untaken(true);
+                self.feed.outbox.count_untaken(true);
                 self.on_rejected
                     .call(RejectedEvent { event: Rejected::Usage(event), rejection: Rejection::too_large(&error) });
             }
         }
     }
 
-    /// As [`record`](Self::record), but where the queue is full waits for room instead
-    /// of dropping the oldest.
+    /// As [`record`](Self::record), but where there is no room waits for it instead of
+    /// dropping the oldest.
     ///
     /// # Errors
     ///
-    /// [`Error::QueueFull`] when there was no room within `timeout`,
+    /// [`Error::QueueFull`] when there was no room within `timeout`, [`Error::Spool`] when
+    /// the disk under the spool failed for as long,
     /// [`Error::TooLarge`], [`Error::ShutDown`], [`Error::NotConfigured`]. The event was
     /// then not taken, and is not counted.
     pub async fn record_wait(&self, event: impl Into<UsageEvent>, timeout: Duration) -> Result<(), Error> {
@@ -69,8 +75,8 @@ impl Usage {
         let message = event.as_proto();
         let body = self.feed.encoded(message, &message.instance_id, <[u8]>::to_vec)?;
         let deadline = Instant::now() + timeout;
-        let pushed = self.feed.queue.push_waiting(&body, deadline).await;
-        pushed.map_err(|refused| Error::from_refused(refused, service))
+        let pushed = self.feed.outbox.push_waiting(&body, deadline).await;
+        pushed.map_err(|refused| self.feed.refused(refused, service))
     }
 }
 

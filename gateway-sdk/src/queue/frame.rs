@@ -9,6 +9,9 @@
 //! touching an event. Protobuf lets fields come in any order: the producer's number
 //! is put behind the event when it is queued, the event is encoded before.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 /// Key of field 2, length-delimited.
 const EVENTS: u8 = 0x12;
 /// Key of field 3, length-delimited: `dropped`.
@@ -42,8 +45,10 @@ fn take_varint(buf: &[u8]) -> Option<(u64, usize)> {
 
 /// Who numbers the events of one SDK, with what is the same for all of them encoded
 /// once.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Numbering {
+    id: String,
+    epoch: u64,
     /// Key of the event's `producer` field.
     key: Vec<u8>,
     /// Encoded `id` and `epoch`.
@@ -59,7 +64,15 @@ impl Numbering {
         who.extend_from_slice(id.as_bytes());
         who.push(0x10);
         put_varint(&mut who, epoch);
-        Self { key, who }
+        Self { id: id.to_owned(), epoch, key, who }
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// Length of an encoded producer with a sequence.
@@ -88,8 +101,7 @@ impl Numbering {
         put_varint(buf, sequence);
     }
 
-    /// Appends a `dropped` range, both ends included.
-    pub(crate) fn put_dropped(&self, buf: &mut Vec<u8>, (first, last): (u64, u64)) {
+    fn put_dropped(&self, buf: &mut Vec<u8>, first: u64, last: u64) {
         let who = self.who.len();
         let len = 1 + varint_len(who as u64) + who + 1 + varint_len(first) + 1 + varint_len(last);
         buf.push(DROPPED);
@@ -101,6 +113,29 @@ impl Numbering {
         put_varint(buf, first);
         buf.push(0x18);
         put_varint(buf, last);
+    }
+}
+
+/// Numbers that were given to events which are then not sent, both ends included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Dropped {
+    pub(crate) who: Arc<Numbering>,
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+}
+
+impl Dropped {
+    /// Appends the range as a batch's `dropped` field has it.
+    pub(crate) fn put(&self, buf: &mut Vec<u8>) {
+        self.who.put_dropped(buf, self.first, self.last);
+    }
+
+    /// Adds numbers to ranges in the order in which they are dropped, joined where they adjoin.
+    pub(crate) fn note(ranges: &mut VecDeque<Self>, who: &Arc<Numbering>, first: u64, last: u64) {
+        match ranges.back_mut() {
+            Some(range) if range.who == *who && range.last.checked_add(1) == Some(first) => range.last = last,
+            _ => ranges.push_back(Self { who: Arc::clone(who), first, last }),
+        }
     }
 }
 
@@ -160,7 +195,7 @@ mod tests {
             }
             prop_assert_eq!(frame_start(&frames, users.len()), frames.len());
             for (first, last) in ranges {
-                numbering.put_dropped(&mut frames, (first, last));
+                Dropped { who: Arc::new(numbering.clone()), first, last }.put(&mut frames);
                 want.dropped.push(DroppedRange {
                     producer: Some(producer(None)),
                     first_sequence: Some(first),

@@ -32,6 +32,10 @@ fn take(queue: &Queue<u64>) -> Option<Taken<u64>> {
     }
 }
 
+fn lowest(in_flight: &VecDeque<Taken<u64>>) -> Option<u64> {
+    in_flight.iter().find_map(|taken| taken.events.front()).map(|event| event.sequence)
+}
+
 proptest! {
     #[test]
     fn every_number_is_taken_or_reported_once(
@@ -45,12 +49,12 @@ proptest! {
         let mut in_flight: VecDeque<Taken<u64>> = VecDeque::new();
         let (mut arrived, mut reported) = (Vec::new(), Vec::new());
         let mut settle = |taken: Taken<u64>, from| {
-            arrived.extend(taken.chunk.extras.iter().copied());
-            reported.extend(taken.dropped.iter().flat_map(|(first, last)| *first..=*last));
+            arrived.extend(taken.events.iter().filter_map(|event| event.extra));
+            reported.extend(taken.dropped.iter().flat_map(|range| range.first..=range.last));
             let settled = Settled {
-                acknowledged: taken.chunk.extras.len(),
+                acknowledged: taken.events.len(),
                 reports: taken.dropped.len(),
-                buffer: Some(taken.chunk.frames),
+                buffer: Some(taken.frames),
                 ..Settled::default()
             };
             queue.settle(settled, from);
@@ -73,14 +77,12 @@ proptest! {
                 }
                 Step::Take => in_flight.extend(take(&queue)),
                 Step::Settle => if let Some(taken) = in_flight.pop_front() {
-                    settle(taken, in_flight.front().map(|t| t.chunk.first_sequence));
+                    settle(taken, lowest(&in_flight));
                 },
             }
             for taken in &in_flight {
-                let chunk = &taken.chunk;
-                prop_assert!(chunk.extras.len() <= batch_events);
-                let numbers = chunk.first_sequence..;
-                prop_assert!(chunk.extras.iter().copied().eq(numbers.take(chunk.extras.len())));
+                prop_assert!(taken.events.len() <= batch_events);
+                prop_assert!(taken.events.iter().all(|event| event.extra == Some(event.sequence)));
             }
             let stats = queue.stats();
             prop_assert!(stats.queued <= events as u64 && stats.queued_bytes <= bytes as u64);
@@ -93,7 +95,7 @@ proptest! {
             prop_assert!(held <= bytes + batch_bytes, "{held} bytes held");
         }
         while let Some(taken) = in_flight.pop_front().or_else(|| take(&queue)) {
-            settle(taken, in_flight.front().map(|t| t.chunk.first_sequence));
+            settle(taken, lowest(&in_flight));
         }
         prop_assert!(queue.waiting().is_empty());
         prop_assert!(queue.lock().is_settled(recorded));

@@ -4,28 +4,31 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::codec::{Outbound, Payload};
-use crate::queue::Taken;
-use crate::queue::frame::{self, Numbering};
+use crate::queue::frame::{self, Dropped, Numbering};
+use crate::queue::{Item, Taken};
 
 /// What was taken from the queue and is not settled.
 #[derive(Debug)]
 pub(crate) struct Batch<T> {
-    pub(crate) first_sequence: u64,
     pub(crate) payload: Arc<Payload>,
     /// One for each event.
-    pub(crate) extras: VecDeque<T>,
-    pub(crate) dropped: Vec<(u64, u64)>,
+    pub(crate) events: VecDeque<Item<T>>,
+    /// Whose numbers the events have.
+    pub(crate) who: Arc<Numbering>,
+    pub(crate) segment: u64,
+    pub(crate) dropped: Vec<Dropped>,
     /// How often the service called it its own defect while nothing else was under way.
     pub(crate) defects: u32,
 }
 
 impl<T> From<Taken<T>> for Batch<T> {
-    fn from(Taken { chunk, dropped }: Taken<T>) -> Self {
+    fn from(taken: Taken<T>) -> Self {
         Self {
-            first_sequence: chunk.first_sequence,
-            payload: Arc::new(Payload { frames: chunk.frames, start: chunk.start }),
-            extras: chunk.extras,
-            dropped,
+            payload: Arc::new(Payload { frames: taken.frames, start: taken.start }),
+            events: taken.events,
+            who: taken.who,
+            segment: taken.segment,
+            dropped: taken.dropped,
             defects: 0,
         }
     }
@@ -33,10 +36,10 @@ impl<T> From<Taken<T>> for Batch<T> {
 
 impl<T> Batch<T> {
     /// The request that sends it; the frames are shared, not copied.
-    pub(crate) fn outbound(&self, batch_id: u64, numbering: &Numbering) -> Outbound {
+    pub(crate) fn outbound(&self, batch_id: u64) -> Outbound {
         let mut dropped = Vec::new();
         for range in &self.dropped {
-            numbering.put_dropped(&mut dropped, *range);
+            range.put(&mut dropped);
         }
         Outbound { batch_id, payload: Arc::clone(&self.payload), dropped }
     }
@@ -50,21 +53,22 @@ impl<T> Batch<T> {
 
     /// Whether it is one event, or reports alone: what can't be taken apart.
     pub(crate) fn is_single(&self) -> bool {
-        self.extras.len() + usize::from(!self.dropped.is_empty()) <= 1
+        self.events.len() + usize::from(!self.dropped.is_empty()) <= 1
     }
 
     /// Two batches in its place, in order: the reports and the events, or two halves
     /// of the events.
     pub(crate) fn split(mut self) -> (Self, Self) {
-        let half = if self.dropped.is_empty() { self.extras.len() / 2 } else { 0 };
+        let half = if self.dropped.is_empty() { self.events.len() / 2 } else { 0 };
         let frames = self.payload.frames();
         let at = frame::frame_start(frames, half);
         let part = |frames: &[u8]| Arc::new(Payload { frames: frames.to_vec(), start: 0 });
         let (head, tail) = (part(&frames[..at]), part(&frames[at..]));
         let rest = Self {
-            first_sequence: self.first_sequence + half as u64,
             payload: tail,
-            extras: self.extras.split_off(half),
+            events: self.events.split_off(half),
+            who: Arc::clone(&self.who),
+            segment: self.segment,
             dropped: Vec::new(),
             defects: 0,
         };
@@ -80,16 +84,18 @@ mod tests {
     use proptest::prelude::*;
 
     fn batch(bodies: &[Vec<u8>], dropped: Vec<(u64, u64)>) -> Batch<usize> {
-        let numbering = Numbering::new(13, "p", 1);
+        let numbering = Arc::new(Numbering::new(13, "p", 1));
         let mut frames = vec![0; 7];
         for (n, body) in bodies.iter().enumerate() {
             numbering.put_event(&mut frames, body, 10 + n as u64);
         }
+        let dropped = dropped.into_iter().map(|(first, last)| Dropped { who: Arc::clone(&numbering), first, last });
         Batch {
-            first_sequence: 10,
             payload: Arc::new(Payload { frames, start: 7 }),
-            extras: (0..bodies.len()).collect(),
-            dropped,
+            events: (0..bodies.len()).map(|n| Item { sequence: 10 + n as u64, extra: Some(n) }).collect(),
+            dropped: dropped.collect(),
+            who: numbering,
+            segment: 0,
             defects: 0,
         }
     }
@@ -110,8 +116,8 @@ mod tests {
             while let Some(batch) = waiting.pop_front() {
                 if batch.is_single() {
                     reports.extend(batch.dropped.clone());
-                    for (n, extra) in batch.extras.iter().enumerate() {
-                        prop_assert_eq!(batch.first_sequence + n as u64, 10 + *extra as u64);
+                    for (n, event) in batch.events.iter().enumerate() {
+                        prop_assert_eq!(event.sequence, 10 + event.extra.unwrap() as u64);
                         singles.push(batch.event(n).unwrap().to_vec());
                     }
                 } else {
@@ -121,6 +127,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(singles, events);
+            let reports: Vec<_> = reports.into_iter().map(|range| (range.first, range.last)).collect();
             prop_assert_eq!(reports, dropped);
         }
     }

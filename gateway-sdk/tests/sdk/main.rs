@@ -7,3 +7,4 @@ mod bounds;
 mod delivery;
 mod fake;
 mod queries;
+mod spool;

@@ -1,0 +1,449 @@
+//! The two threads of a spool: the keeper, which does everything to files but to sync them,
+//! and the syncer.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Spool;
+use super::format::{Header, MAX_SEGMENT, Seal};
+use super::ledger::Ledger;
+use super::map::Live;
+use super::open::Lock;
+use super::state::{Source, State, Trash};
+use crate::config::SpoolPressure;
+
+/// How often the ledger is written at most while events are acknowledged.
+const LEDGER_EVERY: Duration = Duration::from_millis(100);
+/// When a disk that failed is asked again.
+const RETRY: Duration = Duration::from_secs(1);
+/// When to look again for a thread that has a place and has not yet written to it.
+const SOON: Duration = Duration::from_millis(1);
+/// How long the end waits for such threads.
+const LAST_WRITES: Duration = Duration::from_secs(1);
+
+/// What the keeper does in one round, outside of the lock.
+#[derive(Default)]
+struct Errands {
+    graves: Vec<Source>,
+    letters: Vec<Vec<u8>>,
+    trash: Vec<Trash>,
+    load: Option<u64>,
+    /// Segments to seal: all their frames are written.
+    quiet: Vec<(u64, Arc<Live>, Seal)>,
+    ledger: bool,
+    /// A next segment, whose number this is.
+    make: Option<u64>,
+}
+
+/// What the keeper remembers from round to round.
+struct Keeper {
+    ledger: Ledger,
+    ledger_at: Instant,
+    retry_at: Option<Instant>,
+}
+
+impl<T: Send + 'static> Spool<T> {
+    /// Starts both threads.
+    pub(super) fn start(self: &Arc<Self>, ledger: Ledger, lock: Arc<Lock>) -> std::io::Result<()> {
+        let thread = |name: &str| {
+            std::thread::Builder::new().name(format!("{name}-{}", self.settings.service)).stack_size(512 * 1024)
+        };
+        let spool = Arc::clone(self);
+        thread("syncer").spawn(move || spool.sync_until_the_end())?;
+        let spool = Arc::clone(self);
+        let keeping = thread("keeper").spawn(move || {
+            spool.keep(ledger);
+            // Only now may another open the folder.
+            drop(lock);
+            spool.lock().ended = true;
+            spool.over.notify_waiters();
+        });
+        if keeping.is_err() {
+            self.end();
+        }
+        keeping.map(drop)
+    }
+
+    fn keep(&self, ledger: Ledger) {
+        let mut keeper = Keeper { ledger, ledger_at: Instant::now(), retry_at: None };
+        loop {
+            let (errands, ending) = self.wait_for_errands(&mut keeper);
+            if ending {
+                return self.finish(&mut keeper);
+            }
+            self.run(errands, &mut keeper);
+            self.press();
+        }
+    }
+
+    /// What there is to do, once there is something; and whether it is the last.
+    fn wait_for_errands(&self, keeper: &mut Keeper) -> (Errands, bool) {
+        let mut state = self.lock();
+        loop {
+            if state.ending {
+                return (Errands::default(), true);
+            }
+            let now = Instant::now();
+            let idle = keeper.retry_at.is_some_and(|at| at > now);
+            let mut errands = Errands {
+                graves: std::mem::take(&mut state.graves),
+                trash: std::mem::take(&mut state.trash),
+                load: state.load,
+                ..Errands::default()
+            };
+            (errands.quiet, state.sealing) =
+                std::mem::take(&mut state.sealing).into_iter().partition(|(_, live, _)| live.is_quiet());
+            if !idle {
+                errands.letters = std::mem::take(&mut state.letters);
+                errands.make = self.wants_segment(&mut state);
+                // What is dropped for it goes with this round.
+                errands.trash.append(&mut state.trash);
+                errands.graves.append(&mut state.graves);
+                let due = now >= keeper.ledger_at + LEDGER_EVERY;
+                errands.ledger = state.ledger_stale && (due || !errands.trash.is_empty());
+            }
+            if errands.is_any() {
+                return (errands, false);
+            }
+            let soon = (!state.sealing.is_empty()).then_some(now + SOON);
+            let ledger = (state.ledger_stale && !idle).then_some(keeper.ledger_at + LEDGER_EVERY);
+            let until = [soon, ledger, keeper.retry_at.filter(|_| idle)].into_iter().flatten().min();
+            state = self.wait(state, until.map(|at| at.saturating_duration_since(now)));
+        }
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State<T>>, most: Option<Duration>) -> MutexGuard<'a, State<T>> {
+        match most {
+            Some(most) => self.work.wait_timeout(state, most).unwrap_or_else(PoisonError::into_inner).0,
+            None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+
+    /// The number of a segment to make, if one is wanted and may be. Drops the oldest where
+    /// that is how room is made.
+    fn wants_segment(&self, state: &mut State<T>) -> Option<u64> {
+        if state.spare.is_some() || state.closed {
+            return None;
+        }
+        let len = self.settings.segment as u64;
+        // What is in the trash is as good as gone.
+        let held = |state: &State<T>| state.bytes - state.trash.iter().map(|trash| trash.bytes).sum::<u64>();
+        while held(state) + len > self.settings.limit {
+            if !self.may_drop(state) || !state.drop_oldest() {
+                if !std::mem::replace(&mut state.full, true) {
+                    self.room.notify_waiters();
+                }
+                return None;
+            }
+            self.progress.notify_waiters();
+        }
+        let number = state.next_number;
+        state.next_number += 1;
+        state.bytes += len;
+        Some(number)
+    }
+
+    fn may_drop(&self, state: &State<T>) -> bool {
+        state.dropping && !self.settings.durable
+    }
+
+    fn run(&self, errands: Errands, keeper: &mut Keeper) {
+        drop(errands.graves);
+        self.write_rejected(errands.letters, keeper);
+        if errands.ledger {
+            self.write_ledger(keeper);
+        }
+        self.remove(errands.trash);
+        for (number, live, seal) in errands.quiet {
+            live.seal(&seal, self.header.salt);
+            self.unmap(number);
+        }
+        if let Some(number) = errands.load {
+            self.load(number);
+        }
+        if let Some(number) = errands.make {
+            self.make(number, keeper);
+        }
+    }
+
+    /// Before anything that it is told about counts as settled on disk.
+    fn write_rejected(&self, mut letters: Vec<Vec<u8>>, keeper: &mut Keeper) {
+        if letters.is_empty() {
+            return;
+        }
+        if let Err(error) = self.files.append_rejected(&letters.concat()) {
+            self.failed("writing rejected events", &error);
+            keeper.retry_at = Some(Instant::now() + RETRY);
+            let mut state = self.lock();
+            letters.append(&mut state.letters);
+            letters.truncate(super::MAX_LETTERS);
+            state.letters = letters;
+        }
+    }
+
+    fn write_ledger(&self, keeper: &mut Keeper) {
+        {
+            let mut state = self.lock();
+            state.ledger_stale = false;
+            keeper.ledger.cursor = state.cursor();
+            keeper.ledger.dropped = state.reports.iter().chain(&state.dropped).cloned().collect();
+        }
+        keeper.ledger_at = Instant::now();
+        let (at, slot) = keeper.ledger.encode();
+        if let Err(error) = self.files.write_ledger(at, &slot) {
+            // An old one is as good, but for dropped numbers, which then show as missing.
+            self.failed("writing the ledger", &error);
+            self.lock().ledger_stale = true;
+            keeper.retry_at = Some(Instant::now() + RETRY);
+        }
+    }
+
+    fn remove(&self, trash: Vec<Trash>) {
+        let mut freed = 0;
+        for Trash { number, bytes, damaged } in trash {
+            let removed = if damaged { self.files.set_aside(number) } else { self.files.remove(number) };
+            match removed {
+                Ok(()) => freed += bytes,
+                // It stays counted, and the next start removes it.
+                Err(error) => self.failed("removing a segment", &error),
+            }
+        }
+        if freed > 0 {
+            let mut state = self.lock();
+            state.bytes -= freed;
+            state.full = false;
+        }
+    }
+
+    /// A segment that is done is read from its file, unless the reader is in it.
+    fn unmap(&self, number: u64) {
+        let mut state = self.lock();
+        let first_unread = state.entries.iter().find(|entry| !entry.read).map(|entry| entry.number);
+        if first_unread == Some(number) || state.reading == Some(number) {
+            return;
+        }
+        let entry = state.entries.iter_mut().find(|entry| entry.number == number);
+        let mapped = entry.map(|entry| std::mem::replace(&mut entry.source, Source::File));
+        drop(state);
+        drop(mapped);
+    }
+
+    fn load(&self, number: u64) {
+        let read = self.files.read(number, MAX_SEGMENT);
+        let mut state = self.lock();
+        // It may have been dropped meanwhile.
+        if state.load != Some(number) {
+            return;
+        }
+        state.load = None;
+        let Some(entry) = state.entries.iter_mut().find(|entry| entry.number == number) else {
+            return;
+        };
+        match read {
+            Ok(bytes) => entry.source = Source::Loaded(Arc::new(bytes)),
+            Err(error) => {
+                (entry.read, entry.damaged) = (true, true);
+                let lost = std::mem::take(&mut entry.unread);
+                state.stats.damaged += lost;
+                state.remove_settled();
+                drop(state);
+                self.failed("reading a segment back", &error);
+            }
+        }
+        self.ready.notify_one();
+        self.progress.notify_waiters();
+    }
+
+    fn make(&self, number: u64, keeper: &mut Keeper) {
+        let header = Header { number, ..self.header.clone() };
+        let made = self.files.create(&header, self.settings.segment, self.settings.durable);
+        let mut state = self.lock();
+        match made {
+            Ok(live) => {
+                state.spare = Some((number, Arc::new(live)));
+                (state.trouble, state.stalled, state.full) = (None, false, false);
+                keeper.retry_at = None;
+            }
+            Err(error) => {
+                state.bytes -= self.settings.segment as u64;
+                let full = matches!(
+                    error.kind(),
+                    std::io::ErrorKind::StorageFull
+                        | std::io::ErrorKind::QuotaExceeded
+                        | std::io::ErrorKind::FileTooLarge
+                );
+                // Room is made where that is allowed, and the next round tries again at once.
+                if !(full && self.may_drop(&state) && state.drop_oldest()) {
+                    keeper.retry_at = Some(Instant::now() + RETRY);
+                    let known = state.trouble.replace(error.to_string()).is_some();
+                    state.stalled = true;
+                    if !known {
+                        drop(state);
+                        self.failed("making a segment", &error);
+                    }
+                }
+            }
+        }
+        self.made.notify_all();
+        self.room.notify_waiters();
+        self.progress.notify_waiters();
+    }
+
+    fn failed(&self, what: &str, error: &std::io::Error) {
+        tracing::error!(service = self.settings.service, folder = %self.folder.display(), %error, "{what} failed");
+        self.lock().stats.disk_errors += 1;
+    }
+
+    /// Tells the application once when the limit comes near, and again after it had been far.
+    fn press(&self) {
+        let pressure = {
+            let mut state = self.lock();
+            let (bytes, limit) = (state.bytes, self.settings.limit);
+            // Rounded, so that the last segment which fits is near in any case.
+            let near = bytes + self.settings.segment as u64 > limit || bytes >= limit / 5 * 4;
+            let far = bytes < limit / 10 * 7;
+            if state.pressed || !near {
+                state.pressed &= !far;
+                return;
+            }
+            state.pressed = true;
+            SpoolPressure { service: self.settings.service, events: state.unread(), bytes, limit }
+        };
+        tracing::warn!(
+            service = pressure.service,
+            bytes = pressure.bytes,
+            limit = pressure.limit,
+            "the spool is nearly full"
+        );
+        self.settings.on_pressure.call(pressure);
+    }
+
+    /// Brings everything in order for the next process.
+    fn finish(&self, keeper: &mut Keeper) {
+        let since = Instant::now();
+        let mut state = self.lock();
+        state.leave_current(true);
+        while since.elapsed() < LAST_WRITES && !state.sealing.iter().all(|(_, live, _)| live.is_quiet()) {
+            state = self.wait(state, Some(SOON));
+        }
+        let sealing = std::mem::take(&mut state.sealing);
+        let unsynced = std::mem::take(&mut state.unsynced);
+        let letters = std::mem::take(&mut state.letters);
+        let spare = state.spare.take();
+        if let Some((number, _)) = &spare {
+            let bytes = self.settings.segment as u64;
+            state.trash.push(Trash { number: *number, bytes, damaged: false });
+        }
+        let trash = std::mem::take(&mut state.trash);
+        drop(state);
+        drop(spare);
+        for (_, live, seal) in sealing {
+            if live.is_quiet() {
+                live.seal(&seal, self.header.salt);
+            }
+        }
+        for segment in unsynced {
+            if let Err(error) = self.files.sync_file(&segment.file) {
+                self.failed("the last sync", &error);
+            }
+        }
+        self.write_rejected(letters, keeper);
+        self.write_ledger(keeper);
+        self.remove(trash);
+    }
+
+    fn sync_until_the_end(&self) {
+        let mut state = self.lock();
+        loop {
+            if state.ending {
+                // Told by their closed channels.
+                let waiters = std::mem::take(&mut state.sync_waiters);
+                drop(state);
+                drop(waiters);
+                return;
+            }
+            if self.settings.durable && state.sync_waiters.is_empty() {
+                state = self.sync_work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            if !self.settings.durable {
+                let waited = self.sync_work.wait_timeout(state, self.settings.sync);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                if state.ending {
+                    continue;
+                }
+            }
+            self.sync(state);
+            state = self.lock();
+        }
+    }
+
+    /// Syncs what is not, and tells who waits for it. Their events were written before they
+    /// asked, so one sync serves all of them.
+    fn sync(&self, mut state: MutexGuard<'_, State<T>>) {
+        let waiters = std::mem::take(&mut state.sync_waiters);
+        let mut segments = std::mem::take(&mut state.unsynced);
+        let State { entries, .. } = &*state;
+        // What the service has needs no sync.
+        segments.retain(|segment| entries.iter().any(|entry| entry.number == segment.number));
+        let pending = entries.back().is_some_and(|entry| entry.unread + entry.in_flight > 0);
+        let current = state.current.clone().filter(|live| {
+            let asked = self.settings.durable || pending;
+            asked && live.tail() > state.synced_to
+        });
+        drop(state);
+        let result = (|| {
+            for segment in &segments {
+                self.files.sync_file(&segment.file)?;
+            }
+            let Some(live) = &current else { return Ok(None) };
+            let tail = live.tail();
+            self.files.sync_live(live, tail)?;
+            // Of audit a segment's name was synced when it was made.
+            if !self.settings.durable {
+                self.files.sync_folder()?;
+            }
+            Ok(Some(tail))
+        })();
+        let same = |state: &State<T>| match (&state.current, &current) {
+            (Some(now), Some(then)) => Arc::ptr_eq(now, then),
+            _ => false,
+        };
+        let told = match result {
+            Ok(tail) => {
+                let mut state = self.lock();
+                if let Some(tail) = tail
+                    && same(&state)
+                {
+                    state.synced_to = tail;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.failed("a sync", &error);
+                let mut state = self.lock();
+                // Never again on the same file.
+                if same(&state) {
+                    state.leave_current(false);
+                }
+                drop(state);
+                self.work.notify_one();
+                Err(format!("a sync failed: {error}"))
+            }
+        };
+        for waiter in waiters {
+            // Nobody waits any more where `record` timed out or was dropped.
+            let _ = waiter.send(told.clone());
+        }
+    }
+}
+
+impl Errands {
+    fn is_any(&self) -> bool {
+        let Self { graves, letters, trash, load, quiet, ledger, make } = self;
+        *ledger
+            || load.is_some()
+            || make.is_some()
+            || !(graves.is_empty() && letters.is_empty() && trash.is_empty() && quiet.is_empty())
+    }
+}

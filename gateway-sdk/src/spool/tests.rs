@@ -1,0 +1,413 @@
+//! The spool's guarantees, over a disk that fails when it is told to.
+
+mod disk;
+mod model;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use self::disk::{Fault, Harness, body};
+use super::*;
+
+const LONG: Duration = Duration::from_secs(20);
+
+fn soon() -> Instant {
+    Instant::now() + LONG
+}
+
+#[tokio::test]
+async fn what_was_recorded_is_there_after_the_process_died() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    for n in 0..100 {
+        spool.push_dropping(&body(n)).unwrap();
+    }
+    // Nothing was synced, closed or told: the files are as a killed process leaves them.
+    let again = harness.crash().open();
+    assert_eq!(again.stats().recovered, 100);
+    let taken = again.take_all().await;
+    assert_eq!(taken.bodies(), (0..100).collect::<Vec<_>>());
+    // With the numbers that they had, of the epoch that they had.
+    assert_eq!(taken.numbers(), (0..100).map(|n| (1, n)).collect::<Vec<_>>());
+    assert!(taken.dropped.is_empty());
+}
+
+#[tokio::test]
+async fn a_number_whose_event_was_never_whole_is_reported_and_its_neighbours_are_sent() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    for n in 0..5 {
+        spool.push_dropping(&body(n)).unwrap();
+    }
+    // A thread is stopped between its place and its write, and others go on.
+    let (place, sequence) = spool.place_without_writing(40);
+    for n in 6..10 {
+        spool.push_dropping(&body(n)).unwrap();
+    }
+    let again = harness.crash().open();
+    let taken = again.take_all().await;
+    assert_eq!(taken.bodies(), [0, 1, 2, 3, 4, 6, 7, 8, 9]);
+    assert_eq!(taken.dropped, [(1, sequence, sequence)]);
+    assert_eq!(again.stats().damaged, 0);
+    drop(place);
+}
+
+#[tokio::test]
+async fn after_the_machine_died_lost_numbers_are_not_passed_off_as_dropped() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    for n in 0..200 {
+        spool.push_dropping(&body(n)).unwrap();
+    }
+    let crashed = harness.crash();
+    // A page in the middle never reached the disk.
+    crashed.edit(0, |bytes| bytes[8192..12_288].fill(0));
+    let again = crashed.reboot().open();
+    let taken = again.take_all().await;
+    let bodies = taken.bodies();
+    assert!(bodies.len() > 100 && bodies.len() < 200, "{}", bodies.len());
+    assert!(bodies.starts_with(&[0, 1, 2]) && bodies.ends_with(&[198, 199]));
+    assert!(taken.dropped.is_empty());
+    again.settle_all(taken).await;
+    assert_eq!(again.until_files(|files| files.damaged == 1).await.segments.len(), 1);
+}
+
+#[tokio::test]
+async fn damage_costs_what_is_damaged_and_its_segment_is_kept() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    for n in 0..50 {
+        spool.push_dropping(&body(n)).unwrap();
+    }
+    spool.shutdown().await;
+    let crashed = harness.crash();
+    crashed.edit(0, |bytes| bytes[6_000] ^= 4);
+    let again = crashed.open();
+    let taken = again.take_all().await;
+    assert_eq!(taken.bodies().len(), 49);
+    assert_eq!(again.stats().damaged, 1);
+    again.settle_all(taken).await;
+    again.until_files(|files| files.damaged == 1).await;
+    let stats = again.stats();
+    assert_eq!(stats.recovered, stats.acknowledged + stats.damaged);
+}
+
+#[tokio::test]
+async fn files_that_are_no_segments_are_set_aside_and_hold_nothing_up() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    spool.push_dropping(&body(1)).unwrap();
+    let crashed = harness.crash();
+    crashed.write("00000000000000000007.segment", &[7; 9_000]);
+    crashed.write("00000000000000000008.segment", &[]);
+    crashed.write("00000000000000000009.segment", &[0; 9_000]);
+    crashed.write("notes.txt", b"not ours");
+    let again = crashed.open();
+    let taken = again.take_all().await;
+    assert_eq!(taken.bodies(), [1]);
+    assert_eq!(again.files().damaged, 1);
+    again.push_dropping(&body(2)).unwrap();
+    assert_eq!(again.take_all().await.bodies(), [2]);
+}
+
+#[tokio::test]
+async fn acknowledged_segments_are_removed_and_nothing_is_sent_twice_after_a_stop() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    for n in 0..3_000 {
+        spool.push_waiting(&body(n), None, soon()).await.unwrap();
+    }
+    let mut taken = Vec::new();
+    for _ in 0..10 {
+        taken.push(spool.next().await.unwrap());
+    }
+    let count: usize = taken.iter().map(|batch| batch.events.len()).sum();
+    for batch in taken {
+        spool.settle_batch(&batch);
+    }
+    spool.until_files(|files| files.segments[0] > 0).await;
+    spool.shutdown().await;
+    let again = harness.open();
+    assert_eq!(again.stats().recovered as usize, 3_000 - count);
+    let bodies = again.take_all().await.bodies();
+    assert_eq!(bodies, (count as u64..3_000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_is_in_flight_when_the_process_dies_is_sent_again() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    for n in 0..10 {
+        spool.push_dropping(&body(n)).unwrap();
+    }
+    let batch = spool.next().await.unwrap();
+    assert_eq!(batch.events.len(), 10);
+    let again = harness.crash().open();
+    assert_eq!(again.take_all().await.bodies(), (0..10).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn beyond_the_limit_the_oldest_segment_is_dropped_and_told_also_after_a_crash() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    let mut n = 0;
+    while spool.stats().dropped == 0 {
+        spool.push_dropping(&body(n)).unwrap();
+        n += 1;
+    }
+    let stats = spool.stats();
+    assert_eq!(stats.recorded, stats.queued + stats.dropped);
+    assert!(spool.until_files(|files| files.segments.len() <= disk::SEGMENTS).await.bytes <= disk::LIMIT);
+    let crashed = harness.crash();
+    let again = crashed.open();
+    let taken = again.take_all().await;
+    assert_eq!(taken.bodies(), (stats.dropped..n).collect::<Vec<_>>());
+    assert_eq!(taken.dropped, [(1, 0, stats.dropped - 1)]);
+    again.settle_all(taken).await;
+    again.shutdown().await;
+    // What was reported is not reported again.
+    let last = crashed.open();
+    assert_eq!(last.stats().recovered, 0);
+    last.push_dropping(&body(n)).unwrap();
+    assert!(last.take_all().await.dropped.is_empty());
+}
+
+#[tokio::test]
+async fn what_is_in_flight_is_not_dropped() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    spool.push_dropping(&body(0)).unwrap();
+    let first = spool.next().await.unwrap();
+    let mut n = 1;
+    while spool.stats().dropped == 0 {
+        spool.push_dropping(&body(n)).unwrap();
+        n += 1;
+    }
+    spool.settle_batch(&first);
+    let taken = spool.take_all().await;
+    let bodies = taken.bodies();
+    let dropped: u64 = taken.dropped.iter().map(|(_, first, last)| last - first + 1).sum();
+    assert!(bodies[0] == 1 && dropped == spool.stats().dropped, "the rest of the first segment was kept");
+    assert_eq!(bodies.len() as u64 + dropped + 1, n);
+}
+
+#[tokio::test]
+async fn waiting_callers_drop_nothing_and_are_told_in_time() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    let short = || Instant::now() + Duration::from_millis(300);
+    let mut n = 0;
+    let refused = loop {
+        match spool.push_waiting(&body(n), None, short()).await {
+            Ok(number) => assert_eq!(number, n),
+            Err(refused) => break refused,
+        }
+        n += 1;
+    };
+    assert!(matches!(refused, Refused::Full { events, .. } if events as u64 == n), "{refused:?}");
+    assert_eq!(spool.stats().dropped, 0);
+    // Room is made by what is acknowledged.
+    let waiting = tokio::spawn({
+        let spool = spool.arc();
+        async move { spool.push_waiting(&body(n), None, soon()).await }
+    });
+    let taken = spool.take_all().await;
+    assert_eq!(taken.bodies(), (0..n).collect::<Vec<_>>());
+    spool.settle_all(taken).await;
+    assert_eq!(waiting.await.unwrap(), Ok(n));
+}
+
+#[tokio::test]
+async fn audit_is_on_disk_before_it_is_recorded_and_one_sync_serves_many() {
+    let harness = Harness::durable();
+    let spool = harness.open();
+    let syncs = harness.count(Fault::Sync);
+    let record = async |n: u64| {
+        let spool = spool.arc();
+        spool.push_waiting(&body(n), None, soon()).await?;
+        spool.synced(soon()).await
+    };
+    record(0).await.unwrap();
+    assert_eq!(harness.count(Fault::Sync), syncs + 1);
+    let many = futures::future::join_all((1..200).map(record)).await;
+    assert!(many.into_iter().all(|result| result == Ok(())));
+    let used = harness.count(Fault::Sync) - syncs - 1;
+    assert!((1..20).contains(&used), "{used} syncs for 199 callers");
+}
+
+#[tokio::test]
+async fn a_sync_that_fails_is_told_and_not_tried_again_on_its_file() {
+    let harness = Harness::durable();
+    let spool = harness.open();
+    spool.push_waiting(&body(0), None, soon()).await.unwrap();
+    spool.synced(soon()).await.unwrap();
+    harness.fail(Fault::Sync, 1);
+    spool.push_waiting(&body(1), None, soon()).await.unwrap();
+    let refused = spool.synced(soon()).await.unwrap_err();
+    assert!(matches!(&refused, Refused::Disk(why) if why.contains("sync")), "{refused:?}");
+    // The next goes to another file, and that one is synced.
+    spool.push_waiting(&body(2), None, soon()).await.unwrap();
+    spool.synced(soon()).await.unwrap();
+    let live = harness.synced();
+    assert_eq!(live.iter().filter(|number| **number == live[0]).count(), 2, "{live:?}");
+    assert_ne!(live[0], live[2]);
+    // What nobody knows of is sent all the same.
+    assert_eq!(spool.take_all().await.bodies(), [0, 1, 2]);
+    assert_eq!(spool.stats().disk_errors, 1);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_an_error_for_audit_until_there_is_room() {
+    let harness = Harness::durable();
+    let spool = harness.open();
+    harness.fail(Fault::Create, u32::MAX);
+    let mut n = 0;
+    let refused = loop {
+        match spool.push_waiting(&body(n), None, soon()).await {
+            Ok(_) => n += 1,
+            Err(refused) => break refused,
+        }
+    };
+    assert!(matches!(&refused, Refused::Disk(why) if why.contains("space")), "{refused:?}");
+    harness.fail(Fault::Create, 0);
+    // The keeper asks again by itself.
+    loop {
+        let room = spool.room.notified();
+        match spool.push_waiting(&body(n), None, soon()).await {
+            Ok(_) => break,
+            Err(_) => room.await,
+        }
+    }
+    assert_eq!(spool.take_all().await.bodies(), (0..=n).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn on_a_full_disk_usage_drops_the_oldest_and_no_caller_waits_twice() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    let mut n = 0;
+    while spool.files().segments.len() < 4 {
+        spool.push_dropping(&body(n)).unwrap();
+        n += 1;
+    }
+    harness.fail(Fault::Create, u32::MAX);
+    let (since, from) = (std::time::Instant::now(), n);
+    while spool.stats().recorded < from + 20_000 {
+        spool.push_dropping(&body(n)).unwrap();
+        n += 1;
+    }
+    assert!(since.elapsed() < LONG / 4, "{:?}", since.elapsed());
+    let stats = spool.stats();
+    assert_eq!(stats.recorded, stats.queued + stats.dropped);
+    assert!(stats.dropped > 15_000 && stats.disk_errors > 0);
+    // All of them have numbers, and are reported.
+    let taken = spool.take_all().await;
+    let dropped: u64 = taken.dropped.iter().map(|(_, first, last)| last - first + 1).sum();
+    assert_eq!(dropped, stats.dropped);
+    let numbers = taken.numbers().into_iter().map(|(_, number)| number);
+    let mut all: Vec<u64> = taken.dropped.iter().flat_map(|(_, a, b)| *a..=*b).chain(numbers).collect();
+    all.sort_unstable();
+    assert_eq!(all, (0..n).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_second_opener_is_refused_until_the_first_has_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Folder::open(folder.path(), None).unwrap();
+    let error = Folder::open(folder.path(), None).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("is in use by process") && text.contains(&std::process::id().to_string()), "{text}");
+    let (id, epoch) = (first.producer_id.clone(), first.epoch);
+    drop(first);
+    let second = Folder::open(folder.path(), None).unwrap();
+    assert_eq!(second.producer_id, id, "the name stays with the folder");
+    assert!(second.epoch > epoch);
+}
+
+#[test]
+fn an_epoch_is_never_given_again_whatever_the_clock_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let far = u64::MAX / 2;
+    std::fs::write(folder.path().join("producer"), format!("{{\"id\": \"p\", \"epoch\": {far}}}")).unwrap();
+    let opened = Folder::open(folder.path(), None).unwrap();
+    assert_eq!((opened.producer_id.as_str(), opened.epoch), ("p", far + 1));
+    drop(opened);
+    std::fs::write(folder.path().join("producer"), "spoilt").unwrap();
+    let opened = Folder::open(folder.path(), None).unwrap();
+    assert_ne!(opened.producer_id, "p", "a new name");
+}
+
+#[tokio::test]
+async fn pressure_is_told_once_and_a_panic_there_harms_nobody() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let harness = Harness::new().on_pressure({
+        let told = Arc::clone(&told);
+        move |pressure| {
+            told.lock().unwrap().push(pressure);
+            panic!("a callback");
+        }
+    });
+    let spool = harness.open();
+    let mut n = 0;
+    while spool.stats().dropped < 1_000 {
+        spool.push_dropping(&body(n)).unwrap();
+        n += 1;
+    }
+    let told = told.lock().unwrap();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].bytes > disk::LIMIT / 2 && told[0].limit == disk::LIMIT && told[0].events > 0);
+}
+
+#[tokio::test]
+async fn rejected_events_are_kept_with_their_reasons() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    let rejection = Rejection::too_large(&crate::Error::TooLarge { bytes: 3, limit: 2 });
+    spool.keep_rejected(b"an event", &rejection);
+    spool.shutdown().await;
+    let text = std::fs::read_to_string(harness.path().join("rejected.jsonl")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(text.trim_end()).unwrap();
+    assert_eq!(line["reason"], "TOO_LARGE");
+    assert_eq!(BASE64_STANDARD.decode(line["event"].as_str().unwrap()).unwrap(), b"an event");
+    // Nobody else may read what is in there.
+    use std::os::unix::fs::PermissionsExt;
+    for name in ["rejected.jsonl", "ledger"] {
+        let mode = std::fs::metadata(harness.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{name}");
+    }
+    assert_eq!(std::fs::metadata(harness.path()).unwrap().permissions().mode() & 0o077, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_many_threads_are_read_while_they_are_written() {
+    let harness = Harness::with_limit(1 << 30);
+    let spool = harness.open();
+    let threads: Vec<_> = (0..4_u64)
+        .map(|thread| {
+            let spool = spool.arc();
+            std::thread::spawn(move || {
+                for n in 0..5_000 {
+                    spool.push_dropping(&body(thread << 32 | n)).unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut seen = Vec::new();
+    let mut next = [0; 4];
+    while seen.len() < 20_000 {
+        let batch = spool.next().await.unwrap();
+        for (item, n) in batch.events.iter().zip(disk::bodies(&batch)) {
+            let (thread, n) = ((n >> 32) as usize, n & 0xFFFF_FFFF);
+            assert_eq!(next[thread], n, "in the order of each thread");
+            next[thread] += 1;
+            seen.push(item.sequence);
+        }
+        spool.settle_batch(&batch);
+    }
+    assert_eq!(seen, (0..20_000).collect::<Vec<_>>());
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    spool.until_files(|files| files.segments.len() <= 2).await;
+}
