@@ -19,6 +19,7 @@ use crate::time::push_rfc3339;
 mod read;
 
 pub use read::{Counted, CountedActor, CountedResource, Unreadable, counted, parse};
+pub(crate) use read::{Line, LineChange, LineResource, Text};
 
 /// First byte of what a leaf hash is over (RFC 6962, section 2.1).
 const LEAF: [u8; 1] = [0];

@@ -2,10 +2,10 @@
 //!
 //! A cell that a spreadsheet would run as a formula gets a leading apostrophe, which makes it text.
 
+use serde::Serialize;
 use service_core::csv::push_cell;
 
-use crate::event::Entry;
-use crate::time::rfc3339;
+use crate::canonical::{Line, LineChange, LineResource, Text};
 
 const COLUMNS: &[&str] = &[
     "instance_id",
@@ -41,65 +41,95 @@ const COLUMNS: &[&str] = &[
 /// Appends the header line.
 pub(crate) fn push_header(out: &mut String) {
     push_line(out, COLUMNS.iter().copied());
+    out.push_str(END);
 }
 
-/// Appends an entry's line.
-pub(crate) fn push_entry(out: &mut String, entry: &Entry, leaf_hash: &[u8]) {
-    let event = &entry.event;
-    let first = event.resources.first();
-    let others: Vec<_> = event
-        .resources
-        .iter()
-        .skip(1)
-        .map(|resource| serde_json::json!({"type": resource.kind, "id": resource.id, "name": resource.name}))
-        .collect();
-    let changes: Vec<_> = event
-        .changes
-        .iter()
-        .map(|change| serde_json::json!({"path": change.path, "old": change.old_value, "new": change.new_value}))
-        .collect();
-    let json = |list: Vec<serde_json::Value>| match list.is_empty() {
-        true => String::new(),
-        false => serde_json::Value::Array(list).to_string(),
-    };
-    let operation = event.operation.as_ref();
-    let producer = event.producer.as_ref();
-    let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or_default();
-    let hash: String = leaf_hash.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect();
+/// Appends an entry's line. What canonical JSON has as text goes out as it is.
+pub(crate) fn push_entry(out: &mut String, entry: &Line<'_>, leaf_hash: &[u8]) -> Result<(), serde_json::Error> {
+    let first = entry.resources.first();
+    let others = json(entry.resources.iter().skip(1).map(Other::from))?;
+    let changes = json(entry.changes.iter().map(Changed::from))?;
+    let operation = entry.operation.as_ref();
+    let producer = entry.producer.as_ref();
     push_line(
         out,
         [
-            event.instance_id.as_str(),
-            &entry.sequence.to_string(),
-            &event.id.to_string(),
-            &rfc3339(event.occurred_at_us),
-            &rfc3339(entry.recorded_at_us),
+            &*entry.instance_id,
+            &entry.sequence,
+            &entry.id,
+            &entry.occurred_at,
+            &entry.recorded_at,
             &entry.recorded_by,
-            &event.actor.id,
-            event.actor.kind.map_or("", |kind| kind.name()),
-            &event.actor.display_name,
-            &event.actor.ip_address,
-            &event.actor.user_agent,
-            &event.actor.on_behalf_of,
-            &event.action,
-            event.outcome.name(),
-            &event.reason,
+            &entry.actor.id,
+            &entry.actor.kind,
+            &entry.actor.display_name,
+            &entry.actor.ip_address,
+            &entry.actor.user_agent,
+            &entry.actor.on_behalf_of,
+            &entry.action,
+            &entry.outcome,
+            &entry.reason,
             first.map_or("", |resource| &resource.kind),
             first.map_or("", |resource| &resource.id),
             first.map_or("", |resource| &resource.name),
-            &json(others),
-            &json(changes),
-            &event.details_json,
-            &event.request_id,
+            &others,
+            &changes,
+            &entry.details_json,
+            &entry.request_id,
             operation.map_or("", |operation| &operation.id),
-            operation.map_or("", |operation| operation.stage.name()),
+            operation.map_or("", |operation| &operation.stage),
             producer.map_or("", |producer| &producer.id),
-            &producer.map_or(String::new(), |producer| producer.epoch.to_string()),
-            &producer.map_or(String::new(), |producer| producer.sequence.to_string()),
-            &hash,
+            producer.map_or("", |producer| &producer.epoch),
+            producer.map_or("", |producer| &producer.sequence),
         ],
     );
+    out.push(',');
+    let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or_default();
+    out.extend(leaf_hash.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
+    out.push_str(END);
+    Ok(())
 }
+
+/// Further resources in a cell; members sorted.
+#[derive(Serialize)]
+struct Other<'a> {
+    id: &'a str,
+    name: &'a str,
+    #[serde(rename = "type")]
+    kind: &'a str,
+}
+
+impl<'a> From<&'a LineResource<'_>> for Other<'a> {
+    fn from(resource: &'a LineResource<'_>) -> Self {
+        Self { id: &resource.id, name: &resource.name, kind: &resource.kind }
+    }
+}
+
+/// Changes in a cell; members sorted.
+#[derive(Serialize)]
+struct Changed<'a> {
+    new: Option<&'a str>,
+    old: Option<&'a str>,
+    path: &'a str,
+}
+
+impl<'a> From<&'a LineChange<'_>> for Changed<'a> {
+    fn from(change: &'a LineChange<'_>) -> Self {
+        let text = |value: &'a Option<Text<'_>>| value.as_ref().map(|text| &*text.0);
+        Self { new: text(&change.new_value), old: text(&change.old_value), path: &change.path }
+    }
+}
+
+/// A JSON list, or nothing for an empty one.
+fn json<T: Serialize>(mut list: impl ExactSizeIterator<Item = T>) -> Result<String, serde_json::Error> {
+    match list.len() {
+        0 => Ok(String::new()),
+        _ => serde_json::to_string(&list.by_ref().collect::<Vec<_>>()),
+    }
+}
+
+/// Ends a line.
+const END: &str = "\r\n";
 
 fn push_line<'a>(out: &mut String, cells: impl IntoIterator<Item = &'a str>) {
     for (at, cell) in cells.into_iter().enumerate() {
@@ -108,7 +138,6 @@ fn push_line<'a>(out: &mut String, cells: impl IntoIterator<Item = &'a str>) {
         }
         push_cell(out, cell);
     }
-    out.push_str("\r\n");
 }
 
 #[cfg(test)]
@@ -120,7 +149,8 @@ mod tests {
         let mut out = String::new();
         push_header(&mut out);
         let entry = crate::canonical::fixtures::full();
-        push_entry(&mut out, &entry, &[0xab; 32]);
+        let line = crate::canonical::to_string(&entry);
+        push_entry(&mut out, &Line::new(&line).unwrap(), &[0xab; 32]).unwrap();
         let mut reader = ::csv::ReaderBuilder::new().from_reader(out.as_bytes());
         assert_eq!(reader.headers().unwrap().iter().collect::<Vec<_>>(), COLUMNS);
         let record = reader.records().next().unwrap().unwrap();

@@ -6,7 +6,8 @@
 //!                     └─ resume: position, counts, the hash so far, the heads: byte for byte the rest
 //! ```
 //!
-//! Nothing is held between two chunks but a page of rows, so a reader may take its time.
+//! Nothing is held between two chunks but two pages of rows, the one that is written and the one behind it, which a task
+//! reads meanwhile that ends with the export: a reader may take its time.
 
 use std::vec;
 
@@ -15,10 +16,11 @@ use service_core::auth::Access;
 use service_core::error::{Error, Reason, Result};
 use sha2::digest::common::hazmat::{SerializableState as _, SerializedState};
 use sha2::{Digest as _, Sha256};
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use crate::csv;
-use crate::event::Key;
+use crate::event::{Event, Key};
 use crate::filter::Filter;
 use crate::store::{Heads, LogWalk, Order, Range, Row, Store, TimeWalk};
 
@@ -86,7 +88,7 @@ pub struct Export {
     heads: Heads,
     /// The digest of the heads, where they are kept in the database.
     kept: Option<[u8; 32]>,
-    walk: Walk,
+    ahead: Option<Ahead>,
     rows: vec::IntoIter<Row>,
     after: Option<(i64, Uuid)>,
     entries: u64,
@@ -103,10 +105,27 @@ struct Frozen {
     kept: Option<[u8; 32]>,
 }
 
+/// The next rows on their way, with the walk that goes on behind them; without rows at the end.
+type Ahead = AbortOnDropHandle<Result<Option<(Walk, Vec<Row>)>>>;
+
 #[derive(Debug)]
 enum Walk {
     Time(TimeWalk),
     Log(LogWalk),
+}
+
+impl Walk {
+    /// Reads beside whatever goes on; not if nobody waits for it any more.
+    fn ahead(mut self, store: &Store) -> Ahead {
+        let store = store.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let rows = match &mut self {
+                Self::Time(walk) => walk.next(&store).await?.map(|rows| rows.seen),
+                Self::Log(walk) => Some(walk.next(&store).await?).filter(|rows| !rows.is_empty()),
+            };
+            Ok(rows.map(|rows| (self, rows)))
+        }))
+    }
 }
 
 /// What a whole export held.
@@ -188,6 +207,7 @@ impl Export {
                 Walk::Log(LogWalk::new(access, instance_id.as_str(), from, *to))
             }
         };
+        let ahead = Some(walk.ahead(&store));
         let whole = filter.as_ref().is_some_and(|filter| !filter.narrows());
         Self {
             store,
@@ -196,7 +216,7 @@ impl Export {
             scope,
             heads,
             kept,
-            walk,
+            ahead,
             rows: Vec::new().into_iter(),
             after,
             entries: 0,
@@ -219,11 +239,9 @@ impl Export {
                     break 'full;
                 }
             }
-            let rows = match &mut self.walk {
-                Walk::Time(walk) => walk.next(&self.store).await?.map(|rows| rows.seen),
-                Walk::Log(walk) => Some(walk.next(&self.store).await?).filter(|rows| !rows.is_empty()),
-            };
-            let Some(rows) = rows else { break };
+            let Some(ahead) = self.ahead.take() else { break };
+            let Some((walk, rows)) = ahead.await.map_err(Error::internal)?? else { break };
+            self.ahead = Some(walk.ahead(&self.store));
             self.rows = rows.into_iter();
         }
         if data.is_empty() {
@@ -238,21 +256,15 @@ impl Export {
         if stored_since {
             return Ok(());
         }
-        if self.format == Format::Jsonl && self.whole {
-            data.push_str(&row.canonical);
-            data.push('\n');
-        } else {
-            let entry = row.entry()?;
-            if !self.filter.as_ref().is_some_and(|filter| filter.matches(&entry.event)) {
-                return Ok(());
+        if !self.whole && !self.wants(&row.entry()?.event) {
+            return Ok(());
+        }
+        match self.format {
+            Format::Jsonl => {
+                data.push_str(&row.canonical);
+                data.push('\n');
             }
-            match self.format {
-                Format::Jsonl => {
-                    data.push_str(&row.canonical);
-                    data.push('\n');
-                }
-                Format::Csv => csv::push_entry(data, &entry, &row.leaf_hash),
-            }
+            Format::Csv => csv::push_entry(data, &row.line()?, &row.leaf_hash).map_err(Error::internal)?,
         }
         self.entries += 1;
         self.after = Some(match self.scope {
@@ -260,6 +272,10 @@ impl Export {
             Scope::Log { .. } => (row.sequence.cast_signed(), row.key.id),
         });
         Ok(())
+    }
+
+    fn wants(&self, event: &Event) -> bool {
+        self.filter.as_ref().is_some_and(|filter| filter.matches(event))
     }
 
     /// Entries so far, from the start of the export.

@@ -35,7 +35,7 @@ use service_core::config::{DatabaseConfig, DatabaseUrl};
 use service_core::database::{self, Database, Engine};
 use service_core::error::{Error, Result};
 
-use crate::canonical::{self, Counted, Unreadable};
+use crate::canonical::{self, Counted, Line, Unreadable};
 use crate::event::{Entry, Key};
 
 pub use facets::{Facet, Facets};
@@ -104,6 +104,11 @@ impl Row {
     /// The entry that the row tells.
     pub fn entry(&self) -> Result<Entry> {
         canonical::parse(&self.canonical).map_err(|error| self.unreadable(error))
+    }
+
+    /// The same with texts where they lie.
+    pub(crate) fn line(&self) -> Result<Line<'_>> {
+        Line::new(&self.canonical).map_err(|error| self.unreadable(error))
     }
 
     fn counted(&self) -> Result<Counted<'_>> {

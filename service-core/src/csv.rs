@@ -2,13 +2,35 @@
 //!
 //! A cell that a spreadsheet would run as a formula gets a leading apostrophe, which makes it text.
 
+/// A byte of names and numbers.
+const NAME: u8 = 1;
+/// A byte that a cell may have behind a letter or digit as it is.
+const TAME: u8 = 2;
+/// What each byte is, so that a cell is looked through once.
+const KINDS: [u8; 256] = {
+    let mut kinds = [0; 256];
+    let mut byte = b' ';
+    while byte <= b'~' {
+        if !matches!(byte, b'"' | b',' | b';') {
+            kinds[byte as usize] |= TAME;
+        }
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'/' | b':') {
+            kinds[byte as usize] |= NAME;
+        }
+        byte += 1;
+    }
+    kinds
+};
+
+/// Whether a text is a cell as it is, at a glance: most are.
+pub fn is_plain(text: &str) -> bool {
+    let all = text.bytes().fold(NAME | TAME, |all, byte| all & KINDS[usize::from(byte)]);
+    all & NAME != 0 || (all & TAME != 0 && text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric))
+}
+
 /// Appends a cell, quoted where it must be.
 pub fn push_cell(out: &mut String, text: &str) {
-    // Most cells: names and numbers, at a glance.
-    if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'/' | b':'))
-        || (text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
-            && text.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b',' | b';')))
-    {
+    if is_plain(text) {
         return out.push_str(text);
     }
     let inert = if runs(text) { "'" } else { "" };

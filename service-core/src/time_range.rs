@@ -2,12 +2,14 @@
 //! zone, and where its buckets begin.
 
 mod bucket;
+mod text;
 
 use activity_proto::common::v1 as proto;
-use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, TimeZone, Timelike};
+use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, TimeZone};
 use chrono_tz::Tz;
 
 pub use bucket::{Bucket, bucket_edges, bucket_floor};
+pub use text::{Stamp, rfc3339};
 
 use crate::clock;
 use crate::error::{Error, Reason, Result};
@@ -136,37 +138,6 @@ fn zone(name: &str) -> Result<Tz> {
 fn first_of_month(date: NaiveDate, months: u32) -> NaiveDate {
     let month = date.month0() / months * months + 1;
     NaiveDate::from_ymd_opt(date.year(), month, 1).unwrap_or(date)
-}
-
-/// Microseconds as text, for messages.
-pub fn rfc3339(us: i64) -> String {
-    let Some(time) = DateTime::from_timestamp_micros(us) else {
-        return format!("{us} microseconds");
-    };
-    let (year, month, day) = (time.year(), time.month(), time.day());
-    if !(0..=9_999).contains(&year) {
-        return time.format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
-    }
-    // By hand: an export has two in every row, and reading the format again for each takes longer than all else.
-    let micros = us.rem_euclid(1_000_000);
-    let (hour, minute, second) = (time.hour(), time.minute(), time.second());
-    let mut text = String::with_capacity(27);
-    let mut push = |number: u32, digits: u32, behind: char| {
-        for digit in (0..digits).rev() {
-            // Less than ten.
-            text.push(char::from(b'0' + (number / 10_u32.pow(digit) % 10) as u8));
-        }
-        text.push(behind);
-    };
-    push(year.unsigned_abs(), 4, '-');
-    push(month, 2, '-');
-    push(day, 2, 'T');
-    push(hour, 2, ':');
-    push(minute, 2, ':');
-    push(second, 2, '.');
-    // Less than a million.
-    push(micros as u32, 6, 'Z');
-    text
 }
 
 /// The clock on the wall in `zone`. Saturates at the ends of the calendar.

@@ -12,7 +12,10 @@ mod requests;
 
 pub(crate) use groups::{Lines, breakdown, time_series};
 pub(crate) use progress::Progress;
-pub(crate) use requests::{request, requests_header};
+
+use service_core::error::{Error, Result};
+
+use crate::model::{RequestRow, StoredRequest};
 
 /// What an export's rows are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,4 +35,23 @@ pub(crate) enum Format {
     Jsonl,
     /// RFC 4180 with a header.
     Csv,
+}
+
+/// What comes before the first request.
+pub(crate) fn requests_header(format: Format, out: &mut Vec<u8>) {
+    if format == Format::Csv {
+        requests::header(out);
+    }
+}
+
+/// One request.
+pub(crate) fn request(format: Format, request: &RequestRow<'_>, out: &mut Vec<u8>) -> Result<()> {
+    match format {
+        Format::Csv => requests::line(request, out),
+        Format::Jsonl => {
+            let stored = StoredRequest::try_from(request)?;
+            json::line(&json::Request::from(&stored), out).map_err(Error::internal)?;
+        }
+    }
+    Ok(())
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use service_core::auth::Access;
+use service_core::error::Error;
 use uuid::Uuid;
 
 /// How a request ended. The numbers are those of the contract, and are stored.
@@ -219,6 +220,81 @@ pub struct StoredRequest {
     pub recorded_at_us: i64,
     /// Its cost.
     pub charge: Charge,
+}
+
+/// A request as it lies in a page that was read: what an export writes a million of. Maps are in the form in which they
+/// are stored: a JSON object, or nothing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RequestRow<'a> {
+    pub(crate) id: Uuid,
+    pub(crate) occurred_at_us: i64,
+    pub(crate) recorded_at_us: i64,
+    pub(crate) instance_id: &'a str,
+    pub(crate) user_id: &'a str,
+    pub(crate) team_id: &'a str,
+    pub(crate) api_key_id: &'a str,
+    pub(crate) provider: &'a str,
+    pub(crate) requested_model: &'a str,
+    pub(crate) model: &'a str,
+    pub(crate) status: Status,
+    pub(crate) operation: &'a str,
+    pub(crate) tokens: Tokens,
+    pub(crate) other_units: &'a str,
+    pub(crate) latency_us: Option<i64>,
+    pub(crate) time_to_first_token_us: Option<i64>,
+    pub(crate) service_tier: &'a str,
+    pub(crate) processing: &'a str,
+    pub(crate) request_id: &'a str,
+    pub(crate) labels: &'a str,
+    pub(crate) price_conditions: &'a str,
+    /// The cost with the price that made it, or why there is none.
+    pub(crate) charge: Result<(i64, &'a AppliedPrice), &'a str>,
+    /// Who numbered it, and its number there.
+    pub(crate) producer: Option<(&'a Producer, i64)>,
+}
+
+impl TryFrom<&RequestRow<'_>> for StoredRequest {
+    type Error = Error;
+
+    fn try_from(row: &RequestRow<'_>) -> Result<Self, Error> {
+        let text = str::to_owned;
+        let event = Event {
+            id: row.id,
+            occurred_at_us: row.occurred_at_us,
+            instance_id: text(row.instance_id),
+            user_id: text(row.user_id),
+            team_id: text(row.team_id),
+            api_key_id: text(row.api_key_id),
+            provider: text(row.provider),
+            requested_model: text(row.requested_model),
+            model: text(row.model),
+            status: row.status,
+            operation: text(row.operation),
+            tokens: row.tokens,
+            other_units: map(row.other_units)?,
+            latency_us: row.latency_us,
+            time_to_first_token_us: row.time_to_first_token_us,
+            service_tier: text(row.service_tier),
+            processing: text(row.processing),
+            request_id: text(row.request_id),
+            labels: map(row.labels)?,
+            price_conditions: map(row.price_conditions)?,
+            producer: row.producer.map(|(producer, sequence)| Producer { sequence, ..producer.clone() }),
+        };
+        let charge = match row.charge {
+            Ok((cost_nanos, price)) => Charge::Priced { cost_nanos, price: price.clone() },
+            Err(reason) => Charge::Unpriced(text(reason)),
+        };
+        Ok(Self { event, recorded_at_us: row.recorded_at_us, charge })
+    }
+}
+
+/// A map as it was written: a JSON object, or nothing for an empty one.
+fn map<T: serde::de::DeserializeOwned + Default>(text: &str) -> Result<T, Error> {
+    if text.is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_str(text).map_err(Error::internal)
 }
 
 /// A place in the order of requests.

@@ -3,6 +3,9 @@
 /// ISO 4217, of every price and cost.
 pub(crate) const CURRENCY: &str = "USD";
 
+/// Digits behind the point.
+pub(crate) const DIGITS: u32 = 9;
+
 const NANOS: u128 = 1_000_000_000;
 
 /// `12345678901` is `"12.345678901"`, `2500000000` is `"2.5"`, zero is `"0"`.

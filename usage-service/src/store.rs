@@ -42,6 +42,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use citus::DISTRIBUTED;
 pub use page::Order;
+pub(crate) use page::{Next, Page};
 pub use retention::{Kept, Swept, Window};
 pub use rollup::{Backlog, Checked, Sealed};
 pub use totals::Facet;

@@ -23,11 +23,8 @@ impl std::error::Error for Unreadable {}
 
 /// The entry that a line of canonical JSON tells.
 pub fn parse(line: &str) -> Result<Entry, Unreadable> {
-    let json: EntryJson<'_> = serde_json::from_str(line).map_err(|error| Unreadable(error.to_string()))?;
-    if json.schema != 1 {
-        return Err(Unreadable(format!("schema is {}, known is 1", json.schema)));
-    }
-    json.into_entry().ok_or_else(|| Unreadable("a member has a value that is not allowed".into()))
+    let entry = Line::new(line)?.into_entry();
+    entry.ok_or_else(|| Unreadable("a member has a value that is not allowed".into()))
 }
 
 /// What facets count, without the cost of the rest.
@@ -69,137 +66,176 @@ pub fn counted(line: &str) -> Result<Counted<'_>, Unreadable> {
     serde_json::from_str(line).map_err(|error| Unreadable(error.to_string()))
 }
 
-#[derive(Deserialize)]
+/// An entry as its line tells it, texts borrowed where they hold no escapes. What is absent is empty.
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct EntryJson<'a> {
-    action: String,
+pub(crate) struct Line<'a> {
     #[serde(borrow)]
-    actor: ActorJson<'a>,
-    #[serde(default)]
-    changes: Vec<ChangeJson>,
-    #[serde(default)]
-    details_json: String,
+    pub(crate) action: Cow<'a, str>,
     #[serde(borrow)]
-    id: Cow<'a, str>,
-    instance_id: String,
+    pub(crate) actor: LineActor<'a>,
+    #[serde(borrow, default)]
+    pub(crate) changes: Vec<LineChange<'a>>,
+    #[serde(borrow, default)]
+    pub(crate) details_json: Cow<'a, str>,
     #[serde(borrow)]
-    occurred_at: Cow<'a, str>,
+    pub(crate) id: Cow<'a, str>,
     #[serde(borrow)]
-    operation: Option<OperationJson<'a>>,
+    pub(crate) instance_id: Cow<'a, str>,
     #[serde(borrow)]
-    outcome: Cow<'a, str>,
+    pub(crate) occurred_at: Cow<'a, str>,
     #[serde(borrow)]
-    producer: Option<ProducerJson<'a>>,
-    #[serde(default)]
-    reason: String,
+    pub(crate) operation: Option<LineOperation<'a>>,
     #[serde(borrow)]
-    recorded_at: Cow<'a, str>,
-    #[serde(default)]
-    recorded_by: String,
-    #[serde(default)]
-    request_id: String,
-    #[serde(default)]
-    resources: Vec<ResourceJson>,
+    pub(crate) outcome: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) producer: Option<LineProducer<'a>>,
+    #[serde(borrow, default)]
+    pub(crate) reason: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) recorded_at: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(crate) recorded_by: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(crate) request_id: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(crate) resources: Vec<LineResource<'a>>,
     schema: u32,
     #[serde(borrow)]
-    sequence: Cow<'a, str>,
+    pub(crate) sequence: Cow<'a, str>,
 }
 
-#[derive(Deserialize)]
+/// Who did it.
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[derive(Default)]
-struct ActorJson<'a> {
-    display_name: String,
-    id: String,
-    ip_address: String,
+pub(crate) struct LineActor<'a> {
     #[serde(borrow)]
-    kind: Option<Cow<'a, str>>,
-    on_behalf_of: String,
-    user_agent: String,
+    pub(crate) display_name: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) id: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) ip_address: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) kind: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) on_behalf_of: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) user_agent: Cow<'a, str>,
 }
 
-#[derive(Deserialize)]
+/// One changed value.
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct ChangeJson {
-    new_value: Option<String>,
-    old_value: Option<String>,
-    #[serde(default)]
-    path: String,
-}
-
-#[derive(Deserialize)]
-struct OperationJson<'a> {
-    id: String,
+pub(crate) struct LineChange<'a> {
     #[serde(borrow)]
-    stage: Option<Cow<'a, str>>,
-}
-
-#[derive(Deserialize)]
-struct ProducerJson<'a> {
+    pub(crate) new_value: Option<Text<'a>>,
     #[serde(borrow)]
-    epoch: Option<Cow<'a, str>>,
-    id: String,
+    pub(crate) old_value: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    pub(crate) path: Cow<'a, str>,
+}
+
+/// A text that may be absent: in an option, serde borrows none that is not wrapped.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
+
+/// What ties entries together; without a stage it is single.
+#[derive(Debug, Deserialize)]
+pub(crate) struct LineOperation<'a> {
     #[serde(borrow)]
-    sequence: Cow<'a, str>,
+    pub(crate) id: Cow<'a, str>,
+    #[serde(borrow, default = "single")]
+    pub(crate) stage: Cow<'a, str>,
 }
 
-#[derive(Deserialize)]
-struct ResourceJson {
-    id: String,
-    #[serde(default)]
-    name: String,
-    #[serde(rename = "type")]
-    kind: String,
+fn single() -> Cow<'static, str> {
+    Cow::Borrowed(Stage::Single.name())
 }
 
-impl EntryJson<'_> {
+/// The writer's numbering; without an epoch it is the first.
+#[derive(Debug, Deserialize)]
+pub(crate) struct LineProducer<'a> {
+    #[serde(borrow, default = "first")]
+    pub(crate) epoch: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) id: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) sequence: Cow<'a, str>,
+}
+
+fn first() -> Cow<'static, str> {
+    Cow::Borrowed("0")
+}
+
+/// What was affected.
+#[derive(Debug, Deserialize)]
+pub(crate) struct LineResource<'a> {
+    #[serde(borrow)]
+    pub(crate) id: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(crate) name: Cow<'a, str>,
+    #[serde(borrow, rename = "type")]
+    pub(crate) kind: Cow<'a, str>,
+}
+
+impl<'a> Line<'a> {
+    /// Reads a line of canonical JSON; texts only, of which none is looked into.
+    pub(crate) fn new(line: &'a str) -> Result<Self, Unreadable> {
+        let read: Self = serde_json::from_str(line).map_err(|error| Unreadable(error.to_string()))?;
+        match read.schema {
+            1 => Ok(read),
+            schema => Err(Unreadable(format!("schema is {schema}, known is 1"))),
+        }
+    }
+
     fn into_entry(self) -> Option<Entry> {
-        let kind = match self.actor.kind {
-            Some(name) => Some(ActorKind::from_name(&name)?),
-            None => None,
+        let kind = match &*self.actor.kind {
+            "" => None,
+            name => Some(ActorKind::from_name(name)?),
         };
         let operation = match self.operation {
-            Some(json) => Some(Operation {
-                id: json.id,
-                stage: json.stage.map_or(Some(Stage::Single), |name| Stage::from_name(&name))?,
-            }),
+            Some(read) => Some(Operation { id: read.id.into(), stage: Stage::from_name(&read.stage)? }),
             None => None,
         };
         let producer = match self.producer {
-            Some(json) => Some(Producer {
-                id: json.id,
-                epoch: json.epoch.map_or(Some(0), |epoch| epoch.parse().ok())?,
-                sequence: json.sequence.parse().ok()?,
+            Some(read) => Some(Producer {
+                id: read.id.into(),
+                epoch: read.epoch.parse().ok()?,
+                sequence: read.sequence.parse().ok()?,
             }),
             None => None,
         };
         let event = Event {
             id: Uuid::try_parse(&self.id).ok()?,
             occurred_at_us: parse_rfc3339(&self.occurred_at)?,
-            instance_id: self.instance_id,
+            instance_id: self.instance_id.into(),
             actor: Actor {
-                id: self.actor.id,
+                id: self.actor.id.into(),
                 kind,
-                display_name: self.actor.display_name,
-                ip_address: self.actor.ip_address,
-                user_agent: self.actor.user_agent,
-                on_behalf_of: self.actor.on_behalf_of,
+                display_name: self.actor.display_name.into(),
+                ip_address: self.actor.ip_address.into(),
+                user_agent: self.actor.user_agent.into(),
+                on_behalf_of: self.actor.on_behalf_of.into(),
             },
-            action: self.action,
+            action: self.action.into(),
             resources: self
                 .resources
                 .into_iter()
-                .map(|json| Resource { kind: json.kind, id: json.id, name: json.name })
+                .map(|read| Resource { kind: read.kind.into(), id: read.id.into(), name: read.name.into() })
                 .collect(),
             outcome: Outcome::from_name(&self.outcome)?,
-            reason: self.reason,
+            reason: self.reason.into(),
             changes: self
                 .changes
                 .into_iter()
-                .map(|json| Change { path: json.path, old_value: json.old_value, new_value: json.new_value })
+                .map(|read| Change {
+                    path: read.path.into(),
+                    old_value: read.old_value.map(|text| text.0.into()),
+                    new_value: read.new_value.map(|text| text.0.into()),
+                })
                 .collect(),
-            details_json: self.details_json,
-            request_id: self.request_id,
+            details_json: self.details_json.into(),
+            request_id: self.request_id.into(),
             operation,
             producer,
         };
@@ -207,7 +243,7 @@ impl EntryJson<'_> {
             event,
             sequence: self.sequence.parse().ok()?,
             recorded_at_us: parse_rfc3339(&self.recorded_at)?,
-            recorded_by: self.recorded_by,
+            recorded_by: self.recorded_by.into(),
         })
     }
 }

@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::answer::Totals;
-use crate::model::{Position, StoredRequest, Tokens};
+use crate::model::{Position, RequestRow, Tokens};
 
 /// The window, the watermark, the position, and what the end will say of
 /// everything up to here: rows, hash and totals.
@@ -35,18 +35,17 @@ impl Progress {
     }
 
     /// Counts a row.
-    pub(crate) fn row(&mut self, stored: &StoredRequest) {
-        let tokens = stored.event.tokens;
-        let cost = stored.charge.cost_nanos();
+    pub(crate) fn row(&mut self, row: &RequestRow<'_>) {
+        let cost = row.charge.ok().map(|(cost_nanos, _)| cost_nanos);
         self.totals.add(&Totals {
             requests: 1,
-            failed_requests: u64::from(stored.event.status != crate::model::Status::Ok),
-            tokens,
+            failed_requests: u64::from(row.status != crate::model::Status::Ok),
+            tokens: row.tokens,
             cost_nanos: cost.unwrap_or(0).into(),
             unpriced_requests: u64::from(cost.is_none()),
-            unpriced_tokens: if cost.is_none() { tokens.total() } else { 0 },
+            unpriced_tokens: if cost.is_none() { row.tokens.total() } else { 0 },
         });
-        self.after = Some(Position { occurred_at_us: stored.event.occurred_at_us, id: stored.event.id });
+        self.after = Some(Position { occurred_at_us: row.occurred_at_us, id: row.id });
     }
 
     /// Hashes bytes that go out.

@@ -1,8 +1,9 @@
 //! `ExportUsage`: the list query walked in one stream.
 //!
 //! The stream is pulled by its reader: a page is fetched whole, its connection is
-//! given back, and only then are chunks handed out. A reader that stops holds one
-//! page in memory and nothing else.
+//! given back, and only then are chunks handed out, while the next page is fetched by a
+//! task that ends with the stream. A reader that stops holds two pages in memory and
+//! nothing else.
 
 use activity_proto::usage::v1 as proto;
 use futures::Stream;
@@ -11,19 +12,20 @@ use service_core::auth::Caller;
 use service_core::error::{Error, Result};
 use service_core::time_range::{Resolved, WhenMissing};
 use sha2::{Digest as _, Sha256};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
 use super::Shared;
 use super::query::{
-    Answered, Seen, SeriesQuery, breakdown_limit, group_by, query_hash, resolve, scope, series_limit, shown,
+    Answered, Seen, SeriesQuery, breakdown_limit, group_by, query_hash, resolve, scope, sees_producers, series_limit,
 };
 use crate::answer::Metrics;
 use crate::convert;
 use crate::export::{self, Format, Lines, Progress, Shape};
 use crate::model::Scope;
-use crate::store::Order;
+use crate::store::{Next, Page};
 
-/// Rows that are fetched at once.
+/// Rows of the first page; how many the next ones have depends on their size.
 const PAGE_ROWS: usize = 1_000;
 /// A chunk goes out when it has reached this size.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -105,28 +107,23 @@ impl Requests {
             if self.fresh {
                 export::requests_header(self.format, &mut buffer);
             }
-            loop {
+            let sees_producers = sees_producers(&self.scope.access);
+            let mut ahead = Some(self.fetch(Next { after: self.progress.after, limit: PAGE_ROWS }));
+            while let Some(fetching) = ahead {
                 if self.shared.shutdown.is_cancelled() {
                     // The client resumes from its last token, here or at a replica.
                     Err(Error::ShuttingDown)?;
                 }
-                let after = self.progress.after;
-                let page = self
-                    .shared
-                    .store
-                    .requests(&self.scope, Order::OldestFirst, after, PAGE_ROWS)
-                    .await?;
-                let last = page.len() < PAGE_ROWS;
-                for stored in page {
-                    let stored = shown(&self.scope.access, stored);
-                    export::request(self.format, &stored, &mut buffer)?;
-                    self.progress.row(&stored);
+                let page = fetching.await.map_err(Error::internal)??;
+                ahead = page.next.map(|next| self.fetch(next));
+                for row in page.rows() {
+                    let mut row = row?;
+                    row.producer = row.producer.filter(|_| sees_producers);
+                    export::request(self.format, &row, &mut buffer)?;
+                    self.progress.row(&row);
                     if buffer.len() >= CHUNK_BYTES {
                         yield self.chunk(&mut buffer);
                     }
-                }
-                if last {
-                    break;
                 }
             }
             if !buffer.is_empty() {
@@ -134,6 +131,12 @@ impl Requests {
             }
             yield self.end().await?;
         }
+    }
+
+    /// Fetches a page beside whatever goes on; not if nobody waits for it any more.
+    fn fetch(&self, next: Next) -> AbortOnDropHandle<Result<Page>> {
+        let (store, scope) = (self.shared.store.clone(), self.scope.clone());
+        AbortOnDropHandle::new(tokio::spawn(async move { store.export_page(&scope, next).await }))
     }
 
     fn chunk(&mut self, buffer: &mut Vec<u8>) -> proto::ExportUsageResponse {

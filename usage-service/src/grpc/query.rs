@@ -92,11 +92,15 @@ pub(super) fn query_hash(caller: &Caller, query: &impl Message) -> [u8; 32] {
     page::query_hash([query.encode_to_vec().as_slice(), caller.access().fingerprint().as_slice()])
 }
 
-/// A request as a caller may see it. A producer numbers what it records of all instances
-/// and users together: what lies between two numbers is told to those alone who see it all.
-pub(super) fn shown(access: &Access, stored: StoredRequest) -> StoredRequest {
-    let sees_all = *access.instances() == Instances::All && access.user().is_none();
-    match sees_all {
+/// Whether a caller may see who numbered a request. A producer numbers what it records of all
+/// instances and users together: what lies between two numbers is told to those alone who see it all.
+pub(super) fn sees_producers(access: &Access) -> bool {
+    *access.instances() == Instances::All && access.user().is_none()
+}
+
+/// A request as a caller may see it.
+fn shown(access: &Access, stored: StoredRequest) -> StoredRequest {
+    match sees_producers(access) {
         true => stored,
         false => StoredRequest { event: Event { producer: None, ..stored.event }, ..stored },
     }

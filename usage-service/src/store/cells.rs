@@ -11,7 +11,6 @@ use futures::TryStreamExt as _;
 use sea_orm::sea_query::{Expr, Order, Query};
 use sea_orm::{DatabaseTransaction, DbBackend, DbErr, QueryResult, Statement, StreamTrait as _};
 use service_core::error::{Error, Result};
-use sqlx::{Decode, Postgres, Sqlite, Type};
 
 use super::entity::request;
 use super::rollup::OneRequest;
@@ -322,19 +321,6 @@ impl<'a> Row<'a> {
         } else {
             Self::Other
         }
-    }
-
-    /// Of the type that the column has.
-    pub(super) fn get<T>(&self, index: usize) -> Result<T>
-    where
-        T: for<'r> Decode<'r, Sqlite> + Type<Sqlite> + for<'r> Decode<'r, Postgres> + Type<Postgres>,
-    {
-        use sqlx::Row as _;
-        Ok(match self {
-            Self::Sqlite(row) => row.try_get(index)?,
-            Self::Postgres(row) => row.try_get(index)?,
-            Self::Other => return Err(no_engine()),
-        })
     }
 
     pub(super) fn text(&self, index: usize) -> Result<&'a str> {
