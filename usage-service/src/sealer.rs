@@ -19,9 +19,10 @@ use crate::store::{Backlog, Sealed, Store};
 const LOOK: Duration = Duration::from_secs(1);
 /// How much waits for the interval at most: what an answer adds up in milliseconds.
 const PATIENT: Backlog = Backlog { deltas: 512, bytes: 1 << 20 };
-/// A pause after each step, as a multiple of its time: sealing leaves most of the
-/// machine to writers and answers.
-const PAUSE: u32 = 3;
+/// A pause after each step, as a multiple of its time, while less than so many bytes wait:
+/// sealing leaves most of the machine to writers and answers. Beyond the last it takes no
+/// pause, since every answer reads all that waits.
+const PAUSES: [(i64, u32); 2] = [(8 << 20, 3), (32 << 20, 1)];
 /// From a few segments to a backlog of days.
 const SECONDS: [f64; 10] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
@@ -74,12 +75,18 @@ impl Sealer {
             let elapsed = begun.elapsed();
             self.gauges.seconds.observe(elapsed.as_secs_f64());
             tracing::debug!(deltas, segments, more, ?elapsed, "sealed");
-            sleep(elapsed * PAUSE).await;
+            let backlog = self.store.backlog().await?;
+            self.gauges.show(&backlog, self.store.rollup_cache_bytes());
+            sleep(elapsed * pause(backlog.bytes)).await;
             if !more {
                 return Ok(());
             }
         }
     }
+}
+
+fn pause(waiting_bytes: i64) -> u32 {
+    PAUSES.iter().find(|(most, _)| waiting_bytes < *most).map_or(0, |(_, pause)| *pause)
 }
 
 fn outcome(sealed: &Sealed) -> &'static str {
@@ -139,4 +146,14 @@ impl Gauges {
 #[expect(clippy::expect_used, reason = "the arguments are constants, and well-formed")]
 pub(crate) fn made<T>(made: prometheus::Result<T>) -> T {
     made.expect("metrics are well-formed and registered once")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_waits_the_shorter_the_pause() {
+        assert_eq!([0, 8 << 20, 32 << 20, i64::MAX].map(pause), [3, 1, 0, 0]);
+    }
 }
