@@ -122,6 +122,9 @@ async fn round(places: &mut Places, kind: Kind, engine: Engine, number: usize, a
             rate / way.per_second()
         );
     }
+    // What the engine alone has left to write is no part of what follows.
+    places.remove(engine, empty).await;
+    place::checkpoint(&url).await;
     if number == arguments.rounds && !arguments.secured {
         paced(&service, &target, kind, rate / 2.0, arguments.paced_seconds).await;
     }

@@ -1,9 +1,10 @@
-//! `cargo bench -p e2e -- ingest | queries | exports`: what the whole does, beside the limit measured in the same run.
+//! `cargo bench -p e2e -- ingest | queries | exports | retention`: what the whole does, beside the limit measured in the same run.
 //!
 //! - `ingest`: durable ingest through the SDK, beside the engine's own bulk insert into the same tables;
 //!   acknowledgements at half that load.
 //! - `queries`: every question of a dashboard over 1 and 10 million requests, beside DuckDB over the same rows.
 //! - `exports`: CSV through gRPC, beside the engine's own.
+//! - `retention`: a day of requests goes, and what ingest notices of it.
 //!
 //! Everything runs on this machine's loopback, so that client, service and engine share its cores.
 #![allow(clippy::unwrap_used, reason = "a benchmark: a panic is its failure")]
@@ -15,6 +16,7 @@ mod machine;
 mod place;
 mod queries;
 mod raw;
+mod retention;
 mod traffic;
 
 use std::time::Instant;
@@ -38,6 +40,8 @@ enum Figures {
     Queries(queries::Arguments),
     /// CSV exports beside the engine's own.
     Exports(exports::Arguments),
+    /// A day of requests is let go while others come.
+    Retention(retention::Arguments),
 }
 
 /// A service.
@@ -73,6 +77,7 @@ async fn main() {
         Figures::Ingest(arguments) => ingest::run(arguments).await,
         Figures::Queries(arguments) => queries::run(arguments).await,
         Figures::Exports(arguments) => exports::run(arguments).await,
+        Figures::Retention(arguments) => retention::run(arguments).await,
     }
     println!("\n{:.0?} in all", begun.elapsed());
 }

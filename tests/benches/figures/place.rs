@@ -127,6 +127,14 @@ async fn sqlite(url: &str) -> SqliteConnection {
     SqliteConnection::connect(url).await.unwrap()
 }
 
+/// Has PostgreSQL write what it has taken: left to itself it does so in the middle of what is measured next.
+pub(crate) async fn checkpoint(url: &str) {
+    if !url.starts_with("sqlite") {
+        let mut connection = PgConnection::connect(url).await.unwrap();
+        connection.execute("CHECKPOINT").await.unwrap();
+    }
+}
+
 /// What the database takes on disk.
 pub(crate) async fn bytes(url: &str) -> u64 {
     match url.starts_with("sqlite") {

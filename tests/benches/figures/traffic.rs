@@ -115,6 +115,11 @@ impl Traffic {
         Self::over(SPAN_US, start_us, events)
     }
 
+    /// `events` requests of the day from `start_us` on.
+    pub(crate) fn day(start_us: i64, events: u64) -> Self {
+        Self::over(DAY_US, start_us, events)
+    }
+
     /// `events` requests of the hour from `start_us` on.
     pub(crate) fn hour(start_us: i64, events: u64) -> Self {
         Self::over(HOUR_US, start_us, events)
