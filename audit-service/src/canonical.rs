@@ -14,15 +14,13 @@
 use sha2::{Digest, Sha256};
 
 use crate::event::{Change, Entry, Event, Producer, Stage};
+use crate::merkle::{self, LEAF};
 use crate::time::push_rfc3339;
 
 mod read;
 
 pub use read::{Counted, CountedActor, CountedResource, Unreadable, counted, parse};
 pub(crate) use read::{Line, LineChange, LineResource, Text};
-
-/// First byte of what a leaf hash is over (RFC 6962, section 2.1).
-const LEAF: [u8; 1] = [0];
 
 /// Room for what the writer adds, so that the text is not moved.
 const WRITER_BYTES: usize = 128;
@@ -98,10 +96,7 @@ pub fn to_string(entry: &Entry) -> String {
 
 /// The leaf hash of an entry, from its canonical JSON.
 pub fn leaf_hash(canonical: &str) -> [u8; 32] {
-    let mut leaf = Sha256::new();
-    leaf.update(LEAF);
-    leaf.update(canonical.as_bytes());
-    leaf.finalize().into()
+    merkle::leaf_hash(canonical.as_bytes())
 }
 
 /// About how long the text gets; escapes may make it longer.

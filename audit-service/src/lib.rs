@@ -10,6 +10,8 @@
 //!
 //! - [`event`]: what an event and an entry are. [`canonical`]: the JSON that is hashed, stored and exported.
 //! - [`filter`]: which entries a query wants; `words`: how a text is split.
+//! - [`merkle`]: the tree over a log, its tiles and its proofs. [`checkpoint`]: what is signed of it. Neither needs a
+//!   database.
 //! - [`ROLES`]: who may call what; `denials`: what was refused, as entries.
 //! - [`store`]: one log an instance, without gaps; the only place that knows SQL.
 //!
@@ -17,6 +19,7 @@
 //! event is stored once; every answer is complete at once, whatever the index has caught up with.
 
 pub mod canonical;
+pub mod checkpoint;
 mod config;
 mod convert;
 mod csv;
@@ -26,6 +29,7 @@ pub mod export;
 pub mod filter;
 mod grpc;
 pub mod ingest;
+pub mod merkle;
 mod numbers;
 mod roles;
 mod server;
