@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! audit_entries            the log: an entry's canonical JSON, its keys and hashes; UPDATE and DELETE are refused
-//! audit_log_heads          the next sequence of each instance; locked by whoever writes to it: no gaps
+//! audit_log_heads          the next sequence of each instance, and the peaks of its tree; locked by whoever writes
+//! audit_tiles              the tree's full tiles; UPDATE and DELETE are refused
 //! audit_producer_numbers   which numbers of a producer's epoch are there, as bitmaps
 //! audit_dropped_ranges     which numbers a producer says it dropped
 //! audit_index, _runs, _heads  the inverted index, made behind the writers from the entries alone
@@ -25,6 +26,7 @@ mod runs;
 mod schema;
 mod search;
 mod settle;
+mod tree;
 mod walk;
 mod write;
 
@@ -37,10 +39,12 @@ use service_core::error::{Error, Result};
 
 use crate::canonical::{self, Counted, Line, Unreadable};
 use crate::event::{Entry, Key};
+use crate::merkle::Hash;
 
 pub use facets::{Facet, Facets};
 pub use index::{BLOCK_ENTRIES, Indexer};
 pub use read::{Page, Sought};
+pub use tree::TreeHead;
 pub use walk::{LogWalk, TimeWalk};
 pub use write::{EventResult, Written};
 
@@ -130,11 +134,13 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the database and brings its schema up to date.
+    /// Opens the database, brings its schema up to date, and builds the trees of logs that have none yet.
     pub async fn open(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Self> {
         let db = database::connect(url, config).await?;
         db.migrate::<schema::Migrator>(schema::GRANTS).await?;
-        Ok(Self { db, block_entries: BLOCK_ENTRIES })
+        let store = Self { db, block_entries: BLOCK_ENTRIES };
+        store.build_trees().await?;
+        Ok(store)
     }
 
     /// The same store with other index blocks: small ones let a test have many. A database is only ever used with
@@ -193,6 +199,12 @@ impl Store {
 /// Sequences and counts are never negative in the database; one that is was not written by us.
 fn unsigned(value: i64) -> Result<u64> {
     u64::try_from(value).map_err(|_| Error::internal(anyhow::anyhow!("the database holds the negative number {value}")))
+}
+
+/// A hash column, which has 32 bytes unless somebody changed the database.
+fn hash(bytes: Vec<u8>) -> Result<Hash> {
+    Hash::try_from(bytes)
+        .map_err(|bytes| Error::internal(anyhow::anyhow!("a stored hash has {} bytes, not 32", bytes.len())))
 }
 
 /// Sequences stay far below the end of the signed range; a larger one asks for what cannot be there.

@@ -1,6 +1,7 @@
 //! The store, stamped on both engines: what holds on one holds on the other.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
+#[macro_use]
 mod support;
 
 use audit_service::canonical;
@@ -14,26 +15,6 @@ use support::{
     ALL, Engine, Home, T0, accepted, batch, event, event_with, found, full, id_at, ids, numbered, staged, write,
 };
 use uuid::Uuid;
-
-/// Runs each test on SQLite, and on PostgreSQL where it is installed.
-macro_rules! on_both_engines {
-    ($($test:ident,)+) => {
-        mod sqlite {
-            $(#[tokio::test]
-            async fn $test() {
-                super::$test(&super::Home::new(super::Engine::Sqlite).await).await;
-            })+
-        }
-        mod postgres {
-            $(#[tokio::test]
-            async fn $test() {
-                if !testkit::Postgres::skipped() {
-                    super::$test(&super::Home::new(super::Engine::Postgres).await).await;
-                }
-            })+
-        }
-    };
-}
 
 on_both_engines! {
     an_entry_is_read_as_it_was_written,

@@ -94,6 +94,8 @@ async fn acknowledged_survives(engine: Engine) {
     let sequences: Vec<_> = entries.iter().map(|entry| entry["sequence"].as_str().unwrap().to_owned()).collect();
     let gapless: Vec<_> = (0..entries.len()).map(|n| n.to_string()).collect();
     assert_eq!(sequences, gapless);
+    service.kill();
+    assert_eq!(e2e::tree::assert_whole(&url, "eu-1").await, entries.len() as u64);
 }
 
 #[tokio::test]

@@ -155,6 +155,7 @@ async fn audit_logs_are_gapless_through_four_replicas_and_eight_writers() {
         assert!(rows.iter().map(|(sequence, _)| *sequence).eq(0..expected.len() as i64), "no gap");
         let ids: BTreeSet<String> = rows.iter().map(|(_, id)| id.to_string()).collect();
         assert_eq!(ids, expected);
+        assert_eq!(e2e::tree::assert_whole(&url, &format!("eu-{instance}")).await, expected.len() as u64);
     }
     no_deadlock(&pool, services).await;
 }

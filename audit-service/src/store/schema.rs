@@ -10,6 +10,7 @@ pub(super) struct Migrator;
 pub(super) const GRANTS: &[Grant] = &[
     Grant { rights: "SELECT, INSERT", on: "audit_entries" },
     Grant { rights: "SELECT, INSERT, UPDATE", on: "audit_log_heads" },
+    Grant { rights: "SELECT, INSERT", on: "audit_tiles" },
     Grant { rights: "SELECT, INSERT, UPDATE", on: "audit_producer_numbers" },
     Grant { rights: "SELECT, INSERT", on: "audit_dropped_ranges" },
     Grant { rights: "SELECT, INSERT, UPDATE", on: "audit_index_heads" },
@@ -21,7 +22,7 @@ pub(super) const GRANTS: &[Grant] = &[
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Log), Box::new(ExportHeadsByAge)]
+        vec![Box::new(Log), Box::new(ExportHeadsByAge), Box::new(Tree)]
     }
 }
 
@@ -42,12 +43,9 @@ impl MigrationTrait for Log {
 
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let db = manager.get_connection();
-        let (types, rest) = match manager.get_database_backend() {
-            DbBackend::Postgres => (POSTGRES_TYPES, POSTGRES),
-            _ => (SQLITE_TYPES, SQLITE),
-        };
-        let tables = types.iter().fold(TABLES.to_owned(), |sql, (name, own)| sql.replace(name, own));
-        db.execute_unprepared(&tables).await?;
+        let backend = manager.get_database_backend();
+        let rest = if backend == DbBackend::Postgres { POSTGRES } else { SQLITE };
+        db.execute_unprepared(&with_types(backend, TABLES)).await?;
         for statement in rest {
             db.execute_unprepared(statement).await?;
         }
@@ -76,6 +74,38 @@ impl MigrationTrait for ExportHeadsByAge {
     }
 }
 
+/// The tree over each log. Logs that have entries get theirs when the store is opened.
+struct Tree;
+
+impl MigrationName for Tree {
+    fn name(&self) -> &str {
+        "audit_0003_tree"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Tree {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let db = manager.get_connection();
+        let backend = manager.get_database_backend();
+        db.execute_unprepared(&with_types(backend, TREE)).await?;
+        for statement in if backend == DbBackend::Postgres { POSTGRES_TREE } else { SQLITE_TREE } {
+            db.execute_unprepared(statement).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A text for both engines with the types of one.
+fn with_types(backend: DbBackend, sql: &str) -> String {
+    let types = if backend == DbBackend::Postgres { POSTGRES_TYPES } else { SQLITE_TYPES };
+    types.iter().fold(sql.to_owned(), |sql, (name, own)| sql.replace(name, own))
+}
+
 /// Names compare by their bytes on both engines, or the same query would answer in two orders.
 const POSTGRES_TYPES: &[(&str, &str)] = &[
     ("{name}", "TEXT COLLATE \"C\" NOT NULL"),
@@ -83,6 +113,7 @@ const POSTGRES_TYPES: &[(&str, &str)] = &[
     ("{uuid}", "UUID"),
     ("{int}", "BIGINT"),
     ("{by_key}", ""),
+    ("{no_bytes}", "''"),
 ];
 const SQLITE_TYPES: &[(&str, &str)] = &[
     ("{name}", "TEXT NOT NULL"),
@@ -90,6 +121,7 @@ const SQLITE_TYPES: &[(&str, &str)] = &[
     ("{uuid}", "BLOB"),
     ("{int}", "INTEGER"),
     ("{by_key}", " WITHOUT ROWID"),
+    ("{no_bytes}", "x''"),
 ];
 
 /// Three indexes and a partial one on the entries: each further one is paid for with every event. IF NOT EXISTS, for
@@ -183,6 +215,42 @@ const POSTGRES: &[&str] = &[
      FOR EACH STATEMENT EXECUTE FUNCTION audit_entries_refuse()",
     "ALTER TABLE audit_entries ENABLE ALWAYS TRIGGER audit_entries_immutable",
     "ALTER TABLE audit_index ALTER COLUMN bytes SET STORAGE EXTERNAL",
+];
+
+/// `frontier` has a hash for each bit of `tree_size` that is set. The root over a tile is read without its hashes.
+const TREE: &str = r"
+ALTER TABLE audit_log_heads ADD COLUMN tree_size {int} NOT NULL DEFAULT 0;
+ALTER TABLE audit_log_heads ADD COLUMN frontier {bytes} NOT NULL DEFAULT {no_bytes};
+
+CREATE TABLE audit_tiles (
+    instance_id {name},
+    level SMALLINT NOT NULL,
+    tile {int} NOT NULL,
+    root {bytes} NOT NULL,
+    hashes {bytes} NOT NULL,
+    PRIMARY KEY (instance_id, level, tile)
+);
+";
+
+const SQLITE_TREE: &[&str] = &[
+    "CREATE TRIGGER audit_tiles_no_update BEFORE UPDATE ON audit_tiles
+     BEGIN SELECT RAISE(ABORT, 'tiles of the audit log are immutable: UPDATE is refused'); END",
+    "CREATE TRIGGER audit_tiles_no_delete BEFORE DELETE ON audit_tiles
+     BEGIN SELECT RAISE(ABORT, 'tiles of the audit log are immutable: DELETE is refused'); END",
+    "CREATE TRIGGER audit_tiles_no_replace BEFORE INSERT ON audit_tiles
+     WHEN EXISTS (SELECT 1 FROM audit_tiles
+                  WHERE instance_id = NEW.instance_id AND level = NEW.level AND tile = NEW.tile)
+     BEGIN SELECT RAISE(ABORT, 'tiles of the audit log are immutable: REPLACE is refused'); END",
+];
+
+/// Hashes do not get smaller.
+const POSTGRES_TREE: &[&str] = &[
+    "CREATE FUNCTION audit_tiles_refuse() RETURNS trigger LANGUAGE plpgsql AS
+     $$ BEGIN RAISE EXCEPTION 'tiles of the audit log are immutable: % is refused', TG_OP; END $$",
+    "CREATE TRIGGER audit_tiles_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_tiles
+     FOR EACH STATEMENT EXECUTE FUNCTION audit_tiles_refuse()",
+    "ALTER TABLE audit_tiles ENABLE ALWAYS TRIGGER audit_tiles_immutable",
+    "ALTER TABLE audit_tiles ALTER COLUMN hashes SET STORAGE EXTERNAL",
 ];
 
 #[cfg(test)]

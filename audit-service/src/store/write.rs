@@ -1,11 +1,14 @@
 //! Writing: many batches in one transaction, gapless sequences, every event once.
 //!
 //! ```text
-//! lock the heads of all instances      in order, so that two replicas never wait for each other in a ring
+//! lock the heads of all instances      in order, so that two replicas never wait for each other in a ring; with
+//!                                      the head comes the tree that stands below it
 //! look the ids up                      known with the same content: a duplicate; with other content: a conflict
 //! lock the producers' numbers          a number that is there came with another id: a conflict
-//! give sequences, finish the hashes ┐  only to what is stored, so that no number is lost
+//! give sequences, finish the hashes,┐  only to what is stored, so that no number is lost
+//! grow the trees                    │
 //! insert                            ┘  piece by piece: while the database takes one, the next is made
+//! insert the tiles that got full
 //! move the heads, commit               on a failure nothing is stored and the group is tried again
 //! ```
 //!
@@ -27,9 +30,11 @@ use service_core::error::{Error, Reason, Result, Violation};
 use service_core::numbers::Numbers;
 use uuid::Uuid;
 
+use super::tree::{FullTile, Growth, Head, tile_above};
 use super::{Heads, Store};
 use crate::event::{Dropped, Producer};
 use crate::ingest::{Batch, Prepared};
+use crate::merkle::{Hash, TileId};
 use crate::numbers::NumberBlock;
 
 /// What became of one event.
@@ -40,7 +45,7 @@ pub enum EventResult {
         /// Where.
         sequence: u64,
         /// Its leaf hash.
-        leaf_hash: [u8; 32],
+        leaf_hash: Hash,
         /// Whether it was there already.
         duplicate: bool,
     },
@@ -62,20 +67,20 @@ pub struct Written {
 struct Known {
     content_hash: [u8; 32],
     sequence: u64,
-    leaf_hash: [u8; 32],
+    leaf_hash: Hash,
 }
 
 /// A row to insert.
 struct NewRow<'a> {
     event: &'a Prepared,
     sequence: u64,
-    leaf_hash: [u8; 32],
+    leaf_hash: Hash,
     canonical: String,
 }
 
 /// The events of a group in their order, as they are settled.
 struct Settling<'a> {
-    group: Group<'a>,
+    group: Group,
     now_us: i64,
     events: Box<dyn Iterator<Item = (&'a Prepared, &'a str)> + Send + 'a>,
     results: Vec<EventResult>,
@@ -124,13 +129,13 @@ impl Store {
             return Ok(Written { results: batches.iter().map(|_| Vec::new()).collect(), heads: Heads::new() });
         }
 
-        let mut transaction = self.begin().await?;
+        let (mut transaction, heads) = self.begin_at(&instances).await?;
         let now_us = clock::now_us();
         let mut group = Group::default();
         if !instances.is_empty() {
             let ids: Vec<Uuid> = events().map(|event| event.id).collect();
             let blocks: BTreeSet<NumberBlock> = blocks_of(events());
-            group.heads = on_engine!(&mut transaction, inner => inner.lock_heads(&instances).await)?;
+            group.trees = transaction.trees(&heads, events()).await?;
             group.known = on_engine!(&mut transaction, inner => inner.known(&ids).await)?;
             group.numbers = on_engine!(&mut transaction, inner => inner.lock_numbers(&blocks).await)?;
         }
@@ -139,16 +144,15 @@ impl Store {
         let mut settling = Settling { group, now_us, events, results: Vec::new() };
         on_engine!(&mut transaction, inner => inner.insert(&mut settling).await)?;
 
-        let Settling { group: Group { heads, numbers, moved, counted, .. }, results, .. } = settling;
-        let heads: Heads = heads.into_iter().filter(|(instance, _)| moved.contains(instance.as_str())).collect();
+        let Settling { group: Group { trees, numbers, counted, .. }, results, .. } = settling;
+        let heads = transaction.save_trees(&trees).await?;
         let numbers: Vec<(&NumberBlock, Vec<u8>)> = numbers
             .iter()
             .filter(|(block, _)| counted.contains(*block))
             .map(|(block, numbers)| (block, numbers.to_bytes()))
             .collect();
         on_engine!(&mut transaction, inner => {
-            if !heads.is_empty() {
-                inner.save_heads(&heads).await?;
+            if !numbers.is_empty() {
                 inner.save_numbers(&numbers).await?;
             }
             if !dropped.is_empty() {
@@ -166,6 +170,119 @@ impl Store {
             Engine::Sqlite => Transaction::Sqlite(sqlite::Transaction::begin(&self.db.writer).await?),
             Engine::Postgres => Transaction::Postgres(postgres::Transaction::begin(&self.db.writer).await?),
         })
+    }
+
+    /// A transaction that holds the heads of these logs. A tree that is behind its log is built first: while this
+    /// program begins to serve, one that knows of no trees may still write.
+    async fn begin_at(&self, instances: &BTreeSet<&str>) -> Result<(Transaction, BTreeMap<String, Head>)> {
+        loop {
+            let mut transaction = self.begin().await?;
+            if instances.is_empty() {
+                return Ok((transaction, BTreeMap::new()));
+            }
+            let heads = on_engine!(&mut transaction, inner => inner.lock_heads(instances).await)?;
+            let Some(behind) = heads.iter().find(|(_, head)| head.tree_size < head.next_sequence) else {
+                return Ok((transaction, heads));
+            };
+            on_engine!(transaction, inner => inner.rollback().await)?;
+            self.build_tree(behind.0).await?;
+        }
+    }
+
+    /// Adds leaves to a tree that is behind its log, unless somebody else has.
+    pub(super) async fn grow(&self, instance_id: &str, seen: &Head, leaves: Vec<Hash>) -> Result<()> {
+        let mut transaction = self.begin().await?;
+        let instances = BTreeSet::from([instance_id]);
+        let heads = on_engine!(&mut transaction, inner => inner.lock_heads(&instances).await)?;
+        match heads.get(instance_id) {
+            Some(head) if head.tree_size == seen.tree_size => {
+                let next_sequence = head.next_sequence;
+                let mut tree = Growth::new(instance_id, head, leaves.len() as u64)?;
+                transaction.load(std::iter::once((instance_id, &mut tree))).await?;
+                leaves.into_iter().try_for_each(|leaf| tree.push(leaf))?;
+                transaction.save_tiles(&[(instance_id, &tree)]).await?;
+                let head = tree.head(next_sequence);
+                on_engine!(&mut transaction, inner => inner.save_heads(&[(instance_id, head)]).await)?;
+                on_engine!(transaction, inner => inner.commit().await)
+            }
+            _ => on_engine!(transaction, inner => inner.rollback().await),
+        }
+    }
+}
+
+impl Transaction {
+    /// The trees of these heads, ready to take the events.
+    async fn trees<'a>(
+        &mut self,
+        heads: &BTreeMap<String, Head>,
+        events: impl Iterator<Item = &'a Prepared>,
+    ) -> Result<BTreeMap<String, Growth>> {
+        let mut most: HashMap<&str, u64> = HashMap::new();
+        for event in events {
+            *most.entry(&event.instance_id).or_default() += 1;
+        }
+        let tree = |(instance, head): (&String, &Head)| {
+            let most = most.get(instance.as_str()).copied().unwrap_or(0);
+            Ok((instance.clone(), Growth::new(instance, head, most)?))
+        };
+        let mut trees = heads.iter().map(tree).collect::<Result<BTreeMap<_, _>>>()?;
+        self.load(trees.iter_mut().map(|(instance, tree)| (instance.as_str(), tree))).await?;
+        Ok(trees)
+    }
+
+    /// Gives trees the leaves that they must have before they take others.
+    async fn load<'a>(&mut self, trees: impl Iterator<Item = (&'a str, &'a mut Growth)>) -> Result<()> {
+        let mut missing = Vec::new();
+        let mut trees: Vec<(&str, &mut Growth)> = trees
+            .filter_map(|(instance, tree)| {
+                missing.push((instance, tree.missing()?));
+                Some((instance, tree))
+            })
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let mut leaves = on_engine!(self, inner => inner.leaves(&missing).await)?;
+        trees
+            .iter_mut()
+            .try_for_each(|(instance, tree)| tree.load(instance, leaves.remove(*instance).unwrap_or_default()))
+    }
+
+    /// Stores what has grown; the heads that moved.
+    async fn save_trees(&mut self, trees: &BTreeMap<String, Growth>) -> Result<Heads> {
+        let grown: Vec<(&str, &Growth)> = trees
+            .iter()
+            .filter(|(_, tree)| tree.has_grown())
+            .map(|(instance, tree)| (instance.as_str(), tree))
+            .collect();
+        if grown.is_empty() {
+            return Ok(Heads::new());
+        }
+        self.save_tiles(&grown).await?;
+        let heads: Vec<(&str, Head)> =
+            grown.iter().map(|(instance, tree)| (*instance, tree.head(tree.size()))).collect();
+        on_engine!(self, inner => inner.save_heads(&heads).await)?;
+        Ok(grown.into_iter().map(|(instance, tree)| (instance.to_owned(), tree.size())).collect())
+    }
+
+    /// Inserts the tiles that got full, level by level: those above the leaves are made of what is stored below.
+    async fn save_tiles(&mut self, grown: &[(&str, &Growth)]) -> Result<()> {
+        let of_leaves: Vec<(&str, &FullTile)> =
+            grown.iter().flat_map(|(instance, tree)| tree.full().iter().map(|full| (*instance, full))).collect();
+        if of_leaves.is_empty() {
+            return Ok(());
+        }
+        on_engine!(self, inner => inner.insert_tiles(&of_leaves).await)?;
+        for (instance, tree) in grown {
+            let ids = (1..).map(|level| (level, tree.completed(level))).take_while(|(_, tiles)| !tiles.is_empty());
+            for id in ids.flat_map(|(level, tiles)| tiles.map(move |index| TileId { level, index })) {
+                let below = id.level - 1;
+                let roots = on_engine!(self, inner => inner.roots(instance, below, id.places()).await)?;
+                let full = tile_above(instance, id, roots)?;
+                on_engine!(self, inner => inner.insert_tiles(&[(instance, &full)]).await)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -185,20 +302,19 @@ fn blocks_of<'a>(events: impl Iterator<Item = &'a Prepared>) -> BTreeSet<NumberB
 
 /// What the group knows while it decides, event by event, in order.
 #[derive(Default)]
-struct Group<'a> {
-    heads: BTreeMap<String, u64>,
+struct Group {
+    /// Of each log of the group.
+    trees: BTreeMap<String, Growth>,
     /// Ids that were there before, and those that the group has stored.
     known: HashMap<Uuid, Known>,
     numbers: BTreeMap<NumberBlock, Numbers>,
-    /// Instances whose heads moved.
-    moved: BTreeSet<&'a str>,
     /// Blocks to which numbers were added.
     counted: BTreeSet<NumberBlock>,
 }
 
-impl<'a> Group<'a> {
+impl Group {
     /// What becomes of an event, and the row that it makes if it is new.
-    fn settle(
+    fn settle<'a>(
         &mut self,
         event: &'a Prepared,
         recorded_by: &str,
@@ -222,14 +338,13 @@ impl<'a> Group<'a> {
             let violation = Violation::new(Reason::ProducerConflict, "producer.sequence", message);
             return Ok((EventResult::Rejected(violation), None));
         }
-        let head = self
-            .heads
+        let tree = self
+            .trees
             .get_mut(&event.instance_id)
             .ok_or_else(|| Error::internal(anyhow::anyhow!("no head was locked for an instance of the group")))?;
-        let sequence = *head;
-        *head += 1;
-        self.moved.insert(&event.instance_id);
+        let sequence = tree.size();
         let (canonical, leaf_hash) = event.prefix.finish(sequence, now_us, recorded_by);
+        tree.push(leaf_hash)?;
         let content_hash = event.prefix.content_hash;
         self.known.insert(event.id, Known { content_hash, sequence, leaf_hash });
         let result = EventResult::Stored { sequence, leaf_hash, duplicate: false };
@@ -245,10 +360,4 @@ impl<'a> Group<'a> {
         self.counted.insert(block);
         true
     }
-}
-
-/// A hash column, which has 32 bytes unless somebody changed the database.
-fn hash(bytes: Vec<u8>) -> Result<[u8; 32]> {
-    <[u8; 32]>::try_from(bytes)
-        .map_err(|bytes| Error::internal(anyhow::anyhow!("a stored hash has {} bytes, not 32", bytes.len())))
 }

@@ -1,5 +1,5 @@
 //! What the tests of the store share: an engine to run on, events to write, and a second opinion on filters.
-#![allow(clippy::unwrap_used, clippy::expect_used, dead_code, unreachable_pub, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, dead_code, unreachable_pub, unused_macros, reason = "a test")]
 
 pub mod reference;
 
@@ -12,6 +12,26 @@ use audit_service::store::{EventResult, Order, Range, Row, Sought, Store};
 use service_core::auth::Access;
 use service_core::config::{DatabaseConfig, DatabaseUrl};
 use uuid::Uuid;
+
+/// Runs each test on SQLite, and on PostgreSQL where it is installed.
+macro_rules! on_both_engines {
+    ($($test:ident,)+) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(&super::Home::new(super::Engine::Sqlite).await).await;
+            })+
+        }
+        mod postgres {
+            $(#[tokio::test]
+            async fn $test() {
+                if !testkit::Postgres::skipped() {
+                    super::$test(&super::Home::new(super::Engine::Postgres).await).await;
+                }
+            })+
+        }
+    };
+}
 
 /// 2026-01-01T00:00:00Z.
 pub const T0: i64 = 1_767_225_600_000_000;

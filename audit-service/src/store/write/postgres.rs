@@ -1,6 +1,7 @@
 //! The statements of a write on PostgreSQL: arrays in, one round trip each.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 
 use sea_orm::DatabaseConnection;
 use service_core::error::{Error, Result};
@@ -9,10 +10,12 @@ use sqlx::postgres::PgRow;
 use sqlx::{Postgres, Row as _};
 use uuid::Uuid;
 
-use super::{Known, NewRow, Settling, hash};
+use super::{Known, NewRow, Settling};
 use crate::event::Dropped;
+use crate::merkle::Hash;
 use crate::numbers::NumberBlock;
-use crate::store::{Heads, signed, unsigned};
+use crate::store::tree::{FullTile, Head};
+use crate::store::{hash, signed, unsigned};
 
 /// Rows that are sent at once: while the server takes them in, the next ones are made.
 const PIECE: usize = 128;
@@ -32,20 +35,84 @@ impl Transaction {
         Ok(self.0.commit().await?)
     }
 
+    pub(super) async fn rollback(self) -> Result<()> {
+        Ok(self.0.rollback().await?)
+    }
+
     /// Makes heads that are not there, locks those that are, one by one in the order of the names: with two passes,
     /// one could hold a head and wait for another that is being made.
-    pub(super) async fn lock_heads(&mut self, instances: &BTreeSet<&str>) -> Result<BTreeMap<String, u64>> {
+    pub(super) async fn lock_heads(&mut self, instances: &BTreeSet<&str>) -> Result<BTreeMap<String, Head>> {
         let names: Vec<&str> = instances.iter().copied().collect();
         let rows = sqlx::query(
             "INSERT INTO audit_log_heads AS kept (instance_id, next_sequence) \
              SELECT instance, 0 FROM unnest($1::text[]) AS new (instance) ORDER BY instance COLLATE \"C\" \
              ON CONFLICT (instance_id) DO UPDATE SET next_sequence = kept.next_sequence \
-             RETURNING instance_id, next_sequence",
+             RETURNING instance_id, next_sequence, tree_size, frontier",
         )
         .bind(names)
         .fetch_all(&mut *self.0)
         .await?;
-        rows.iter().map(|row| Ok((row.try_get(0)?, unsigned(row.try_get(1)?)?))).collect()
+        rows.iter()
+            .map(|row| Ok((row.try_get(0)?, Head::new(row.try_get(1)?, row.try_get(2)?, row.try_get(3)?)?)))
+            .collect()
+    }
+
+    /// Leaf hashes of pieces of logs. One by one inside, so that the index is asked however many are wanted.
+    pub(super) async fn leaves(&mut self, wanted: &[(&str, Range<u64>)]) -> Result<HashMap<String, Vec<Hash>>> {
+        let names: Vec<&str> = wanted.iter().map(|(instance, _)| *instance).collect();
+        let first: Vec<i64> = wanted.iter().map(|(_, range)| signed(range.start)).collect();
+        let end: Vec<i64> = wanted.iter().map(|(_, range)| signed(range.end)).collect();
+        let rows = sqlx::query(
+            "SELECT wanted.instance, found.hashes \
+             FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS wanted (instance, first, after) \
+             CROSS JOIN LATERAL (SELECT array_agg(leaf_hash ORDER BY sequence) AS hashes FROM audit_entries \
+                 WHERE instance_id = wanted.instance AND sequence >= wanted.first AND sequence < wanted.after) found",
+        )
+        .bind(names)
+        .bind(first)
+        .bind(end)
+        .fetch_all(&mut *self.0)
+        .await?;
+        let leaves = |row: &PgRow| {
+            let hashes: Option<Vec<Vec<u8>>> = row.try_get(1)?;
+            Ok((row.try_get(0)?, hashes.unwrap_or_default().into_iter().map(hash).collect::<Result<_>>()?))
+        };
+        rows.iter().map(leaves).collect()
+    }
+
+    /// Roots of tiles of one level.
+    pub(super) async fn roots(&mut self, instance: &str, level: u8, tiles: Range<u64>) -> Result<Vec<Hash>> {
+        let roots: Vec<Vec<u8>> = sqlx::query_scalar(
+            "SELECT root FROM audit_tiles WHERE instance_id = $1 AND level = $2 AND tile >= $3 AND tile < $4 \
+             ORDER BY tile",
+        )
+        .bind(instance)
+        .bind(i16::from(level))
+        .bind(signed(tiles.start))
+        .bind(signed(tiles.end))
+        .fetch_all(&mut *self.0)
+        .await?;
+        roots.into_iter().map(hash).collect()
+    }
+
+    pub(super) async fn insert_tiles(&mut self, tiles: &[(&str, &FullTile)]) -> Result<()> {
+        let names: Vec<&str> = tiles.iter().map(|(instance, _)| *instance).collect();
+        let levels: Vec<i16> = tiles.iter().map(|(_, full)| i16::from(full.id.level)).collect();
+        let indexes: Vec<i64> = tiles.iter().map(|(_, full)| signed(full.id.index)).collect();
+        let roots: Vec<&[u8]> = tiles.iter().map(|(_, full)| &full.root[..]).collect();
+        let hashes: Vec<Vec<u8>> = tiles.iter().map(|(_, full)| full.tile.to_bytes()).collect();
+        sqlx::query(
+            "INSERT INTO audit_tiles (instance_id, level, tile, root, hashes) \
+             SELECT * FROM unnest($1::text[], $2::smallint[], $3::bigint[], $4::bytea[], $5::bytea[])",
+        )
+        .bind(names)
+        .bind(levels)
+        .bind(indexes)
+        .bind(roots)
+        .bind(hashes)
+        .execute(&mut *self.0)
+        .await?;
+        Ok(())
     }
 
     pub(super) async fn known(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Known>> {
@@ -127,24 +194,26 @@ impl Transaction {
         Ok(())
     }
 
-    pub(super) async fn save_heads(&mut self, heads: &Heads) -> Result<()> {
-        let names: Vec<&str> = heads.keys().map(String::as_str).collect();
-        let next: Vec<i64> = heads.values().copied().map(signed).collect();
+    pub(super) async fn save_heads(&mut self, heads: &[(&str, Head)]) -> Result<()> {
+        let names: Vec<&str> = heads.iter().map(|(instance, _)| *instance).collect();
+        let next: Vec<i64> = heads.iter().map(|(_, head)| signed(head.next_sequence)).collect();
+        let sizes: Vec<i64> = heads.iter().map(|(_, head)| signed(head.tree_size)).collect();
+        let frontiers: Vec<&[u8]> = heads.iter().map(|(_, head)| head.frontier.as_slice()).collect();
         sqlx::query(
-            "UPDATE audit_log_heads SET next_sequence = new.next \
-             FROM unnest($1::text[], $2::bigint[]) AS new (instance, next) WHERE instance_id = new.instance",
+            "UPDATE audit_log_heads SET next_sequence = new.next, tree_size = new.size, frontier = new.frontier \
+             FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[]) AS new (instance, next, size, frontier) \
+             WHERE instance_id = new.instance",
         )
         .bind(names)
         .bind(next)
+        .bind(sizes)
+        .bind(frontiers)
         .execute(&mut *self.0)
         .await?;
         Ok(())
     }
 
     pub(super) async fn save_numbers(&mut self, numbers: &[(&NumberBlock, Vec<u8>)]) -> Result<()> {
-        if numbers.is_empty() {
-            return Ok(());
-        }
         let (producers, epochs, blocks) = columns(numbers.iter().map(|(block, _)| *block));
         let sets: Vec<&[u8]> = numbers.iter().map(|(_, bytes)| bytes.as_slice()).collect();
         sqlx::query(

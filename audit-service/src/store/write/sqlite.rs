@@ -4,6 +4,7 @@
 //! numbered ones have names, which the driver asks for one by one and SQLite looks for in a list.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
 use sea_orm::DatabaseConnection;
@@ -13,10 +14,12 @@ use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Arguments as _, Row as _, Sqlite};
 use uuid::Uuid;
 
-use super::{Known, NewRow, Settling, hash};
+use super::{Known, NewRow, Settling};
 use crate::event::Dropped;
+use crate::merkle::Hash;
 use crate::numbers::NumberBlock;
-use crate::store::{Heads, signed, unsigned};
+use crate::store::tree::{FullTile, Head};
+use crate::store::{hash, signed, unsigned};
 
 const INSERT_COLUMNS: usize = 9;
 
@@ -67,17 +70,66 @@ impl Transaction {
         Ok(self.0.commit().await?)
     }
 
-    pub(super) async fn lock_heads(&mut self, instances: &BTreeSet<&str>) -> Result<BTreeMap<String, u64>> {
+    pub(super) async fn rollback(self) -> Result<()> {
+        Ok(self.0.rollback().await?)
+    }
+
+    pub(super) async fn lock_heads(&mut self, instances: &BTreeSet<&str>) -> Result<BTreeMap<String, Head>> {
         let mut heads = BTreeMap::new();
         for instance in instances {
-            let row = sqlx::query("SELECT next_sequence FROM audit_log_heads WHERE instance_id = $1")
-                .bind(*instance)
-                .fetch_optional(&mut *self.0)
-                .await?;
-            let head = row.map_or(Ok(0), |row| unsigned(row.try_get(0)?))?;
-            heads.insert((*instance).to_owned(), head);
+            let sql = "SELECT next_sequence, tree_size, frontier FROM audit_log_heads WHERE instance_id = $1";
+            let row = sqlx::query(sql).bind(*instance).fetch_optional(&mut *self.0).await?;
+            let head = row.map(|row| Head::new(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)).transpose()?;
+            heads.insert((*instance).to_owned(), head.unwrap_or_else(Head::empty));
         }
         Ok(heads)
+    }
+
+    /// Leaf hashes of pieces of logs.
+    pub(super) async fn leaves(&mut self, wanted: &[(&str, Range<u64>)]) -> Result<HashMap<String, Vec<Hash>>> {
+        let mut leaves = HashMap::new();
+        for (instance, range) in wanted {
+            let hashes: Vec<Vec<u8>> = sqlx::query_scalar(
+                "SELECT leaf_hash FROM audit_entries WHERE instance_id = $1 AND sequence >= $2 AND sequence < $3 \
+                 ORDER BY sequence",
+            )
+            .bind(*instance)
+            .bind(signed(range.start))
+            .bind(signed(range.end))
+            .fetch_all(&mut *self.0)
+            .await?;
+            leaves.insert((*instance).to_owned(), hashes.into_iter().map(hash).collect::<Result<_>>()?);
+        }
+        Ok(leaves)
+    }
+
+    /// Roots of tiles of one level.
+    pub(super) async fn roots(&mut self, instance: &str, level: u8, tiles: Range<u64>) -> Result<Vec<Hash>> {
+        let roots: Vec<Vec<u8>> = sqlx::query_scalar(
+            "SELECT root FROM audit_tiles WHERE instance_id = $1 AND level = $2 AND tile >= $3 AND tile < $4 \
+             ORDER BY tile",
+        )
+        .bind(instance)
+        .bind(i64::from(level))
+        .bind(signed(tiles.start))
+        .bind(signed(tiles.end))
+        .fetch_all(&mut *self.0)
+        .await?;
+        roots.into_iter().map(hash).collect()
+    }
+
+    pub(super) async fn insert_tiles(&mut self, tiles: &[(&str, &FullTile)]) -> Result<()> {
+        for (instance, full) in tiles {
+            sqlx::query("INSERT INTO audit_tiles (instance_id, level, tile, root, hashes) VALUES ($1, $2, $3, $4, $5)")
+                .bind(*instance)
+                .bind(i64::from(full.id.level))
+                .bind(signed(full.id.index))
+                .bind(&full.root[..])
+                .bind(full.tile.to_bytes())
+                .execute(&mut *self.0)
+                .await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn known(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Known>> {
@@ -137,14 +189,17 @@ impl Transaction {
         Ok(())
     }
 
-    pub(super) async fn save_heads(&mut self, heads: &Heads) -> Result<()> {
-        for (instance, next) in heads {
+    pub(super) async fn save_heads(&mut self, heads: &[(&str, Head)]) -> Result<()> {
+        for (instance, head) in heads {
             sqlx::query(
-                "INSERT INTO audit_log_heads (instance_id, next_sequence) VALUES ($1, $2) \
-                 ON CONFLICT (instance_id) DO UPDATE SET next_sequence = excluded.next_sequence",
+                "INSERT INTO audit_log_heads (instance_id, next_sequence, tree_size, frontier) VALUES ($1, $2, $3, $4) \
+                 ON CONFLICT (instance_id) DO UPDATE SET next_sequence = excluded.next_sequence, \
+                 tree_size = excluded.tree_size, frontier = excluded.frontier",
             )
-            .bind(instance.as_str())
-            .bind(signed(*next))
+            .bind(*instance)
+            .bind(signed(head.next_sequence))
+            .bind(signed(head.tree_size))
+            .bind(head.frontier.as_slice())
             .execute(&mut *self.0)
             .await?;
         }
