@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::grpc::{self, IngestService, QueryService};
+use crate::grpc::{self, IngestService, QueryService, TrustService};
 use crate::ingest::Ingest;
 use crate::store::{Indexer, Store};
 use crate::tail::Tails;
@@ -97,7 +97,7 @@ impl Server {
         let ingest_service = IngestService::new(ingest.clone(), StreamOptions::from(&config.ingest), shutdown.clone());
         let heartbeat = Duration::from_millis(config.tail.heartbeat_ms.get());
         let query_service = QueryService::new(store.clone(), tails, sealer, heartbeat, shutdown.clone());
-        let routes = grpc::routes(ingest_service, query_service);
+        let routes = grpc::routes(ingest_service, query_service, TrustService::new(store.clone()));
         let health = health(&store, &ingest);
         let (denials, refused) = Denials::queue(&config.denials, &metrics);
         let (security, all_told) = (security.telling(denials), CancellationToken::new());
@@ -119,14 +119,14 @@ impl Server {
     }
 }
 
-/// Taking events in is healthy while a write becomes durable, answering while reading works.
+/// Taking events in is healthy while a write becomes durable, answering and proving while reading works.
 fn health(store: &Store, ingest: &Ingest) -> Vec<HealthCheck> {
-    let reader = store.database().clone();
-    vec![
-        ingest.health(grpc::INGEST_SERVICE, store),
-        HealthCheck::new(grpc::QUERY_SERVICE, move || {
-            let db = reader.clone();
+    let reads = |service| {
+        let db = store.database().clone();
+        HealthCheck::new(service, move || {
+            let db = db.clone();
             async move { db.probe_reader().await }
-        }),
-    ]
+        })
+    };
+    vec![ingest.health(grpc::INGEST_SERVICE, store), reads(grpc::QUERY_SERVICE), reads(grpc::TRUST_SERVICE)]
 }

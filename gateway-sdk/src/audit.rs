@@ -3,6 +3,7 @@
 pub(crate) mod event;
 pub(crate) mod query;
 pub(crate) mod tail;
+mod trust;
 
 use std::sync::Arc;
 use std::time::Duration;

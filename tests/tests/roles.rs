@@ -142,6 +142,17 @@ fn table() -> Vec<Row> {
             }
             .encode_to_vec()
         }),
+        row("/activity.audit.v1.AuditTrustService/GetInclusionProof", LOG, &[], Foreign::Denied, |named| {
+            let instance_id = instance(named);
+            audit::GetInclusionProofRequest { instance_id, sequence: Some(0), tree_size: None }.encode_to_vec()
+        }),
+        row("/activity.audit.v1.AuditTrustService/GetConsistencyProof", LOG, &[], Foreign::Denied, |named| {
+            let instance_id = instance(named);
+            audit::GetConsistencyProofRequest { instance_id, old_size: Some(1), new_size: None }.encode_to_vec()
+        }),
+        row("/activity.audit.v1.AuditTrustService/ReadTile", LOG, &[], Foreign::Denied, |named| {
+            audit::ReadTileRequest { instance_id: instance(named), level: 0, index: 0, width: 1 }.encode_to_vec()
+        }),
         row("/activity.usage.v1.UsageIngestService/RecordUsage", WRITE, &[], Foreign::Rejected, |named| {
             usage::RecordUsageRequest { events: vec![new_request(named, 1_000)] }.encode_to_vec()
         }),

@@ -13,7 +13,15 @@ use testkit::eventually;
 async fn grpcurl_lists_and_describes_every_service() {
     let sandbox = Sandbox::start(Engine::Sqlite).await;
     for (service, names) in [
-        (&sandbox.audit, ["activity.audit.v1.AuditIngestService", "activity.audit.v1.AuditQueryService"].as_slice()),
+        (
+            &sandbox.audit,
+            [
+                "activity.audit.v1.AuditIngestService",
+                "activity.audit.v1.AuditQueryService",
+                "activity.audit.v1.AuditTrustService",
+            ]
+            .as_slice(),
+        ),
         (
             &sandbox.usage,
             [
@@ -73,7 +81,12 @@ async fn health_is_a_real_probe_of_storage() {
             .unwrap();
         serde_json::from_slice::<serde_json::Value>(&output.stdout).ok()?["status"].as_str().map(str::to_owned)
     };
-    let names = ["", "activity.audit.v1.AuditIngestService", "activity.audit.v1.AuditQueryService"];
+    let names = [
+        "",
+        "activity.audit.v1.AuditIngestService",
+        "activity.audit.v1.AuditQueryService",
+        "activity.audit.v1.AuditTrustService",
+    ];
     for name in names {
         assert_eq!(status(name).as_deref(), Some("SERVING"), "{name}");
     }

@@ -150,9 +150,9 @@ impl TileSet {
     }
 }
 
-impl FromIterator<(TileId, Tile)> for TileSet {
-    fn from_iter<T: IntoIterator<Item = (TileId, Tile)>>(tiles: T) -> Self {
-        Self { tiles: tiles.into_iter().collect() }
+impl Extend<TileSet> for TileSet {
+    fn extend<T: IntoIterator<Item = TileSet>>(&mut self, sets: T) {
+        sets.into_iter().for_each(|set| self.tiles.extend(set.tiles));
     }
 }
 

@@ -1814,3 +1814,590 @@ pub mod audit_query_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// Which entry, in which tree.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetInclusionProofRequest {
+    /// Required.
+    #[prost(string, tag = "1")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// Required. The entry's sequence, which is the index of its leaf.
+    #[prost(uint64, optional, tag = "2")]
+    pub sequence: ::core::option::Option<u64>,
+    /// Optional; default all entries that are there now. How many entries the tree
+    /// has: more than `sequence`, at most as many as there are.
+    #[prost(uint64, optional, tag = "3")]
+    pub tree_size: ::core::option::Option<u64>,
+}
+/// A proof for one entry.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetInclusionProofResponse {
+    /// The entry's sequence.
+    #[prost(uint64, optional, tag = "1")]
+    pub sequence: ::core::option::Option<u64>,
+    /// Entries in the tree.
+    #[prost(uint64, optional, tag = "2")]
+    pub tree_size: ::core::option::Option<u64>,
+    /// The entry's leaf hash, 32 bytes. Make it anew from the entry: a proof of a
+    /// hash that the server gives proves nothing about an entry.
+    #[prost(bytes = "vec", tag = "3")]
+    pub leaf_hash: ::prost::alloc::vec::Vec<u8>,
+    /// The proof (RFC 6962, section 2.1.1): hashes of 32 bytes, from the leaf up.
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub hashes: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// The root of the tree as the server has it, 32 bytes. It is evidence only if
+    /// you have it from elsewhere as well.
+    #[prost(bytes = "vec", tag = "5")]
+    pub root_hash: ::prost::alloc::vec::Vec<u8>,
+}
+/// Which two trees.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetConsistencyProofRequest {
+    /// Required.
+    #[prost(string, tag = "1")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// Required. Entries in the smaller tree.
+    #[prost(uint64, optional, tag = "2")]
+    pub old_size: ::core::option::Option<u64>,
+    /// Optional; default all entries that are there now. Entries in the larger tree:
+    /// at least `old_size`, at most as many as there are.
+    #[prost(uint64, optional, tag = "3")]
+    pub new_size: ::core::option::Option<u64>,
+}
+/// A proof that one tree began as another.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetConsistencyProofResponse {
+    /// Entries in the smaller tree.
+    #[prost(uint64, optional, tag = "1")]
+    pub old_size: ::core::option::Option<u64>,
+    /// Entries in the larger tree.
+    #[prost(uint64, optional, tag = "2")]
+    pub new_size: ::core::option::Option<u64>,
+    /// The proof (RFC 6962, section 2.1.2): hashes of 32 bytes. None where `old_size`
+    /// is 0 or `new_size`.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub hashes: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// The root of the larger tree as the server has it, 32 bytes. It is evidence
+    /// only if you have it from elsewhere as well.
+    #[prost(bytes = "vec", tag = "4")]
+    pub new_root_hash: ::prost::alloc::vec::Vec<u8>,
+}
+/// Which tile.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadTileRequest {
+    /// Required.
+    #[prost(string, tag = "1")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// Optional, 0 to 7. At level 0 hashes are those of entries; at each level
+    /// above, each is the root over a full tile of the level below.
+    #[prost(uint32, tag = "2")]
+    pub level: u32,
+    /// Optional. Its place in its level: its first hash is the one at 256 times
+    /// this.
+    #[prost(uint64, tag = "3")]
+    pub index: u64,
+    /// Optional; default 256, a full tile. How many hashes, 1 to 256: in a tree of
+    /// size s, level l has s / 256^l of them.
+    #[prost(uint32, tag = "4")]
+    pub width: u32,
+}
+/// Hashes of a tile.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadTileResponse {
+    /// As many hashes of 32 bytes as were asked for, one after another.
+    #[prost(bytes = "vec", tag = "1")]
+    pub hashes: ::prost::alloc::vec::Vec<u8>,
+    /// The tile's path in tlog-tiles, as in `tile/0/x001/x234/067` or
+    /// `tile/1/000.p/17`.
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+}
+/// Generated client implementations.
+pub mod audit_trust_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Proofs of the log: an instance's entries, in the order of `sequence`, are the
+    /// leaves of a Merkle tree (RFC 6962, SHA-256). A leaf hash is SHA-256 over a zero
+    /// byte and the entry's canonical JSON, which is the line of a JSONL export; the
+    /// hash of two hashes is over a one byte and both. Whoever knows the root of one
+    /// size can check every entry below it, and that a later tree still begins with
+    /// them, without believing the server.
+    ///
+    /// Roles `super_admin` and `auditor`, in the instances of the caller.
+    #[derive(Debug, Clone)]
+    pub struct AuditTrustServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> AuditTrustServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> AuditTrustServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            AuditTrustServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// That an entry is in the tree of a size. `NOT_FOUND` where the log has no such
+        /// entry yet.
+        pub async fn get_inclusion_proof(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetInclusionProofRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetInclusionProofResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditTrustService/GetInclusionProof",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "activity.audit.v1.AuditTrustService",
+                        "GetInclusionProof",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// That the tree of a size began as the tree of a smaller one: nothing that was
+        /// in that was changed, moved or removed.
+        pub async fn get_consistency_proof(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetConsistencyProofRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetConsistencyProofResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditTrustService/GetConsistencyProof",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "activity.audit.v1.AuditTrustService",
+                        "GetConsistencyProof",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Hashes of the tree, 256 of a level at a time (c2sp.org/tlog-tiles): enough to
+        /// put any proof together. A full tile never changes. `NOT_FOUND` where the tree
+        /// does not have so many hashes yet.
+        pub async fn read_tile(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadTileRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReadTileResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditTrustService/ReadTile",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("activity.audit.v1.AuditTrustService", "ReadTile"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod audit_trust_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with AuditTrustServiceServer.
+    #[async_trait]
+    pub trait AuditTrustService: std::marker::Send + std::marker::Sync + 'static {
+        /// That an entry is in the tree of a size. `NOT_FOUND` where the log has no such
+        /// entry yet.
+        async fn get_inclusion_proof(
+            &self,
+            request: tonic::Request<super::GetInclusionProofRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetInclusionProofResponse>,
+            tonic::Status,
+        >;
+        /// That the tree of a size began as the tree of a smaller one: nothing that was
+        /// in that was changed, moved or removed.
+        async fn get_consistency_proof(
+            &self,
+            request: tonic::Request<super::GetConsistencyProofRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetConsistencyProofResponse>,
+            tonic::Status,
+        >;
+        /// Hashes of the tree, 256 of a level at a time (c2sp.org/tlog-tiles): enough to
+        /// put any proof together. A full tile never changes. `NOT_FOUND` where the tree
+        /// does not have so many hashes yet.
+        async fn read_tile(
+            &self,
+            request: tonic::Request<super::ReadTileRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReadTileResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Proofs of the log: an instance's entries, in the order of `sequence`, are the
+    /// leaves of a Merkle tree (RFC 6962, SHA-256). A leaf hash is SHA-256 over a zero
+    /// byte and the entry's canonical JSON, which is the line of a JSONL export; the
+    /// hash of two hashes is over a one byte and both. Whoever knows the root of one
+    /// size can check every entry below it, and that a later tree still begins with
+    /// them, without believing the server.
+    ///
+    /// Roles `super_admin` and `auditor`, in the instances of the caller.
+    #[derive(Debug)]
+    pub struct AuditTrustServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> AuditTrustServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for AuditTrustServiceServer<T>
+    where
+        T: AuditTrustService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/activity.audit.v1.AuditTrustService/GetInclusionProof" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetInclusionProofSvc<T: AuditTrustService>(pub Arc<T>);
+                    impl<
+                        T: AuditTrustService,
+                    > tonic::server::UnaryService<super::GetInclusionProofRequest>
+                    for GetInclusionProofSvc<T> {
+                        type Response = super::GetInclusionProofResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetInclusionProofRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditTrustService>::get_inclusion_proof(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetInclusionProofSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/activity.audit.v1.AuditTrustService/GetConsistencyProof" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetConsistencyProofSvc<T: AuditTrustService>(pub Arc<T>);
+                    impl<
+                        T: AuditTrustService,
+                    > tonic::server::UnaryService<super::GetConsistencyProofRequest>
+                    for GetConsistencyProofSvc<T> {
+                        type Response = super::GetConsistencyProofResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetConsistencyProofRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditTrustService>::get_consistency_proof(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetConsistencyProofSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/activity.audit.v1.AuditTrustService/ReadTile" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadTileSvc<T: AuditTrustService>(pub Arc<T>);
+                    impl<
+                        T: AuditTrustService,
+                    > tonic::server::UnaryService<super::ReadTileRequest>
+                    for ReadTileSvc<T> {
+                        type Response = super::ReadTileResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReadTileRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditTrustService>::read_tile(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadTileSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for AuditTrustServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "activity.audit.v1.AuditTrustService";
+    impl<T> tonic::server::NamedService for AuditTrustServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}

@@ -1,0 +1,143 @@
+//! `AuditTrustService`.
+
+use activity_proto::audit::v1 as proto;
+use activity_proto::audit::v1::audit_trust_service_server::AuditTrustService;
+use service_core::auth::{Access, Caller};
+use service_core::error::{Error, Result};
+use tonic::{Request, Response, Status};
+
+use crate::convert;
+use crate::merkle::{Hash, Plan, TileId, TilePath, WIDTH};
+use crate::store::Store;
+
+/// Proves the log.
+#[derive(Debug)]
+pub(crate) struct TrustService {
+    store: Store,
+}
+
+impl TrustService {
+    pub(crate) fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    /// Entries in the log of an instance.
+    async fn size(&self, access: &Access, instance_id: &str) -> Result<u64> {
+        Ok(self.store.tree_head(access, instance_id).await?.map_or(0, |head| head.size))
+    }
+
+    /// The hashes of a proof, and the root of its tree.
+    async fn prove(&self, access: &Access, instance_id: &str, plan: &Plan) -> Result<(Vec<Hash>, Hash)> {
+        let root = Plan::root(plan.size());
+        let mut tiles = self.store.tiles(access, instance_id, plan).await?;
+        tiles.extend([self.store.tiles(access, instance_id, &root).await?]);
+        // Sizes were checked, so a tile that is missing has been taken away.
+        let proof = plan.prove(&tiles).map_err(Error::internal)?;
+        let root = root.prove(&tiles).map_err(Error::internal)?;
+        Ok((proof, root.first().copied().unwrap_or_else(crate::merkle::empty_root)))
+    }
+}
+
+/// Whose log, if the caller may see it.
+fn seen(caller: &Caller, instance_id: &str) -> Result<()> {
+    convert::instance_id("instance_id", instance_id)?;
+    caller.may_see("instance_id", [instance_id])
+}
+
+/// A size that was asked for, or all of the log.
+fn within(field: &str, asked: Option<u64>, least: u64, size: u64) -> Result<u64> {
+    match asked {
+        None => Ok(size),
+        Some(asked) if (least..=size).contains(&asked) => Ok(asked),
+        Some(asked) => {
+            let message = format!("{field} is {asked}, allowed are {least} to {size}, the entries there are");
+            Err(Error::invalid(field, message))
+        }
+    }
+}
+
+fn bytes(hashes: Vec<Hash>) -> Vec<Vec<u8>> {
+    hashes.into_iter().map(Vec::from).collect()
+}
+
+#[tonic::async_trait]
+impl AuditTrustService for TrustService {
+    async fn get_inclusion_proof(
+        &self,
+        request: Request<proto::GetInclusionProofRequest>,
+    ) -> Result<Response<proto::GetInclusionProofResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let instance_id = request.instance_id.as_str();
+        seen(&caller, instance_id)?;
+        let sequence = request.sequence.ok_or_else(|| Error::required("sequence"))?;
+        let size = self.size(caller.access(), instance_id).await?;
+        let Some(row) = self.store.by_place(caller.access(), instance_id, sequence).await?.filter(|_| sequence < size)
+        else {
+            let message = format!("there is no entry with sequence {sequence} in this log, which has {size}");
+            return Err(Error::NotFound(message).into());
+        };
+        let tree_size = within("tree_size", request.tree_size, sequence + 1, size)?;
+        let plan = Plan::inclusion(sequence, tree_size).map_err(Error::internal)?;
+        let (proof, root) = self.prove(caller.access(), instance_id, &plan).await?;
+        Ok(Response::new(proto::GetInclusionProofResponse {
+            sequence: Some(sequence),
+            tree_size: Some(tree_size),
+            leaf_hash: row.leaf_hash,
+            hashes: bytes(proof),
+            root_hash: root.to_vec(),
+        }))
+    }
+
+    async fn get_consistency_proof(
+        &self,
+        request: Request<proto::GetConsistencyProofRequest>,
+    ) -> Result<Response<proto::GetConsistencyProofResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let instance_id = request.instance_id.as_str();
+        seen(&caller, instance_id)?;
+        let old_size = request.old_size.ok_or_else(|| Error::required("old_size"))?;
+        let size = self.size(caller.access(), instance_id).await?;
+        within("old_size", Some(old_size), 0, size)?;
+        let new_size = within("new_size", request.new_size, old_size, size)?;
+        let plan = Plan::consistency(old_size, new_size).map_err(Error::internal)?;
+        let (proof, root) = self.prove(caller.access(), instance_id, &plan).await?;
+        Ok(Response::new(proto::GetConsistencyProofResponse {
+            old_size: Some(old_size),
+            new_size: Some(new_size),
+            hashes: bytes(proof),
+            new_root_hash: root.to_vec(),
+        }))
+    }
+
+    async fn read_tile(
+        &self,
+        request: Request<proto::ReadTileRequest>,
+    ) -> Result<Response<proto::ReadTileResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        seen(&caller, &request.instance_id)?;
+        let level = match u8::try_from(request.level) {
+            Ok(level @ 0..=7) => level,
+            _ => {
+                let message = format!("level is {}, allowed are 0 to 7", request.level);
+                return Err(Error::invalid("level", message).into());
+            }
+        };
+        let width = match u64::from(request.width) {
+            0 => WIDTH,
+            width @ 1..=WIDTH => width,
+            width => {
+                let message = format!("width is {width}, allowed are 1 to {WIDTH}, or 0 for {WIDTH}");
+                return Err(Error::invalid("width", message).into());
+            }
+        };
+        let id = TileId { level, index: request.index };
+        // A partial tile is one of 1 to 255 hashes.
+        let path = TilePath { id, partial: u8::try_from(width).ok() };
+        let tile = self.store.tile(caller.access(), &request.instance_id, id, width).await?;
+        let tile = tile.ok_or_else(|| Error::NotFound(format!("the log of this instance has no {path} yet")))?;
+        Ok(Response::new(proto::ReadTileResponse { hashes: tile.to_bytes(), path: path.to_string() }))
+    }
+}
