@@ -2,13 +2,15 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use service_core::config::{
     AuthConfig, ConfigError, DatabaseConfig, DatabaseUrl, DenialsConfig, IngestConfig, LimitsConfig, ServerConfig,
     TelemetryConfig, TlsConfig, listen, optional_listen,
 };
 
+use crate::checkpoint::is_key_name;
 use crate::convert;
 
 /// Prefix of the environment variables that override the file: `AUDIT_LISTEN`, `AUDIT_TELEMETRY__LOG`.
@@ -42,6 +44,8 @@ pub struct Config {
     pub ingest: IngestConfig,
     /// Tails.
     pub tail: TailConfig,
+    /// Signed checkpoints of the log.
+    pub log: LogConfig,
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
 }
@@ -61,6 +65,7 @@ impl Default for Config {
             database: DatabaseConfig::default(),
             ingest: IngestConfig::default(),
             tail: TailConfig::default(),
+            log: LogConfig::default(),
             telemetry: TelemetryConfig::default(),
         }
     }
@@ -71,6 +76,12 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         convert::instance_id("denials.instance", &self.denials.instance)
             .map_err(|error| ConfigError::Refused(error.to_string()))?;
+        if !is_key_name(&self.log.origin) {
+            return Err(ConfigError::Refused(format!(
+                "log.origin is {:?}, allowed are 1 to 256 bytes without spaces, control characters and plus signs",
+                self.log.origin
+            )));
+        }
         match self.database.citus_shards {
             None => Ok(()),
             Some(shards) => Err(ConfigError::Refused(format!(
@@ -93,6 +104,64 @@ impl Default for TailConfig {
         // Ten thousand is not zero.
         Self { heartbeat_ms: NonZeroU64::MIN.saturating_add(9_999) }
     }
+}
+
+/// Table `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct LogConfig {
+    /// Name of the log and of its key: with a slash and the instance behind it, the origin of checkpoints. What was
+    /// signed is of this name for good. Default `localhost/audit`.
+    pub origin: String,
+    /// Where keys that no file is named for, and the last checkpoints are kept, outside the database. Empty, the
+    /// default: beside SQLite's file (`audit.db.checkpoints`); on PostgreSQL nothing is signed.
+    #[serde(deserialize_with = "optional_path")]
+    pub folder: Option<PathBuf>,
+    /// The log's key. Empty, the default: `log.key` in the folder, made at the first start.
+    #[serde(deserialize_with = "optional_path")]
+    pub key_file: Option<PathBuf>,
+    /// The key before it, which signs as well while those who check learn the new one. Empty, the default: none.
+    #[serde(deserialize_with = "optional_path")]
+    pub retiring_key_file: Option<PathBuf>,
+    /// The key of cosignatures. Empty, the default: `witness.key` in the folder, made at the first start.
+    #[serde(deserialize_with = "optional_path")]
+    pub witness_key_file: Option<PathBuf>,
+    /// Time between checkpoints of a log that grows. Default 500.
+    pub checkpoint_interval_ms: NonZeroU64,
+    /// Time without entries after which the newest checkpoint is cosigned again. Default 600,000.
+    pub silence_interval_ms: NonZeroU64,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            origin: "localhost/audit".to_owned(),
+            folder: None,
+            key_file: None,
+            retiring_key_file: None,
+            witness_key_file: None,
+            // Neither is zero.
+            checkpoint_interval_ms: NonZeroU64::MIN.saturating_add(499),
+            silence_interval_ms: NonZeroU64::MIN.saturating_add(599_999),
+        }
+    }
+}
+
+impl LogConfig {
+    /// A key of this table that is set and does nothing without a folder.
+    pub(crate) fn only_with_a_folder(&self) -> Option<&'static str> {
+        [
+            ("key_file", &self.key_file),
+            ("retiring_key_file", &self.retiring_key_file),
+            ("witness_key_file", &self.witness_key_file),
+        ]
+        .into_iter()
+        .find_map(|(key, path)| path.is_some().then_some(key))
+    }
+}
+
+fn optional_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    Ok(Some(PathBuf::deserialize(deserializer)?).filter(|path| !path.as_os_str().is_empty()))
 }
 
 #[cfg(test)]

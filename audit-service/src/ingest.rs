@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::canonical::Prefix;
 use crate::event::{Dropped, Event, Producer, Stage};
+use crate::signer::Signer;
 use crate::store::{EventResult, Store};
 use crate::tail::Tails;
 
@@ -125,12 +126,24 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    /// Starts the writer. After each commit it tells the tails which heads moved, and wakes the indexer.
-    pub fn spawn(metrics: &Metrics, config: &IngestConfig, store: Store, tails: Tails, indexer: Arc<Notify>) -> Self {
+    /// Starts the writer. After each commit it tells the tails and the signer which heads moved, and wakes the indexer.
+    /// Nothing is written while the signer finds that the database does not fit what was signed.
+    pub fn spawn(
+        metrics: &Metrics,
+        config: &IngestConfig,
+        store: Store,
+        tails: Tails,
+        indexer: Arc<Notify>,
+        signer: Option<Signer>,
+    ) -> Self {
         let commit = move |batches: Arc<Vec<Batch>>| {
-            let (store, tails, indexer) = (store.clone(), tails.clone(), indexer.clone());
+            let (store, tails, indexer, signer) = (store.clone(), tails.clone(), indexer.clone(), signer.clone());
             async move {
+                signer.as_ref().map_or(Ok(()), Signer::check)?;
                 let written = store.write(&batches).await?;
+                if let Some(signer) = signer {
+                    signer.grown(&written.heads);
+                }
                 tails.publish(&written.heads);
                 indexer.notify_one();
                 Ok(written.results)

@@ -4,7 +4,8 @@
 //! events ─▶ grpc::ingest ─▶ convert ─▶ ingest (group commit) ─▶ store ─▶ SQLite or PostgreSQL
 //!                           checks     canonical form, hashes     │
 //!                                                                 ├─▶ tail: who follows a log is woken
-//!                                                                 └─▶ index: made behind the writers
+//!                                                                 ├─▶ index: made behind the writers
+//!                                                                 └─▶ signer: checkpoints, kept outside too
 //! answers ◀─ grpc::query ◀─ convert ◀─ filter, export, csv ◀─ store
 //! ```
 //!
@@ -33,11 +34,12 @@ pub mod merkle;
 mod numbers;
 mod roles;
 mod server;
+mod signer;
 pub mod store;
 mod tail;
 mod time;
 mod words;
 
-pub use config::{Config, ENV_PREFIX, TailConfig};
+pub use config::{Config, ENV_PREFIX, LogConfig, TailConfig};
 pub use roles::ROLES;
 pub use server::{Server, bind};

@@ -12,6 +12,8 @@ pub const ROLES: RoleTable = RoleTable::new(&[
     RoleRow::new("/activity.audit.v1.AuditQueryService/ListFacets", &[SuperAdmin, Auditor]),
     RoleRow::new("/activity.audit.v1.AuditQueryService/TailEntries", &[SuperAdmin, Auditor]),
     RoleRow::new("/activity.audit.v1.AuditQueryService/ExportEntries", &[SuperAdmin, Auditor]),
+    RoleRow::new("/activity.audit.v1.AuditTrustService/GetCheckpoint", &[SuperAdmin, Auditor]),
+    RoleRow::new("/activity.audit.v1.AuditTrustService/ListKeys", &[SuperAdmin, Auditor]),
     RoleRow::new("/activity.audit.v1.AuditTrustService/GetInclusionProof", &[SuperAdmin, Auditor]),
     RoleRow::new("/activity.audit.v1.AuditTrustService/GetConsistencyProof", &[SuperAdmin, Auditor]),
     RoleRow::new("/activity.audit.v1.AuditTrustService/ReadTile", &[SuperAdmin, Auditor]),

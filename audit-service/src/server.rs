@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::grpc::{self, IngestService, QueryService, TrustService};
 use crate::ingest::Ingest;
+use crate::signer::Signer;
 use crate::store::{Indexer, Store};
 use crate::tail::Tails;
 use crate::{Config, ENV_PREFIX, ROLES, denials};
@@ -30,6 +31,7 @@ pub struct Server {
     security: Security,
     store: Store,
     sealer: Sealer,
+    signer: Option<Signer>,
 }
 
 /// Opens the ports and the database. Clients that connect from now on wait until [`Server::serve`].
@@ -46,7 +48,8 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
     };
     let store = Store::open(&config.database_url, &config.database).await?;
     let sealer = Sealer::new(store.seal_key().await?);
-    let server = Server { config, listener, metrics_listener, security, store, sealer };
+    let signer = Signer::open(&config.log, &config.database_url, store.clone()).await?;
+    let server = Server { config, listener, metrics_listener, security, store, sealer, signer };
     let metrics = server.metrics_addr()?.map_or_else(|| "none".to_owned(), |at| format!("http://{at}/metrics"));
     let listen = server.local_addr()?;
     tracing::info!(%listen, metrics, database = %server.config.database_url, "audit-service is ready to serve");
@@ -71,17 +74,21 @@ impl Server {
     /// shutdown ─▶ streams get their last answers ─▶ writer commits what it has ─▶ background tasks end ─▶ pools close
     /// ```
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { config, listener, metrics_listener, security, store, sealer } = self;
+        let Self { config, listener, metrics_listener, security, store, sealer, signer } = self;
         let metrics = Metrics::new("audit");
         let tails = Tails::default();
         let behind = Arc::new(Notify::new());
-        let ingest = Ingest::spawn(&metrics, &config.ingest, store.clone(), tails.clone(), behind.clone());
+        let ingest =
+            Ingest::spawn(&metrics, &config.ingest, store.clone(), tails.clone(), behind.clone(), signer.clone());
 
         // Stopped after the server: metrics tell about the drain, and tails follow until they are ended.
         let stop = CancellationToken::new();
         let _stop_whatever_happens = stop.clone().drop_guard();
         let tasks = TaskTracker::new();
         tasks.spawn(Indexer::new(store.clone(), behind).run(stop.clone()));
+        if let Some(signer) = signer.clone() {
+            tasks.spawn(signer.run(stop.clone()));
+        }
         if store.is_shared() {
             tasks.spawn(tails.clone().poll(store.clone(), stop.clone()));
         }
@@ -97,8 +104,8 @@ impl Server {
         let ingest_service = IngestService::new(ingest.clone(), StreamOptions::from(&config.ingest), shutdown.clone());
         let heartbeat = Duration::from_millis(config.tail.heartbeat_ms.get());
         let query_service = QueryService::new(store.clone(), tails, sealer, heartbeat, shutdown.clone());
-        let routes = grpc::routes(ingest_service, query_service, TrustService::new(store.clone()));
-        let health = health(&store, &ingest);
+        let routes = grpc::routes(ingest_service, query_service, TrustService::new(store.clone(), signer.clone()));
+        let health = health(&store, &ingest, signer);
         let (denials, refused) = Denials::queue(&config.denials, &metrics);
         let (security, all_told) = (security.telling(denials), CancellationToken::new());
         let recording = denials::record(refused, config.denials.instance, ingest.clone(), all_told.clone());
@@ -119,8 +126,9 @@ impl Server {
     }
 }
 
-/// Taking events in is healthy while a write becomes durable, answering and proving while reading works.
-fn health(store: &Store, ingest: &Ingest) -> Vec<HealthCheck> {
+/// Taking events in is healthy while a write becomes durable, answering and proving while reading works; and nothing is
+/// while the database does not fit what was signed.
+fn health(store: &Store, ingest: &Ingest, signer: Option<Signer>) -> Vec<HealthCheck> {
     let reads = |service| {
         let db = store.database().clone();
         HealthCheck::new(service, move || {
@@ -128,5 +136,10 @@ fn health(store: &Store, ingest: &Ingest) -> Vec<HealthCheck> {
             async move { db.probe_reader().await }
         })
     };
-    vec![ingest.health(grpc::INGEST_SERVICE, store), reads(grpc::QUERY_SERVICE), reads(grpc::TRUST_SERVICE)]
+    let checks = [ingest.health(grpc::INGEST_SERVICE, store), reads(grpc::QUERY_SERVICE), reads(grpc::TRUST_SERVICE)];
+    let fits = |check: HealthCheck| match signer.clone() {
+        Some(signer) => check.only_if(move || signer.check()),
+        None => check,
+    };
+    checks.map(fits).into()
 }

@@ -4,6 +4,8 @@
 //! audit_entries            the log: an entry's canonical JSON, its keys and hashes; UPDATE and DELETE are refused
 //! audit_log_heads          the next sequence of each instance, and the peaks of its tree; locked by whoever writes
 //! audit_tiles              the tree's full tiles; UPDATE and DELETE are refused
+//! audit_checkpoints        what was signed of each log; UPDATE and DELETE are refused
+//! audit_newest_checkpoints the newest of these, with the newest cosignature; audit_signing_keys: by whom
 //! audit_producer_numbers   which numbers of a producer's epoch are there, as bitmaps
 //! audit_dropped_ranges     which numbers a producer says it dropped
 //! audit_index, _runs, _heads  the inverted index, made behind the writers from the entries alone
@@ -14,6 +16,7 @@
 //! reads entries is given an [`Access`](service_core::auth::Access), and finds nothing beyond it.
 
 mod candidates;
+mod checkpoints;
 mod entities;
 mod facets;
 mod frozen;
@@ -41,6 +44,8 @@ use crate::canonical::{self, Counted, Line, Unreadable};
 use crate::event::{Entry, Key};
 use crate::merkle::Hash;
 
+pub use checkpoints::SignedBy;
+pub(crate) use checkpoints::{NewCheckpoint, Signable};
 pub use facets::{Facet, Facets};
 pub use index::{BLOCK_ENTRIES, Indexer};
 pub use read::{Page, Sought};

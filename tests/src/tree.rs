@@ -1,8 +1,10 @@
-//! The tree over a log, from the database, beside RFC 6962's definition over the entries.
+//! The tree over a log, from the database, beside RFC 6962's definition over the entries; and how its owner would rewrite
+//! it.
 
 use audit_service::canonical;
 use audit_service::merkle::{Hash, Tile, TileId, empty_root, node_hash};
 use audit_service::store::{LogWalk, Store, TreeHead};
+use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
 use service_core::auth::Access;
 use service_core::config::{DatabaseConfig, DatabaseUrl};
 
@@ -41,4 +43,39 @@ pub async fn assert_whole(url: &str, instance: &str) -> u64 {
     }
     store.close().await;
     size
+}
+
+/// Does to a log what its database's owner can: changes an entry and its hash, and takes the trees away, which the next
+/// program builds anew over what is there.
+pub async fn rewrite(url: &str, instance: &str, sequence: i64) {
+    let db = sea_orm::Database::connect(url).await.unwrap();
+    let sqlite = db.get_database_backend() == DbBackend::Sqlite;
+    let off: &[&str] = match sqlite {
+        true => &["DROP TRIGGER audit_entries_no_update"],
+        false => &["ALTER TABLE audit_entries DISABLE TRIGGER ALL"],
+    };
+    let take: &[&str] = &[
+        "DROP TABLE audit_tiles",
+        "ALTER TABLE audit_log_heads DROP COLUMN tree_size",
+        "ALTER TABLE audit_log_heads DROP COLUMN frontier",
+        "DELETE FROM seaql_migrations WHERE version = 'audit_0003_tree'",
+    ];
+    for statement in off.iter().chain(take) {
+        db.execute_unprepared(statement).await.expect(statement);
+    }
+    if !sqlite {
+        db.execute_unprepared("DROP FUNCTION audit_tiles_refuse").await.unwrap();
+    }
+    let values = [instance.into(), sequence.into()];
+    let select = "SELECT canonical FROM audit_entries WHERE instance_id = $1 AND sequence = $2";
+    let statement = Statement::from_sql_and_values(db.get_database_backend(), select, values.clone());
+    let canonical: String = db.query_one_raw(statement).await.unwrap().unwrap().try_get_by_index(0).unwrap();
+    let changed = canonical.replace("\"outcome\":\"OUTCOME_SUCCESS\"", "\"outcome\":\"OUTCOME_FAILURE\"");
+    assert_ne!(changed, canonical);
+    let hash = canonical::leaf_hash(&changed).to_vec();
+    let update = "UPDATE audit_entries SET canonical = $3, leaf_hash = $4 WHERE instance_id = $1 AND sequence = $2";
+    let [instance, sequence] = values;
+    let values = [instance, sequence, changed.into(), hash.into()];
+    db.execute_raw(Statement::from_sql_and_values(db.get_database_backend(), update, values)).await.unwrap();
+    db.close().await.unwrap();
 }

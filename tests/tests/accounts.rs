@@ -2,12 +2,14 @@
 //! from change by PostgreSQL itself.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use activity_proto::audit::v1::audit_ingest_service_client::AuditIngestServiceClient;
 use activity_proto::audit::v1::audit_query_service_client::AuditQueryServiceClient;
+use activity_proto::audit::v1::audit_trust_service_client::AuditTrustServiceClient;
 use activity_proto::audit::v1::{
-    ExportEntriesRequest, ExportFormat, RecordEventsRequest, SequenceRange, export_entries_request::Range,
+    ExportEntriesRequest, ExportFormat, GetCheckpointRequest, RecordEventsRequest, SequenceRange,
+    export_entries_request::Range,
 };
 use activity_proto::usage::v1::usage_ingest_service_client::UsageIngestServiceClient;
 use activity_proto::usage::v1::usage_query_service_client::UsageQueryServiceClient;
@@ -68,7 +70,9 @@ async fn audit_serves_with_an_account_that_cannot_change_entries() {
         [("DATABASE__MIGRATOR_URL", accounts.migrator.as_str()), ("DATABASE__READER_URL", accounts.reader.as_str())];
     let with_all = Service::start("audit", &accounts.writer, &settings).await;
     // The schema is there: another replica needs nobody else's rights.
-    let alone = Service::start("audit", &accounts.writer, &[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let beside = folder.path().display().to_string();
+    let alone = Service::start("audit", &accounts.writer, &[("LOG__FOLDER", &beside)]).await;
     let now = SystemTime::now();
     for (service, first) in [(&with_all, 0), (&alone, EVENTS)] {
         let events = (first..first + EVENTS).map(|n| events::audit(now, n)).collect();
@@ -88,6 +92,13 @@ async fn audit_serves_with_an_account_that_cannot_change_entries() {
         part.unwrap();
     }
 
+    // Signing needs no other rights.
+    let request = GetCheckpointRequest { instance_id: "eu-1".into(), min_size: Some(2 * EVENTS) };
+    testkit::eventually(Duration::from_secs(30), async || {
+        AuditTrustServiceClient::new(alone.channel()).get_checkpoint(request.clone()).await.is_ok()
+    })
+    .await;
+
     let changes = [
         "UPDATE audit_entries SET canonical = ''",
         "DELETE FROM audit_entries",
@@ -95,6 +106,9 @@ async fn audit_serves_with_an_account_that_cannot_change_entries() {
         "UPDATE audit_tiles SET hashes = root",
         "DELETE FROM audit_tiles",
         "TRUNCATE audit_tiles",
+        "UPDATE audit_checkpoints SET note = ''",
+        "DELETE FROM audit_checkpoints",
+        "TRUNCATE audit_checkpoints",
         "DROP TABLE audit_entries",
         "ALTER TABLE audit_entries DROP COLUMN canonical",
         "ALTER TABLE audit_entries DISABLE TRIGGER ALL",
@@ -116,7 +130,7 @@ async fn audit_serves_with_an_account_that_cannot_change_entries() {
         .await;
     // The triggers hold for the owner too.
     let mut owner = PgConnection::connect(&accounts.migrator).await.unwrap();
-    for sql in &changes[..6] {
+    for sql in &changes[..9] {
         assert_eq!(refused(&mut owner, sql).await, "P0001", "{sql}");
     }
     let mut reader = PgConnection::connect(&accounts.reader).await.unwrap();

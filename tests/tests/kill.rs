@@ -44,7 +44,8 @@ async fn log(service: &Service) -> Vec<serde_json::Value> {
 async fn acknowledged_survives(engine: Engine) {
     let folder = tempfile::tempdir().unwrap();
     let url = database_url(engine, &folder, "audit").await;
-    let mut service = Service::start("audit", &url, &[]).await;
+    let beside = folder.path().join("beside").display().to_string();
+    let mut service = Service::start("audit", &url, &[("LOG__FOLDER", &beside)]).await;
     let now = SystemTime::now();
     let drills = if std::env::var_os("FULL").is_some() { 20 } else { 4 };
     let mut acknowledged = BTreeSet::new();
@@ -94,6 +95,9 @@ async fn acknowledged_survives(engine: Engine) {
     let sequences: Vec<_> = entries.iter().map(|entry| entry["sequence"].as_str().unwrap().to_owned()).collect();
     let gapless: Vec<_> = (0..entries.len()).map(|n| n.to_string()).collect();
     assert_eq!(sequences, gapless);
+    // What was signed before each kill is still how the log begins.
+    let health = e2e::tools::grpcurl(service.address(), "grpc.health.v1.Health/Check", "{}");
+    assert_eq!(health["status"], "SERVING");
     service.kill();
     assert_eq!(e2e::tree::assert_whole(&url, "eu-1").await, entries.len() as u64);
 }

@@ -27,6 +27,8 @@ fn expected(recipe: &str) -> &'static str {
         ("AuditQueryService/ListFacets", "\"resourceTypes\""),
         ("TailEntries", "\"sequence\": \"0\""),
         ("ExportEntries", "{\"action\":\""),
+        ("GetCheckpoint", "localhost/audit/prod\\n"),
+        ("ListKeys", "\"KEY_KIND_WITNESS\""),
         ("GetInclusionProof", "\"rootHash\""),
         ("GetConsistencyProof", "\"newRootHash\""),
         ("ReadTile", "\"tile/0/000.p/8\""),

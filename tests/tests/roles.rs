@@ -142,6 +142,12 @@ fn table() -> Vec<Row> {
             }
             .encode_to_vec()
         }),
+        row("/activity.audit.v1.AuditTrustService/GetCheckpoint", LOG, &[], Foreign::Denied, |named| {
+            audit::GetCheckpointRequest { instance_id: instance(named), min_size: None }.encode_to_vec()
+        }),
+        row("/activity.audit.v1.AuditTrustService/ListKeys", LOG, &[], Foreign::Denied, |named| {
+            audit::ListKeysRequest { instance_id: instance(named) }.encode_to_vec()
+        }),
         row("/activity.audit.v1.AuditTrustService/GetInclusionProof", LOG, &[], Foreign::Denied, |named| {
             let instance_id = instance(named);
             audit::GetInclusionProofRequest { instance_id, sequence: Some(0), tree_size: None }.encode_to_vec()

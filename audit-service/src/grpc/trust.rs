@@ -6,19 +6,28 @@ use service_core::auth::{Access, Caller};
 use service_core::error::{Error, Result};
 use tonic::{Request, Response, Status};
 
+use crate::checkpoint::{Checkpoint, KeyKind, Note, VerifierKey};
 use crate::convert;
 use crate::merkle::{Hash, Plan, TileId, TilePath, WIDTH};
+use crate::signer::Signer;
 use crate::store::Store;
 
 /// Proves the log.
 #[derive(Debug)]
 pub(crate) struct TrustService {
     store: Store,
+    signer: Option<Signer>,
 }
 
 impl TrustService {
-    pub(crate) fn new(store: Store) -> Self {
-        Self { store }
+    pub(crate) fn new(store: Store, signer: Option<Signer>) -> Self {
+        Self { store, signer }
+    }
+
+    /// What signs.
+    fn signer(&self) -> Result<&Signer> {
+        let why = "this service signs no checkpoints: on PostgreSQL log.folder says where they are kept";
+        self.signer.as_ref().ok_or_else(|| Error::NotFound(why.to_owned()))
     }
 
     /// Entries in the log of an instance.
@@ -62,6 +71,54 @@ fn bytes(hashes: Vec<Hash>) -> Vec<Vec<u8>> {
 
 #[tonic::async_trait]
 impl AuditTrustService for TrustService {
+    async fn get_checkpoint(
+        &self,
+        request: Request<proto::GetCheckpointRequest>,
+    ) -> Result<Response<proto::GetCheckpointResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        seen(&caller, &request.instance_id)?;
+        let found = self.signer()?.checkpoint(caller.access(), &request.instance_id, request.min_size).await?;
+        let note = found.ok_or_else(|| {
+            let least = request.min_size.unwrap_or(1);
+            Error::NotFound(format!("no checkpoint of this log is over {least} entries or more yet"))
+        })?;
+        let text = note.parse::<Note>().map_err(Error::internal)?;
+        let checkpoint = Checkpoint::parse(text.text()).map_err(Error::internal)?;
+        Ok(Response::new(proto::GetCheckpointResponse {
+            note,
+            tree_size: Some(checkpoint.size),
+            root_hash: checkpoint.root.to_vec(),
+        }))
+    }
+
+    async fn list_keys(
+        &self,
+        request: Request<proto::ListKeysRequest>,
+    ) -> Result<Response<proto::ListKeysResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        seen(&caller, &request.instance_id)?;
+        let current: Vec<String> = self.signer()?.verifiers().iter().map(ToString::to_string).collect();
+        let signed = self.store.signed_by(caller.access(), &request.instance_id).await?;
+        let key = |signed: crate::store::SignedBy| -> Result<proto::LogKey> {
+            let key: VerifierKey = signed.key.parse().map_err(Error::internal)?;
+            let kind = match key.kind() {
+                KeyKind::Log => proto::KeyKind::Log,
+                KeyKind::Witness => proto::KeyKind::Witness,
+            };
+            Ok(proto::LogKey {
+                kind: kind.into(),
+                first_size: Some(signed.first_size),
+                last_size: Some(signed.last_size),
+                current: current.contains(&signed.key),
+                verifier_key: signed.key,
+            })
+        };
+        let keys = signed.into_iter().map(key).collect::<Result<_>>()?;
+        Ok(Response::new(proto::ListKeysResponse { keys }))
+    }
+
     async fn get_inclusion_proof(
         &self,
         request: Request<proto::GetInclusionProofRequest>,

@@ -11,6 +11,9 @@ pub(super) const GRANTS: &[Grant] = &[
     Grant { rights: "SELECT, INSERT", on: "audit_entries" },
     Grant { rights: "SELECT, INSERT, UPDATE", on: "audit_log_heads" },
     Grant { rights: "SELECT, INSERT", on: "audit_tiles" },
+    Grant { rights: "SELECT, INSERT", on: "audit_checkpoints" },
+    Grant { rights: "SELECT, INSERT, UPDATE", on: "audit_newest_checkpoints" },
+    Grant { rights: "SELECT, INSERT, UPDATE", on: "audit_signing_keys" },
     Grant { rights: "SELECT, INSERT, UPDATE", on: "audit_producer_numbers" },
     Grant { rights: "SELECT, INSERT", on: "audit_dropped_ranges" },
     Grant { rights: "SELECT, INSERT, UPDATE", on: "audit_index_heads" },
@@ -22,7 +25,7 @@ pub(super) const GRANTS: &[Grant] = &[
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Log), Box::new(ExportHeadsByAge), Box::new(Tree)]
+        vec![Box::new(Log), Box::new(ExportHeadsByAge), Box::new(Tree), Box::new(Checkpoints)]
     }
 }
 
@@ -94,6 +97,32 @@ impl MigrationTrait for Tree {
         let backend = manager.get_database_backend();
         db.execute_unprepared(&with_types(backend, TREE)).await?;
         for statement in if backend == DbBackend::Postgres { POSTGRES_TREE } else { SQLITE_TREE } {
+            db.execute_unprepared(statement).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What was signed.
+struct Checkpoints;
+
+impl MigrationName for Checkpoints {
+    fn name(&self) -> &str {
+        "audit_0004_checkpoints"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Checkpoints {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let db = manager.get_connection();
+        let backend = manager.get_database_backend();
+        db.execute_unprepared(&with_types(backend, CHECKPOINTS)).await?;
+        for statement in if backend == DbBackend::Postgres { POSTGRES_CHECKPOINTS } else { SQLITE_CHECKPOINTS } {
             db.execute_unprepared(statement).await?;
         }
         Ok(())
@@ -251,6 +280,48 @@ const POSTGRES_TREE: &[&str] = &[
      FOR EACH STATEMENT EXECUTE FUNCTION audit_tiles_refuse()",
     "ALTER TABLE audit_tiles ENABLE ALWAYS TRIGGER audit_tiles_immutable",
     "ALTER TABLE audit_tiles ALTER COLUMN hashes SET STORAGE EXTERNAL",
+];
+
+/// Times are seconds since 1970, as in cosignatures.
+const CHECKPOINTS: &str = r"
+CREATE TABLE audit_checkpoints (
+    instance_id {name},
+    size {int} NOT NULL,
+    root {bytes} NOT NULL,
+    signed_at {int} NOT NULL,
+    note TEXT NOT NULL,
+    PRIMARY KEY (instance_id, size)
+);
+
+CREATE TABLE audit_newest_checkpoints (
+    instance_id {name} PRIMARY KEY,
+    size {int} NOT NULL,
+    cosigned_at {int} NOT NULL,
+    note TEXT NOT NULL
+);
+
+CREATE TABLE audit_signing_keys (
+    instance_id {name},
+    verifier_key {name},
+    first_size {int} NOT NULL,
+    last_size {int} NOT NULL,
+    PRIMARY KEY (instance_id, verifier_key)
+);
+";
+
+const SQLITE_CHECKPOINTS: &[&str] = &[
+    "CREATE TRIGGER audit_checkpoints_no_update BEFORE UPDATE ON audit_checkpoints
+     BEGIN SELECT RAISE(ABORT, 'checkpoints of the audit log are immutable: UPDATE is refused'); END",
+    "CREATE TRIGGER audit_checkpoints_no_delete BEFORE DELETE ON audit_checkpoints
+     BEGIN SELECT RAISE(ABORT, 'checkpoints of the audit log are immutable: DELETE is refused'); END",
+];
+
+const POSTGRES_CHECKPOINTS: &[&str] = &[
+    "CREATE FUNCTION audit_checkpoints_refuse() RETURNS trigger LANGUAGE plpgsql AS
+     $$ BEGIN RAISE EXCEPTION 'checkpoints of the audit log are immutable: % is refused', TG_OP; END $$",
+    "CREATE TRIGGER audit_checkpoints_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_checkpoints
+     FOR EACH STATEMENT EXECUTE FUNCTION audit_checkpoints_refuse()",
+    "ALTER TABLE audit_checkpoints ENABLE ALWAYS TRIGGER audit_checkpoints_immutable",
 ];
 
 #[cfg(test)]

@@ -51,6 +51,11 @@ impl Head {
         Frontier::from_bytes(self.tree_size, &self.frontier)
             .ok_or_else(|| damaged(instance_id, "the peaks of its tree do not fit its size"))
     }
+
+    /// Where the log stands.
+    pub(super) fn tree_head(&self, instance_id: &str) -> Result<TreeHead> {
+        Ok(TreeHead { size: self.tree_size, root: self.tree(instance_id)?.root() })
+    }
 }
 
 /// A tile that is full.
@@ -242,8 +247,8 @@ impl Store {
         if !access.has_instance(instance_id) {
             return Ok(None);
         }
-        let Some(head) = self.head_of(instance_id).await?.filter(|head| head.tree_size > 0) else { return Ok(None) };
-        Ok(Some(TreeHead { size: head.tree_size, root: head.tree(instance_id)?.root() }))
+        let head = self.head_of(instance_id).await?.filter(|head| head.tree_size > 0);
+        head.map(|head| head.tree_head(instance_id)).transpose()
     }
 
     /// The first `width` hashes of a tile; `None` where it has fewer.

@@ -4,6 +4,7 @@
 use activity_proto::audit::v1 as proto;
 use activity_proto::audit::v1::audit_ingest_service_client::AuditIngestServiceClient;
 use activity_proto::audit::v1::audit_query_service_client::AuditQueryServiceClient;
+use activity_proto::audit::v1::audit_trust_service_client::AuditTrustServiceClient;
 use activity_proto::common::v1 as common;
 use audit_service::store::Store;
 use audit_service::{Config, ENV_PREFIX};
@@ -32,10 +33,11 @@ pub struct Service {
 type Bearer = Box<dyn FnMut(Request<()>) -> Result<Request<()>, Status> + Send + Sync>;
 type Authorized = InterceptedService<Channel, Bearer>;
 
-/// A client of both services.
+/// A client of all services.
 pub struct Client {
     pub ingest: AuditIngestServiceClient<Authorized>,
     pub query: AuditQueryServiceClient<Authorized>,
+    pub trust: AuditTrustServiceClient<Authorized>,
 }
 
 impl Service {
@@ -80,7 +82,9 @@ impl Service {
         };
         Client {
             ingest: AuditIngestServiceClient::with_interceptor(channel.clone(), bearer()),
-            query: AuditQueryServiceClient::with_interceptor(channel, bearer()).max_decoding_message_size(8 << 20),
+            query: AuditQueryServiceClient::with_interceptor(channel.clone(), bearer())
+                .max_decoding_message_size(8 << 20),
+            trust: AuditTrustServiceClient::with_interceptor(channel, bearer()),
         }
     }
 

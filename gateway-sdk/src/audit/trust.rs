@@ -9,6 +9,34 @@ use crate::error::Error;
 use crate::query::MAX_ANSWER_BYTES;
 
 impl Audit {
+    /// The newest checkpoint of a log, or the oldest one over at least `min_size` entries: a
+    /// signed note (c2sp.org/tlog-checkpoint). Not checked here: that takes a key which does not
+    /// come from the server.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Service`] with the reason `NotFound` where there is none yet; as all queries.
+    pub async fn checkpoint(
+        &self,
+        instance: impl Into<String>,
+        min_size: Option<u64>,
+    ) -> Result<proto::GetCheckpointResponse, Error> {
+        let question = proto::GetCheckpointRequest { instance_id: instance.into(), min_size };
+        let ask = |channel, request| async { client(channel).get_checkpoint(request).await };
+        self.reader.call(question, ask).await
+    }
+
+    /// The keys that have signed a log's checkpoints.
+    ///
+    /// # Errors
+    ///
+    /// As all queries.
+    pub async fn signing_keys(&self, instance: impl Into<String>) -> Result<Vec<proto::LogKey>, Error> {
+        let question = proto::ListKeysRequest { instance_id: instance.into() };
+        let ask = |channel, request| async { client(channel).list_keys(request).await };
+        Ok(self.reader.call(question, ask).await?.keys)
+    }
+
     /// That the entry at a place is in the tree of `tree_size` entries, or of all that are
     /// there now (RFC 6962, section 2.1.1).
     ///

@@ -1814,6 +1814,67 @@ pub mod audit_query_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// Of which log.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetCheckpointRequest {
+    /// Required.
+    #[prost(string, tag = "1")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// Optional; default the newest checkpoint. The oldest one over at least so many
+    /// entries: for an entry, its sequence and one.
+    #[prost(uint64, optional, tag = "2")]
+    pub min_size: ::core::option::Option<u64>,
+}
+/// A checkpoint.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetCheckpointResponse {
+    /// The signed note, byte for byte: origin, size and root, an empty line, and
+    /// signatures. The log's signatures of a size are the same bytes whenever they
+    /// are asked for; a cosignature (`cosignature/v1`) says when it was made, and is
+    /// made again while nothing is written.
+    #[prost(string, tag = "1")]
+    pub note: ::prost::alloc::string::String,
+    /// Its size.
+    #[prost(uint64, optional, tag = "2")]
+    pub tree_size: ::core::option::Option<u64>,
+    /// Its root, 32 bytes.
+    #[prost(bytes = "vec", tag = "3")]
+    pub root_hash: ::prost::alloc::vec::Vec<u8>,
+}
+/// Of which log.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListKeysRequest {
+    /// Required.
+    #[prost(string, tag = "1")]
+    pub instance_id: ::prost::alloc::string::String,
+}
+/// The keys of a log.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListKeysResponse {
+    /// The keys, the one that signed first before the others.
+    #[prost(message, repeated, tag = "1")]
+    pub keys: ::prost::alloc::vec::Vec<LogKey>,
+}
+/// A key that has signed checkpoints.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogKey {
+    /// As c2sp.org/signed-note has keys for checking: name, id, and Ed25519 key in
+    /// base64, with `+` between them.
+    #[prost(string, tag = "1")]
+    pub verifier_key: ::prost::alloc::string::String,
+    /// What it signs.
+    #[prost(enumeration = "KeyKind", tag = "2")]
+    pub kind: i32,
+    /// The smallest tree that it has signed.
+    #[prost(uint64, optional, tag = "3")]
+    pub first_size: ::core::option::Option<u64>,
+    /// The largest tree that it has signed.
+    #[prost(uint64, optional, tag = "4")]
+    pub last_size: ::core::option::Option<u64>,
+    /// Whether this server signs with it now. While a key is replaced, both are.
+    #[prost(bool, tag = "5")]
+    pub current: bool,
+}
 /// Which entry, in which tree.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetInclusionProofRequest {
@@ -1911,6 +1972,39 @@ pub struct ReadTileResponse {
     #[prost(string, tag = "2")]
     pub path: ::prost::alloc::string::String,
 }
+/// What a key signs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum KeyKind {
+    /// Never set.
+    Unspecified = 0,
+    /// The log's: the text of the checkpoint.
+    Log = 1,
+    /// The witness's: the text and the time.
+    Witness = 2,
+}
+impl KeyKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "KEY_KIND_UNSPECIFIED",
+            Self::Log => "KEY_KIND_LOG",
+            Self::Witness => "KEY_KIND_WITNESS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "KEY_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "KEY_KIND_LOG" => Some(Self::Log),
+            "KEY_KIND_WITNESS" => Some(Self::Witness),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod audit_trust_service_client {
     #![allow(
@@ -1998,6 +2092,67 @@ pub mod audit_trust_service_client {
         pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
+        }
+        /// What the log says of itself, signed: its name, how many entries, and the root
+        /// over them (c2sp.org/tlog-checkpoint). Made within a second of new entries, and
+        /// kept outside the database before it is shown. `NOT_FOUND` where there is none
+        /// yet, or this service signs none.
+        pub async fn get_checkpoint(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetCheckpointRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetCheckpointResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditTrustService/GetCheckpoint",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "activity.audit.v1.AuditTrustService",
+                        "GetCheckpoint",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// The keys that have signed checkpoints of a log. Who checks does not believe
+        /// this list but pins a key that was told another way; it helps when keys change.
+        pub async fn list_keys(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListKeysRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListKeysResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditTrustService/ListKeys",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("activity.audit.v1.AuditTrustService", "ListKeys"),
+                );
+            self.inner.unary(req, path, codec).await
         }
         /// That an entry is in the tree of a size. `NOT_FOUND` where the log has no such
         /// entry yet.
@@ -2105,6 +2260,26 @@ pub mod audit_trust_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with AuditTrustServiceServer.
     #[async_trait]
     pub trait AuditTrustService: std::marker::Send + std::marker::Sync + 'static {
+        /// What the log says of itself, signed: its name, how many entries, and the root
+        /// over them (c2sp.org/tlog-checkpoint). Made within a second of new entries, and
+        /// kept outside the database before it is shown. `NOT_FOUND` where there is none
+        /// yet, or this service signs none.
+        async fn get_checkpoint(
+            &self,
+            request: tonic::Request<super::GetCheckpointRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetCheckpointResponse>,
+            tonic::Status,
+        >;
+        /// The keys that have signed checkpoints of a log. Who checks does not believe
+        /// this list but pins a key that was told another way; it helps when keys change.
+        async fn list_keys(
+            &self,
+            request: tonic::Request<super::ListKeysRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListKeysResponse>,
+            tonic::Status,
+        >;
         /// That an entry is in the tree of a size. `NOT_FOUND` where the log has no such
         /// entry yet.
         async fn get_inclusion_proof(
@@ -2218,6 +2393,97 @@ pub mod audit_trust_service_server {
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
             match req.uri().path() {
+                "/activity.audit.v1.AuditTrustService/GetCheckpoint" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetCheckpointSvc<T: AuditTrustService>(pub Arc<T>);
+                    impl<
+                        T: AuditTrustService,
+                    > tonic::server::UnaryService<super::GetCheckpointRequest>
+                    for GetCheckpointSvc<T> {
+                        type Response = super::GetCheckpointResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetCheckpointRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditTrustService>::get_checkpoint(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetCheckpointSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/activity.audit.v1.AuditTrustService/ListKeys" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListKeysSvc<T: AuditTrustService>(pub Arc<T>);
+                    impl<
+                        T: AuditTrustService,
+                    > tonic::server::UnaryService<super::ListKeysRequest>
+                    for ListKeysSvc<T> {
+                        type Response = super::ListKeysResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListKeysRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditTrustService>::list_keys(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListKeysSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/activity.audit.v1.AuditTrustService/GetInclusionProof" => {
                     #[allow(non_camel_case_types)]
                     struct GetInclusionProofSvc<T: AuditTrustService>(pub Arc<T>);

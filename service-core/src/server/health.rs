@@ -26,6 +26,8 @@ pub struct HealthCheck {
     probe: Arc<dyn Fn() -> BoxFuture<'static, Result<()>> + Send + Sync>,
     /// Knows without a probe whether writing works.
     witness: Option<Arc<Witness>>,
+    /// What must hold besides.
+    condition: Option<Arc<dyn Fn() -> Result<()> + Send + Sync>>,
 }
 
 impl HealthCheck {
@@ -35,7 +37,7 @@ impl HealthCheck {
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<()>> + Send + 'static,
     {
-        Self { service, probe: Arc::new(move || Box::pin(probe())), witness: None }
+        Self { service, probe: Arc::new(move || Box::pin(probe())), witness: None, condition: None }
     }
 
     /// A service that writes through `commits`: while the writer vouches for the
@@ -51,6 +53,12 @@ impl HealthCheck {
             async move { database.probe_writer().await }
         };
         Self { witness: Some(commits.witness()), ..Self::new(service, probe) }
+    }
+
+    /// The same, and not healthy where `condition` fails, whatever storage says.
+    #[must_use]
+    pub fn only_if(self, condition: impl Fn() -> Result<()> + Send + Sync + 'static) -> Self {
+        Self { condition: Some(Arc::new(condition)), ..self }
     }
 
     /// The full gRPC name.
@@ -123,6 +131,9 @@ impl Prober {
     }
 
     async fn probe(&self, check: &HealthCheck) -> Result<()> {
+        if let Some(condition) = &check.condition {
+            condition()?;
+        }
         let vouched = || check.witness.as_ref().is_some_and(|witness| witness.vouches(self.every));
         if vouched() {
             return Ok(());

@@ -1,0 +1,294 @@
+//! Signing the logs: a checkpoint soon after new entries, a cosignature now and then, and what was signed kept outside
+//! the database, so that a database which was put back or changed is found out.
+//!
+//! ```text
+//! commit ─▶ grown ─▶ (half a second) ─▶ lock the heads ─▶ does the tree begin as the one signed last?
+//!                                                          │ yes                        │ no
+//!                        state file, synced ◀── sign ◀─────┘                            └─▶ Fork: nothing is written
+//!                               └─▶ checkpoint in the database, commit ─▶ shown             any more, NOT_SERVING
+//! ```
+//!
+//! A checkpoint that is in the state file and not in the database is of entries that were committed before: it is true,
+//! and the next one goes on from it. What another replica signed is checked and put into this one's state file before
+//! it is shown here.
+
+mod keys;
+mod state;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use service_core::auth::Access;
+use service_core::clock;
+use service_core::config::{ConfigError, DatabaseUrl};
+use service_core::error::{Error, Result};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::checkpoint::{Checkpoint, Note, VerifierKey};
+use crate::config::LogConfig;
+use crate::merkle::{Plan, verify_consistency};
+use crate::store::{Heads, NewCheckpoint, Signable, Store, TreeHead};
+
+use keys::Keys;
+use state::State;
+
+/// Logs whose heads are locked at once.
+const TOGETHER: usize = 64;
+/// Between two looks for logs that nobody told of: a replica may have died before it signed.
+const SWEEP: Duration = Duration::from_secs(20);
+/// After a failure.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Signs. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Signer(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    keys: Keys,
+    folder: PathBuf,
+    interval: Duration,
+    silence_s: u64,
+    state: Mutex<State>,
+    grown: Mutex<BTreeSet<String>>,
+    wake: Notify,
+    fork: OnceLock<String>,
+}
+
+impl Signer {
+    /// Opens what is kept outside the database, and compares the database with it. `None` where there is no place for
+    /// it: nothing is signed.
+    ///
+    /// A database that does not fit is no error here: it can be read, and says why it cannot be written.
+    pub(crate) async fn open(config: &LogConfig, url: &DatabaseUrl, store: Store) -> anyhow::Result<Option<Self>> {
+        let beside = url.sqlite_path().map(|path| path.with_added_extension("checkpoints"));
+        let Some(folder) = config.folder.clone().or(beside) else {
+            if let Some(key) = config.only_with_a_folder() {
+                let why = format!("log.{key} is set, and log.folder is not, where what was signed is kept");
+                return Err(ConfigError::Refused(why).into());
+            }
+            tracing::warn!("checkpoints are not signed: on PostgreSQL log.folder says where keys and checkpoints are");
+            return Ok(None);
+        };
+        let opened = (|| anyhow::Ok((Keys::load(config, &folder)?, State::open(&folder, &config.origin)?)))();
+        let (keys, state) =
+            opened.with_context(|| format!("cannot sign the log with what is in {}", folder.display()))?;
+        let signer = Self(Arc::new(Inner {
+            store,
+            keys,
+            folder,
+            interval: Duration::from_millis(config.checkpoint_interval_ms.get()),
+            silence_s: config.silence_interval_ms.get().div_ceil(1_000),
+            state: Mutex::new(state),
+            grown: Mutex::default(),
+            wake: Notify::new(),
+            fork: OnceLock::new(),
+        }));
+        let signed = signer.state().all();
+        for (instance_id, last) in signed {
+            let head = signer.0.store.tree_head(&Access::unrestricted(), &instance_id).await?;
+            let head = head.unwrap_or(TreeHead { size: 0, root: crate::merkle::empty_root() });
+            signer.compare(&instance_id, &last, &head).await?;
+        }
+        Ok(Some(signer))
+    }
+
+    /// The keys with which checkpoints are signed now.
+    pub(crate) fn verifiers(&self) -> Vec<VerifierKey> {
+        self.0.keys.verifiers()
+    }
+
+    /// Refuses while the database does not fit what was signed.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.0.fork.get() {
+            None => Ok(()),
+            Some(why) => Err(Error::storage_unavailable(anyhow::anyhow!("{why}"))),
+        }
+    }
+
+    /// These logs have new entries.
+    pub(crate) fn grown(&self, heads: &Heads) {
+        if !heads.is_empty() {
+            lock(&self.0.grown).extend(heads.keys().cloned());
+            self.0.wake.notify_one();
+        }
+    }
+
+    /// Signs what has grown, and what has been silent, until `stop`; and then what is left.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let mut sweep = tokio::time::interval(SWEEP.min(Duration::from_secs(self.0.silence_s)));
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while self.0.fork.get().is_none() {
+            let swept = tokio::select! {
+                () = stop.cancelled() => break,
+                () = self.0.wake.notified() => Ok(()),
+                _ = sweep.tick() => self.sweep().await,
+            };
+            let pause = match swept {
+                Ok(()) => {
+                    self.sign_all().await;
+                    self.0.interval
+                }
+                Err(error) => {
+                    tracing::warn!(%error, cause = ?std::error::Error::source(&error), "logs that wait for a checkpoint are not known");
+                    PAUSE
+                }
+            };
+            let _ = stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+        }
+        self.sign_all().await;
+    }
+
+    async fn sweep(&self) -> Result<()> {
+        let before_s = now_s().saturating_sub(self.0.silence_s);
+        let waiting = self.0.store.unsigned(before_s).await?;
+        lock(&self.0.grown).extend(waiting);
+        Ok(())
+    }
+
+    /// Signs all that has grown. What fails is tried again, with what comes until then.
+    async fn sign_all(&self) {
+        let mut grown: Vec<String> = std::mem::take(&mut *lock(&self.0.grown)).into_iter().collect();
+        while !grown.is_empty() && self.0.fork.get().is_none() {
+            let rest = grown.split_off(grown.len().min(TOGETHER));
+            if let Err(error) = self.sign(&grown).await {
+                tracing::warn!(%error, cause = ?std::error::Error::source(&error), "checkpoints are not signed; they will be tried again");
+                lock(&self.0.grown).extend(grown.into_iter().chain(rest));
+                return;
+            }
+            grown = rest;
+        }
+    }
+
+    async fn sign(&self, instances: &[String]) -> Result<()> {
+        let mut signing = self.0.store.begin_signing(instances).await?;
+        let now_s = now_s();
+        let mut made: Vec<NewCheckpoint> = Vec::new();
+        for (instance_id, Signable { head, signed_size, cosigned_at_s }) in signing.take() {
+            if let Some(last) = self.last(&instance_id)
+                && !self.compare(&instance_id, &last, &head).await?
+            {
+                signing.give_up().await?;
+                return Ok(());
+            }
+            let silent = cosigned_at_s.saturating_add(self.0.silence_s) <= now_s;
+            if signed_size < head.size || silent {
+                made.push(self.0.keys.checkpoint(&instance_id, head, now_s)?);
+            }
+        }
+        self.keep(made.iter().map(|made| (made.instance_id.clone(), made.note.clone())).collect()).await?;
+        signing.finish(&made, &self.verifiers()).await
+    }
+
+    /// Puts notes into the state file, on disk.
+    async fn keep(&self, notes: Vec<(String, String)>) -> Result<()> {
+        let signer = self.clone();
+        let kept = tokio::task::spawn_blocking(move || signer.state().append(&notes)).await;
+        let kept = kept.map_err(Error::internal)?;
+        kept.with_context(|| format!("checkpoints cannot be kept in {}", self.0.folder.display()))
+            .map_err(Error::storage_unavailable)
+    }
+
+    /// The note of the newest checkpoint of a log, or of the oldest over at least so many entries.
+    ///
+    /// The database's, once it fits what is kept outside; which it is then part of.
+    pub(crate) async fn checkpoint(
+        &self,
+        access: &Access,
+        instance_id: &str,
+        least: Option<u64>,
+    ) -> Result<Option<String>> {
+        self.check()?;
+        let Some(note) = self.0.store.checkpoint(access, instance_id, least).await? else { return Ok(None) };
+        let parsed: Note = note.parse().map_err(Error::internal)?;
+        let found = Checkpoint::parse(parsed.text()).map_err(Error::internal)?;
+        let Some(last) = self.last(instance_id).filter(|last| last.size >= found.size) else {
+            // Another replica's: it is shown when it is known here to go on from what was signed.
+            let head = self.0.store.tree_head(access, instance_id).await?;
+            let head = head.unwrap_or(TreeHead { size: 0, root: crate::merkle::empty_root() });
+            let fits = match self.last(instance_id) {
+                Some(last) => self.compare(instance_id, &last, &head).await?,
+                None => true,
+            };
+            if !fits || !self.compare(instance_id, &found, &head).await? {
+                return self.check().map(|()| None);
+            }
+            self.keep(vec![(instance_id.to_owned(), note.clone())]).await?;
+            return Ok(Some(note));
+        };
+        if last.size == found.size && last.root != found.root {
+            self.found_fork(instance_id, &last, &format!("a checkpoint of {} entries with another root", found.size));
+        }
+        self.check().map(|()| Some(note))
+    }
+
+    /// Whether a log still begins with what was signed last.
+    async fn compare(&self, instance_id: &str, last: &Checkpoint, head: &TreeHead) -> Result<bool> {
+        let Ok(plan) = Plan::consistency(last.size, head.size) else {
+            self.found_fork(instance_id, last, &format!("{} entries", head.size));
+            return Ok(false);
+        };
+        let tiles = self.0.store.tiles(&Access::unrestricted(), instance_id, &plan).await?;
+        let holds = plan.prove(&tiles).map_err(|error| error.to_string()).and_then(|proof| {
+            verify_consistency(last.size, head.size, &last.root, &head.root, &proof).map_err(|error| error.to_string())
+        });
+        match holds {
+            Ok(()) => Ok(true),
+            Err(why) => {
+                self.found_fork(
+                    instance_id,
+                    last,
+                    &format!("{} entries that do not begin with those: {why}", head.size),
+                );
+                Ok(false)
+            }
+        }
+    }
+
+    fn found_fork(&self, instance_id: &str, last: &Checkpoint, has: &str) {
+        let why = format!(
+            "the log of instance {instance_id:?} was signed with {} entries, and the database has {has}: it was put back \
+             from a backup or changed. Nothing is written until it is as it was, or the file of checkpoints in {} is \
+             taken away, which is to accept the loss",
+            last.size,
+            self.0.folder.display()
+        );
+        tracing::error!(why, "the database does not fit what was signed");
+        // The first is told until somebody has looked.
+        let _ = self.0.fork.set(why);
+    }
+
+    fn last(&self, instance_id: &str) -> Option<Checkpoint> {
+        self.state().last(instance_id).cloned()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.0.state)
+    }
+}
+
+/// Seconds since 1970.
+fn now_s() -> u64 {
+    clock::now_us().max(0).unsigned_abs() / clock::MICROS_PER_SECOND.unsigned_abs()
+}
+
+/// A poisoned lock is no matter: what it guards is whole after each statement.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens a file of our folder that only we may read, made if it is missing.
+fn own_file(path: &Path) -> std::io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    std::fs::File::options().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)
+}
+
+/// Makes what was made, renamed or removed in a folder durable.
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    std::fs::File::open(folder)?.sync_all()
+}

@@ -1,0 +1,202 @@
+//! Checkpoints in the database, signed while the heads of their logs are locked: replicas take turns.
+
+use std::collections::BTreeMap;
+
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction, TransactionTrait as _, Value};
+use service_core::auth::Access;
+use service_core::database::Engine;
+use service_core::error::Result;
+
+use super::tree::{Head, TreeHead};
+use super::{Store, placeholders, signed, unsigned};
+use crate::checkpoint::VerifierKey;
+
+/// Logs that are looked up at once.
+const LOOKUP: u32 = 500;
+
+/// A log whose head is locked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Signable {
+    /// What there is to sign.
+    pub(crate) head: TreeHead,
+    /// Entries under its newest checkpoint.
+    pub(crate) signed_size: u64,
+    /// When that was signed last.
+    pub(crate) cosigned_at_s: u64,
+}
+
+/// A checkpoint that is on disk outside the database.
+#[derive(Debug)]
+pub(crate) struct NewCheckpoint {
+    /// Whose.
+    pub(crate) instance_id: String,
+    /// Of what.
+    pub(crate) head: TreeHead,
+    /// When it was signed.
+    pub(crate) at_s: u64,
+    /// The signed note.
+    pub(crate) note: String,
+}
+
+/// Logs whose heads are locked. Dropped, it changes nothing.
+#[derive(Debug)]
+pub(crate) struct Signing {
+    store: Store,
+    transaction: DatabaseTransaction,
+    logs: BTreeMap<String, Signable>,
+}
+
+/// Of a log, the first and the last size that a key has signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedBy {
+    /// The key, as those who check have it.
+    pub key: String,
+    /// The smallest size.
+    pub first_size: u64,
+    /// The largest one.
+    pub last_size: u64,
+}
+
+impl Store {
+    /// Logs that have entries under no checkpoint, or were last signed at or before a time.
+    pub(crate) async fn unsigned(&self, before_s: u64) -> Result<Vec<String>> {
+        let sql = format!(
+            "SELECT h.instance_id FROM audit_log_heads h \
+             LEFT JOIN audit_newest_checkpoints c ON c.instance_id = h.instance_id \
+             WHERE h.tree_size > 0 AND (c.size IS NULL OR c.size < h.tree_size OR c.cosigned_at <= $1) \
+             ORDER BY h.instance_id LIMIT {LOOKUP}"
+        );
+        let rows = self.read(sql, vec![signed(before_s).into()]).await?;
+        rows.iter().map(|row| Ok(row.try_get_by_index(0)?)).collect()
+    }
+
+    /// Locks the heads of these logs, in the order of their names as every writer does.
+    pub(crate) async fn begin_signing(&self, instances: &[String]) -> Result<Signing> {
+        let transaction = self.db.writer.begin().await?;
+        let list = placeholders(1, instances.len());
+        let lock = match self.db.engine {
+            Engine::Sqlite => "",
+            Engine::Postgres => " FOR UPDATE",
+        };
+        let values = || instances.iter().map(|instance| Value::from(instance.as_str()));
+        let heads = format!(
+            "SELECT instance_id, next_sequence, tree_size, frontier FROM audit_log_heads \
+             WHERE instance_id IN ({list}) ORDER BY instance_id{lock}"
+        );
+        let mut logs = BTreeMap::new();
+        for row in transaction.query_all_raw(self.statement(heads, values())).await? {
+            let instance: String = row.try_get_by_index(0)?;
+            let frontier: Vec<u8> = row.try_get_by_index(3)?;
+            let head = Head::new(row.try_get_by_index(1)?, row.try_get_by_index(2)?, frontier)?.tree_head(&instance)?;
+            if head.size > 0 {
+                logs.insert(instance, Signable { head, signed_size: 0, cosigned_at_s: 0 });
+            }
+        }
+        let newest = format!(
+            "SELECT instance_id, size, cosigned_at FROM audit_newest_checkpoints WHERE instance_id IN ({list})"
+        );
+        for row in transaction.query_all_raw(self.statement(newest, values())).await? {
+            if let Some(log) = logs.get_mut(&row.try_get_by_index::<String>(0)?) {
+                log.signed_size = unsigned(row.try_get_by_index(1)?)?;
+                log.cosigned_at_s = unsigned(row.try_get_by_index(2)?)?;
+            }
+        }
+        Ok(Signing { store: self.clone(), transaction, logs })
+    }
+
+    /// The note of a log's newest checkpoint, or of the oldest one over at least so many entries.
+    pub(crate) async fn checkpoint(
+        &self,
+        access: &Access,
+        instance_id: &str,
+        least: Option<u64>,
+    ) -> Result<Option<String>> {
+        if !access.has_instance(instance_id) {
+            return Ok(None);
+        }
+        let (sql, values) = match least {
+            None => {
+                ("SELECT note FROM audit_newest_checkpoints WHERE instance_id = $1", vec![Value::from(instance_id)])
+            }
+            Some(least) => (
+                "SELECT note FROM audit_checkpoints WHERE instance_id = $1 AND size >= $2 ORDER BY size LIMIT 1",
+                vec![instance_id.into(), signed(least).into()],
+            ),
+        };
+        let rows = self.read(sql, values).await?;
+        rows.first().map(|row| Ok(row.try_get_by_index(0)?)).transpose()
+    }
+
+    /// The keys that have signed a log, the first one first.
+    pub(crate) async fn signed_by(&self, access: &Access, instance_id: &str) -> Result<Vec<SignedBy>> {
+        if !access.has_instance(instance_id) {
+            return Ok(Vec::new());
+        }
+        let sql = "SELECT verifier_key, first_size, last_size FROM audit_signing_keys WHERE instance_id = $1 \
+                   ORDER BY first_size, verifier_key";
+        let rows = self.read(sql, vec![instance_id.into()]).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(SignedBy {
+                    key: row.try_get_by_index(0)?,
+                    first_size: unsigned(row.try_get_by_index(1)?)?,
+                    last_size: unsigned(row.try_get_by_index(2)?)?,
+                })
+            })
+            .collect()
+    }
+}
+
+impl Signing {
+    /// The logs, each once.
+    pub(crate) fn take(&mut self) -> BTreeMap<String, Signable> {
+        std::mem::take(&mut self.logs)
+    }
+
+    /// Lets go of the heads.
+    pub(crate) async fn give_up(self) -> Result<()> {
+        Ok(self.transaction.rollback().await?)
+    }
+
+    /// Stores the checkpoints, and which keys have signed them. The first note of a size stays; a later one, which has
+    /// a newer cosignature, is the newest one.
+    pub(crate) async fn finish(self, made: &[NewCheckpoint], keys: &[VerifierKey]) -> Result<()> {
+        for NewCheckpoint { instance_id, head, at_s, note } in made {
+            let (size, at) = (signed(head.size), signed(*at_s));
+            self.execute(
+                "INSERT INTO audit_checkpoints (instance_id, size, root, signed_at, note) VALUES ($1, $2, $3, $4, $5) \
+                 ON CONFLICT (instance_id, size) DO NOTHING",
+                vec![
+                    instance_id.as_str().into(),
+                    size.into(),
+                    head.root.to_vec().into(),
+                    at.into(),
+                    note.as_str().into(),
+                ],
+            )
+            .await?;
+            self.execute(
+                "INSERT INTO audit_newest_checkpoints (instance_id, size, cosigned_at, note) VALUES ($1, $2, $3, $4) \
+                 ON CONFLICT (instance_id) DO UPDATE SET size = excluded.size, cosigned_at = excluded.cosigned_at, \
+                 note = excluded.note",
+                vec![instance_id.as_str().into(), size.into(), at.into(), note.as_str().into()],
+            )
+            .await?;
+            for key in keys {
+                self.execute(
+                    "INSERT INTO audit_signing_keys (instance_id, verifier_key, first_size, last_size) \
+                     VALUES ($1, $2, $3, $3) \
+                     ON CONFLICT (instance_id, verifier_key) DO UPDATE SET last_size = excluded.last_size",
+                    vec![instance_id.as_str().into(), key.to_string().into(), size.into()],
+                )
+                .await?;
+            }
+        }
+        Ok(self.transaction.commit().await?)
+    }
+
+    async fn execute(&self, sql: &str, values: Vec<Value>) -> Result<()> {
+        self.transaction.execute_raw(self.store.statement(sql, values)).await?;
+        Ok(())
+    }
+}
