@@ -12,7 +12,7 @@
 //! - [`event`]: what an event and an entry are. [`canonical`]: the JSON that is hashed, stored and exported.
 //! - [`filter`]: which entries a query wants; `words`: how a text is split.
 //! - [`merkle`]: the tree over a log, its tiles and its proofs. [`checkpoint`]: what is signed of it. Neither needs a
-//!   database.
+//!   database, nor does [`verify`]: an export against what was signed.
 //! - [`ROLES`]: who may call what; `denials`: what was refused, as entries.
 //! - [`store`]: one log an instance, without gaps; the only place that knows SQL.
 //!
@@ -38,6 +38,7 @@ mod signer;
 pub mod store;
 mod tail;
 mod time;
+pub mod verify;
 mod words;
 
 pub use config::{Config, ENV_PREFIX, LogConfig, TailConfig};

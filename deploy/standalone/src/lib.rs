@@ -9,6 +9,7 @@
 //!
 //! - [`serve`]: configuration and life of both services.
 //! - [`check`]: compares rollups with their requests, on demand.
+//! - [`verify`]: an export of the audit log against what was signed, without any server.
 //! - [`sample`]: a platform made from a seed, fitted to a real trace.
 //! - [`replay`]: real files instead.
 //! - [`demo`]: streams either to the services, asks them, and prints what they say.
@@ -19,6 +20,7 @@ pub mod replay;
 pub mod sample;
 pub mod serve;
 pub mod time;
+pub mod verify;
 
 use service_core::config::{ConfigError, EXIT_CONFIG};
 

@@ -1,6 +1,6 @@
 //! Both services in one process: `standalone serve` keeps its data in a folder,
 //! `standalone demo` shows what the product does, `standalone check` compares rollups
-//! with their requests.
+//! with their requests, `standalone verify` an export with what was signed.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,7 +14,8 @@ use service_core::{server, telemetry};
 use standalone::demo::folder::Wish;
 use standalone::demo::{self, Demo};
 use standalone::serve::{self, Settings};
-use standalone::{check, sample};
+use standalone::verify::VerifyArgs;
+use standalone::{check, sample, verify};
 use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
@@ -69,6 +70,15 @@ enum Command {
     /// day that differs and a summary; the exit status is 0 when all is equal, or was
     /// made anew with --repair, and 1 when not. On SQLite the service must be stopped.
     Check(CheckArgs),
+    /// Verify an export of the audit log against signed checkpoints, without any server.
+    ///
+    /// Makes every hash anew, compares the roots at the sizes of the checkpoints, and finds
+    /// gaps and what is cut off at the end. Prints what it found and how far the evidence
+    /// reaches. The exit status is 0 when all is as it was signed, 1 when something was
+    /// altered, 2 when entries are missing, 3 when it is not established: no key was pinned,
+    /// or entries are under no checkpoint. An export of one log from its beginning, all of it
+    /// and not filtered, can be verified whole.
+    Verify(VerifyArgs),
 }
 
 #[derive(Args)]
@@ -173,6 +183,7 @@ async fn main() -> ExitCode {
         Some(Command::Demo(args)) => run_demo(args).await.map(|()| ExitCode::SUCCESS),
         Some(Command::Serve(args)) => run_serve(args).await.map(|()| ExitCode::SUCCESS),
         Some(Command::Check(args)) => run_check(args).await,
+        Some(Command::Verify(args)) => verify::run(args).map(ExitCode::from),
         None => run_serve(cli.serve).await.map(|()| ExitCode::SUCCESS),
     };
     match outcome {

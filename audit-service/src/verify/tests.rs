@@ -1,0 +1,221 @@
+//! The tampering drill: everything that can be done to an export is found, and said where.
+
+use super::*;
+use crate::canonical::fixtures;
+use crate::checkpoint::SigningKey;
+use crate::event::{Entry, Producer};
+
+const INSTANCE: &str = "prod";
+
+struct Evidence {
+    lines: Vec<String>,
+    notes: Vec<String>,
+    key: SigningKey,
+    witness: SigningKey,
+}
+
+fn entry(sequence: u64) -> Entry {
+    let mut entry = fixtures::full();
+    entry.sequence = sequence;
+    entry.event.instance_id = INSTANCE.into();
+    entry.event.id = uuid::Uuid::from_u128(u128::from(sequence) + 1);
+    entry.event.producer = Some(Producer { id: "gateway".into(), epoch: 3, sequence });
+    entry
+}
+
+fn lines(count: u64) -> Vec<String> {
+    (0..count).map(|sequence| canonical::to_string(&entry(sequence))).collect()
+}
+
+fn note(lines: &[String], size: usize, signing: &[&SigningKey]) -> String {
+    let frontier: Frontier = lines[..size].iter().map(|line| canonical::leaf_hash(line)).collect();
+    let origin = format!("localhost/audit/{INSTANCE}");
+    let text = Checkpoint { origin, size: size as u64, root: frontier.root() }.text();
+    let signatures = signing.iter().map(|key| key.sign(&text, 1_700_000_000 + size as u64)).collect();
+    Note::new(text, signatures).unwrap().to_string()
+}
+
+/// Ten entries, and checkpoints over 4, 7 and 10 of them.
+fn evidence() -> Evidence {
+    let lines = lines(10);
+    let key = SigningKey::generate("localhost/audit", KeyKind::Log).unwrap().0;
+    let witness = SigningKey::generate("localhost/audit/witness", KeyKind::Witness).unwrap().0;
+    let notes = [4, 7, 10].map(|size| note(&lines, size, &[&key, &witness])).to_vec();
+    Evidence { lines, notes, key, witness }
+}
+
+fn end_of(lines: &[String]) -> End {
+    let mut sha256 = Sha256::new();
+    lines.iter().for_each(|line| sha256.update(format!("{line}\n")));
+    End {
+        entries: lines.len() as u64,
+        sha256: sha256.finalize().to_vec(),
+        heads: BTreeMap::from([(INSTANCE.to_owned(), lines.len() as u64)]),
+    }
+}
+
+impl Evidence {
+    fn keys(&self) -> Vec<VerifierKey> {
+        vec![self.key.verifier().clone(), self.witness.verifier().clone()]
+    }
+
+    fn verify_with(&self, keys: Vec<VerifierKey>, lines: &[String], end: Option<End>) -> Report {
+        let mut verifier = Verifier::new(keys);
+        self.notes.iter().for_each(|note| verifier.checkpoint(note));
+        lines.iter().for_each(|line| verifier.line(line));
+        if let Some(end) = end {
+            verifier.end(end);
+        }
+        verifier.finish()
+    }
+
+    fn verify(&self, lines: &[String]) -> Report {
+        self.verify_with(self.keys(), lines, None)
+    }
+}
+
+#[track_caller]
+fn assert_found(report: &Report, verdict: Verdict, what: &str) {
+    assert_eq!(report.verdict, verdict, "{report}");
+    assert!(report.to_string().contains(what), "no {what:?} in:\n{report}");
+}
+
+#[test]
+fn what_was_signed_is_valid_in_any_order() {
+    let evidence = evidence();
+    let report = evidence.verify_with(evidence.keys(), &evidence.lines, Some(end_of(&evidence.lines)));
+    assert_found(&report, Verdict::Valid, "the first 10 entries are as they were signed");
+    assert_found(&report, Verdict::Valid, "the first 10 were there at 1700000010 s");
+    assert_eq!(report.verdict.exit_code(), 0);
+    // An export by time has them in another order.
+    let backwards: Vec<String> = evidence.lines.iter().rev().cloned().collect();
+    assert_found(&evidence.verify(&backwards), Verdict::Valid, "10 entries of 1 logs");
+}
+
+#[test]
+fn every_change_is_found_between_two_checkpoints() {
+    let evidence = evidence();
+    let changed = |at: usize, from: &str, to: &str| {
+        let mut lines = evidence.lines.clone();
+        assert!(lines[at].contains(from), "{}", lines[at]);
+        lines[at] = lines[at].replacen(from, to, 1);
+        lines
+    };
+    let mut swapped = evidence.lines.clone();
+    let by = |sequence: u64, id: u64| {
+        let mut entry = entry(id);
+        entry.sequence = sequence;
+        canonical::to_string(&entry)
+    };
+    (swapped[5], swapped[6]) = (by(5, 6), by(6, 5));
+    let inserted: Vec<String> =
+        (0..11).map(|sequence| by(sequence, if sequence > 2 { sequence + 100 } else { sequence })).collect();
+    for (lines, range) in [
+        (changed(8, "\"recordedAt\":\"2", "\"recordedAt\":\"1"), "entries 7 to 9"),
+        (changed(2, "\"occurredAt\":\"2", "\"occurredAt\":\"1"), "entries 0 to 3"),
+        (changed(4, "\"displayName\":\"Ada", "\"displayName\":\"Eve"), "entries 4 to 6"),
+        (swapped, "entries 4 to 6"),
+        (inserted, "entries 0 to 3"),
+    ] {
+        assert_found(&evidence.verify(&lines), Verdict::Altered, range);
+    }
+    let report = evidence.verify(&changed(3, "{\"action\"", "{ \"action\""));
+    assert_found(&report, Verdict::Altered, "line 4");
+    assert_eq!(report.verdict.exit_code(), 1);
+    let mut twice = evidence.lines.clone();
+    twice.push(twice[4].clone());
+    assert_found(&evidence.verify(&twice), Verdict::Altered, "sequence 4 is there twice");
+}
+
+#[test]
+fn what_is_missing_is_told_with_its_place() {
+    let evidence = evidence();
+    let without = |at: usize| {
+        let mut lines = evidence.lines.clone();
+        lines.remove(at);
+        lines
+    };
+    for (at, what) in [
+        (0, "entries 0 to 0 are missing"),
+        (5, "entries 5 to 5 are missing"),
+        (9, "entries 9 to 9 are missing at its end"),
+    ] {
+        let report = evidence.verify(&without(at));
+        assert_found(&report, Verdict::Incomplete, what);
+        assert_eq!(report.verdict.exit_code(), 2);
+    }
+    // What lies before the gap is proven all the same.
+    assert_found(&evidence.verify(&without(8)), Verdict::Incomplete, "the first 7 entries are as they were signed");
+    assert_found(&evidence.verify(&without(5)), Verdict::Incomplete, "producer \"gateway\", epoch 3, numbers 5 to 5");
+    // Its end knows of more than was signed.
+    let mut end = end_of(&evidence.lines);
+    end.heads.insert(INSTANCE.to_owned(), 12);
+    let report = evidence.verify_with(evidence.keys(), &evidence.lines, Some(end));
+    assert_found(&report, Verdict::Incomplete, "entries 10 to 11 are missing at its end");
+    let report = evidence.verify_with(evidence.keys(), &evidence.lines[..9], Some(end_of(&evidence.lines)));
+    assert_found(&report, Verdict::Incomplete, "the export has 9 entries, and its end says 10");
+}
+
+#[test]
+fn an_export_that_is_not_its_ends_is_altered() {
+    let evidence = evidence();
+    let mut end = end_of(&evidence.lines);
+    end.sha256[0] ^= 1;
+    assert_found(
+        &evidence.verify_with(evidence.keys(), &evidence.lines, Some(end)),
+        Verdict::Altered,
+        "another SHA-256",
+    );
+}
+
+#[test]
+fn an_end_is_read_as_grpcurl_prints_it() {
+    let text = r#"{"entries": "3", "sha256": "AAEC", "heads": [{"instanceId": "prod", "size": "12"}]}"#;
+    let end = End { entries: 3, sha256: vec![0, 1, 2], heads: BTreeMap::from([("prod".into(), 12)]) };
+    assert_eq!(End::from_json(text), Some(end));
+    for wrong in ["", "{}", "[]", r#"{"entries": "-1", "sha256": "AAEC"}"#, r#"{"entries": "3", "sha256": "?"}"#] {
+        assert_eq!(End::from_json(wrong), None, "{wrong}");
+    }
+}
+
+#[test]
+fn a_log_that_was_cut_and_grown_again_is_another_history() {
+    let mut evidence = evidence();
+    let mut lines = evidence.lines[..6].to_vec();
+    lines.extend((6..12).map(|sequence| {
+        let mut entry = entry(sequence);
+        entry.event.reason = "another".into();
+        canonical::to_string(&entry)
+    }));
+    assert_found(&evidence.verify(&lines), Verdict::Altered, "entries 4 to 6");
+    // Who has the key signs it; who kept a checkpoint sees two histories.
+    evidence.notes.push(note(&lines, 10, &[&evidence.key]));
+    assert_found(&evidence.verify(&lines), Verdict::Altered, "two histories");
+}
+
+#[test]
+fn nothing_is_established_by_keys_that_nobody_pinned() {
+    let evidence = evidence();
+    let report = evidence.verify_with(Vec::new(), &evidence.lines, None);
+    assert_found(&report, Verdict::NotEstablished, "no key was pinned");
+    assert_eq!(report.verdict.exit_code(), 3);
+    let other = SigningKey::generate("localhost/audit", KeyKind::Log).unwrap().0;
+    let report = evidence.verify_with(vec![other.verifier().clone()], &evidence.lines, None);
+    assert_found(&report, Verdict::NotEstablished, "3 checkpoints by no key that is pinned");
+    // A witness alone says nothing of which log it was.
+    let report = evidence.verify_with(vec![evidence.witness.verifier().clone()], &evidence.lines, None);
+    assert_eq!(report.verdict, Verdict::NotEstablished);
+}
+
+#[test]
+fn how_far_the_evidence_reaches_is_told() {
+    let mut evidence = evidence();
+    evidence.notes = vec![note(&evidence.lines, 7, &[&evidence.key])];
+    let report = evidence.verify(&evidence.lines);
+    assert_found(&report, Verdict::NotEstablished, "entries 7 to 9 are under no checkpoint");
+    assert_found(&report, Verdict::NotEstablished, "signed, not cosigned");
+    evidence.notes = vec!["no note".into()];
+    assert_found(&evidence.verify(&evidence.lines), Verdict::Altered, "a checkpoint cannot be read");
+    evidence.notes = vec![note(&evidence.lines, 10, &[&evidence.key]).replacen("\n10\n", "\n11\n", 1)];
+    assert_found(&evidence.verify(&evidence.lines), Verdict::Altered, "does not hold");
+}

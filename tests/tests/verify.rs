@@ -1,0 +1,104 @@
+//! `standalone verify` over exports of real servers: what was signed is valid, and what the database's owner does to it is
+//! found without a server.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use activity_proto::audit::v1::audit_ingest_service_client::AuditIngestServiceClient;
+use activity_proto::audit::v1::audit_trust_service_client::AuditTrustServiceClient;
+use activity_proto::audit::v1::{GetCheckpointRequest, KeyKind, ListKeysRequest, RecordEventsRequest};
+use e2e::sandbox::database_url;
+use e2e::{Engine, Service, events};
+use gateway_sdk::{AuditExport, ExportFormat, GatewaySdk};
+
+const INSTANCE: &str = "eu-1";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Writes the whole log and its end message into a folder.
+async fn export(service: &Service, folder: &Path) {
+    let sdk = GatewaySdk::builder().audit_endpoint(service.url()).build().unwrap();
+    let mut lines = Vec::new();
+    let export = AuditExport::sequences(INSTANCE, 0, None, ExportFormat::Jsonl);
+    sdk.audit().export(export, &mut lines, |_| {}).await.unwrap();
+    std::fs::write(folder.join("export.jsonl"), lines).unwrap();
+    assert!(sdk.shutdown(PATIENCE).await.is_complete());
+}
+
+/// Exit status and output.
+fn verify(export: &Path, checkpoints: &Path, keys: &[String]) -> (Option<i32>, String) {
+    let mut command = Command::new(testkit::binary("standalone"));
+    command.arg("verify").arg("--export").arg(export).arg("--checkpoints").arg(checkpoints);
+    keys.iter().for_each(|key| {
+        command.args(["--key", key]);
+    });
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output.status.code(), text)
+}
+
+async fn drill(engine: Engine) {
+    let folder = tempfile::tempdir().unwrap();
+    let url = database_url(engine, &folder, "audit").await;
+    let place = |name: &str| folder.path().join(name);
+    let beside = place("beside").display().to_string();
+    let mut service = Service::start("audit", &url, &[("LOG__FOLDER", &beside)]).await;
+    let now = SystemTime::now();
+    let mut trust = AuditTrustServiceClient::new(service.channel());
+    for round in 0..3 {
+        let events = (round * 100..round * 100 + 100).map(|n| events::audit(now, n)).collect();
+        let mut writer = AuditIngestServiceClient::new(service.channel());
+        writer.record_events(RecordEventsRequest { events }).await.unwrap();
+        let request = GetCheckpointRequest { instance_id: INSTANCE.into(), min_size: Some((round + 1) * 100) };
+        testkit::eventually(PATIENCE, async || trust.clone().get_checkpoint(request.clone()).await.is_ok()).await;
+    }
+    let keys = trust.list_keys(ListKeysRequest { instance_id: INSTANCE.into() }).await.unwrap().into_inner().keys;
+    let pinned: Vec<String> = keys.iter().map(|key| key.verifier_key.clone()).collect();
+    assert!(keys.iter().any(|key| key.kind() == KeyKind::Log) && keys.len() == 2, "{keys:?}");
+    export(&service, folder.path()).await;
+    // What an auditor took away.
+    let kept = place("kept");
+    std::fs::copy(Path::new(&beside).join("checkpoints"), &kept).unwrap();
+    let exported = place("export.jsonl");
+
+    let (status, text) = verify(&exported, &kept, &pinned);
+    assert_eq!(status, Some(0), "{text}");
+    assert!(text.contains("the first 300 entries are as they were signed") && text.ends_with("valid\n"), "{text}");
+    let (status, text) = verify(&exported, &kept, &[]);
+    assert!(status == Some(3) && text.contains("no key was pinned"), "{text}");
+
+    let lines: Vec<String> = std::fs::read_to_string(&exported).unwrap().lines().map(|l| format!("{l}\n")).collect();
+    let cut = place("cut.jsonl");
+    std::fs::write(&cut, lines[..290].concat()).unwrap();
+    let (status, text) = verify(&cut, &kept, &pinned);
+    assert!(status == Some(2) && text.contains("entries 290 to 299 are missing at its end"), "{text}");
+    std::fs::write(&cut, [&lines[..150], &lines[151..]].concat().concat()).unwrap();
+    let (status, text) = verify(&cut, &kept, &pinned);
+    assert!(status == Some(2) && text.contains("entries 150 to 150 are missing"), "{text}");
+    let (status, text) = verify(&place("nowhere"), &kept, &pinned);
+    assert!(status == Some(64) && text.contains("cannot read"), "{text}");
+
+    // The owner rewrites the database to match itself, and takes away what the service kept.
+    service.process().terminate();
+    service.process_mut().exited(PATIENCE).await;
+    e2e::tree::rewrite(&url, INSTANCE, 142).await;
+    std::fs::remove_file(Path::new(&beside).join("checkpoints")).unwrap();
+    service.start_again().await;
+    export(&service, folder.path()).await;
+    let (status, text) = verify(&exported, &kept, &pinned);
+    assert_eq!(status, Some(1), "{text}");
+    assert!(text.contains("are not those that were signed") && text.ends_with("altered\n"), "{text}");
+}
+
+#[tokio::test]
+async fn what_the_databases_owner_does_is_found_in_an_export_on_sqlite() {
+    drill(Engine::Sqlite).await;
+}
+
+#[tokio::test]
+async fn what_the_databases_owner_does_is_found_in_an_export_on_postgres() {
+    if !testkit::Postgres::skipped() {
+        drill(Engine::Postgres).await;
+    }
+}
