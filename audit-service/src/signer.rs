@@ -91,6 +91,7 @@ impl Signer {
         }));
         let signed = signer.state().all();
         for (instance_id, last) in signed {
+            signer.0.store.was_signed(&instance_id, last.size);
             let head = signer.0.store.tree_head(&Access::unrestricted(), &instance_id).await?;
             let head = head.unwrap_or(TreeHead { size: 0, root: crate::merkle::empty_root() });
             signer.compare(&instance_id, &last, &head).await?;
@@ -182,6 +183,7 @@ impl Signer {
             }
         }
         self.keep(made.iter().map(|made| (made.instance_id.clone(), made.note.clone())).collect()).await?;
+        made.iter().for_each(|made| self.0.store.was_signed(&made.instance_id, made.head.size));
         signing.finish(&made, &self.verifiers()).await
     }
 
@@ -219,6 +221,7 @@ impl Signer {
                 return self.check().map(|()| None);
             }
             self.keep(vec![(instance_id.to_owned(), note.clone())]).await?;
+            self.0.store.was_signed(instance_id, found.size);
             return Ok(Some(note));
         };
         if last.size == found.size && last.root != found.root {

@@ -34,6 +34,7 @@ mod walk;
 mod write;
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, QueryResult, Statement, Value};
 use service_core::config::{DatabaseConfig, DatabaseUrl};
@@ -136,6 +137,8 @@ pub struct Store {
     db: Database,
     /// Entries in a block of the index.
     block_entries: u64,
+    /// Entries of each log that were signed, as is known outside the database.
+    signed: Arc<Mutex<Heads>>,
 }
 
 impl Store {
@@ -143,7 +146,7 @@ impl Store {
     pub async fn open(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Self> {
         let db = database::connect(url, config).await?;
         db.migrate::<schema::Migrator>(schema::GRANTS).await?;
-        let store = Self { db, block_entries: BLOCK_ENTRIES };
+        let store = Self { db, block_entries: BLOCK_ENTRIES, signed: Arc::default() };
         store.build_trees().await?;
         Ok(store)
     }
@@ -154,6 +157,14 @@ impl Store {
     pub fn with_block_entries(mut self, entries: u64) -> Self {
         self.block_entries = entries.clamp(1, BLOCK_ENTRIES);
         self
+    }
+
+    /// So many entries of a log were signed: a database that has fewer lost some, and takes no more.
+    pub fn was_signed(&self, instance_id: &str, entries: u64) {
+        // Poisoned, each number is whole all the same.
+        let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = signed.entry(instance_id.to_owned()).or_default();
+        *known = entries.max(*known);
     }
 
     /// The key under which page tokens are sealed.

@@ -24,6 +24,7 @@ on_both_engines! {
     an_entry_that_was_changed_stops_the_building_with_its_place,
     what_a_program_without_trees_wrote_is_in_the_tree,
     nothing_is_written_on_top_of_what_does_not_fit,
+    a_log_that_lost_what_was_signed_takes_no_more,
     the_database_refuses_to_change_tiles,
 }
 
@@ -297,6 +298,19 @@ async fn nothing_is_written_on_top_of_what_does_not_fit(home: &Home) {
     without_head(home, "next_sequence = 99").await;
     let refused = store.write(&[batch([event_with(T0, |event| event.instance_id = "a".into())])]).await.unwrap_err();
     assert!(format!("{refused:?}").contains("over 100 entries, and it has 99"), "{refused:?}");
+}
+
+async fn a_log_that_lost_what_was_signed_takes_no_more(home: &Home) {
+    let store = home.open().await;
+    write(&store, of("a", 10)).await;
+    store.was_signed("a", 10);
+    store.was_signed("a", 4);
+    assert_eq!(accepted(&write(&store, of("a", 1)).await[0]), 10);
+    store.was_signed("a", 12);
+    let refused = store.write(&[batch(of("a", 1))]).await.unwrap_err();
+    assert!(format!("{refused:?}").contains("it has 11 entries, and more than that were signed"), "{refused:?}");
+    assert_eq!(accepted(&write(&store, of("b", 1)).await[0]), 0);
+    assert_eq!(store.tree_head(&full(), "a").await.unwrap().unwrap().size, 11);
 }
 
 async fn without_head(home: &Home, set: &str) {

@@ -17,6 +17,7 @@ use audit_service::merkle::{Hash, verify_consistency};
 use e2e::sandbox::database_url;
 use e2e::tools::grpcurl;
 use e2e::{Engine, Service, events};
+use sqlx::PgPool;
 use tonic::Code;
 
 const INSTANCE: &str = "eu-1";
@@ -189,6 +190,34 @@ async fn a_history_that_was_rewritten_to_match_is_found_out_on_postgres() {
     if !testkit::Postgres::skipped() {
         rewritten(Engine::Postgres).await;
     }
+}
+
+/// As a server has it that lagged and is failed over to.
+#[tokio::test]
+async fn a_database_that_loses_its_end_while_it_is_served_takes_no_more() {
+    if testkit::Postgres::skipped() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let url = database_url(Engine::Postgres, &folder, "audit").await;
+    let beside = folder.path().display().to_string();
+    let service = Service::start("audit", &url, &[("LOG__FOLDER", &beside)]).await;
+    let now = SystemTime::now();
+    let pool = PgPool::connect(&url).await.unwrap();
+    write(&service, now, 0, 3).await.unwrap();
+    sqlx::query("CREATE TABLE before AS SELECT * FROM audit_log_heads").execute(&pool).await.unwrap();
+    write(&service, now, 3, 4).await.unwrap();
+    signed(&service, 7).await;
+    for lose in [
+        "ALTER TABLE audit_entries DISABLE TRIGGER ALL",
+        "DELETE FROM audit_entries WHERE sequence >= 3",
+        "UPDATE audit_log_heads SET next_sequence = 3, tree_size = 3, frontier = (SELECT frontier FROM before)",
+    ] {
+        sqlx::query(lose).execute(&pool).await.unwrap();
+    }
+    assert_eq!(write(&service, now, 7, 1).await.unwrap_err().code(), Code::Unavailable);
+    let log = service.process().log();
+    assert!(log.contains("it has 3 entries, and more than that were signed"), "{log}");
 }
 
 #[tokio::test]

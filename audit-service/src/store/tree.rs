@@ -11,7 +11,9 @@
 //! A tree that is behind its log (`tree_size` < `next_sequence`) was written by a program that knew of no trees. It is
 //! built before anything is served or written, in steps that are transactions of their own.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::PoisonError;
 
 use service_core::auth::Access;
 use service_core::error::{Error, Result};
@@ -191,6 +193,19 @@ impl Store {
                 let (instance_id, entries): (String, i64) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
                 tracing::info!(instance_id, entries, "building the tree over a log that has none");
                 self.build_tree(&instance_id).await?;
+            }
+        }
+    }
+
+    /// Refuses heads below what was signed, as a server has that is failed over to and lagged.
+    pub(super) fn refuse_lost(&self, heads: &BTreeMap<String, Head>) -> Result<()> {
+        let signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = |(instance, head): &(&String, &Head)| signed.get(*instance).is_some_and(|s| *s > head.next_sequence);
+        match heads.iter().find(lost) {
+            None => Ok(()),
+            Some((instance, head)) => {
+                let has = head.next_sequence;
+                Err(damaged(instance, &format!("it has {has} entries, and more than that were signed")))
             }
         }
     }

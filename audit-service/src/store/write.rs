@@ -181,6 +181,7 @@ impl Store {
                 return Ok((transaction, BTreeMap::new()));
             }
             let heads = on_engine!(&mut transaction, inner => inner.lock_heads(instances).await)?;
+            self.refuse_lost(&heads)?;
             let Some(behind) = heads.iter().find(|(_, head)| head.tree_size < head.next_sequence) else {
                 return Ok((transaction, heads));
             };

@@ -221,5 +221,9 @@ mod tests {
         prober.probe(&check).await.expect_err("a writer that failed is probed by a write");
         held.rollback().await.expect("given back");
         prober.probe(&check).await.expect("and is healthy once that works");
+        gate.add_permits(1);
+        commits.commit(true, 1).await.expect("stored");
+        let check = check.only_if(|| Err(Error::ShuttingDown));
+        prober.probe(&check).await.expect_err("a condition fails, whatever the writer says");
     }
 }
