@@ -37,6 +37,7 @@ use tonic::{Request, Status};
 
 use self::batch::Batch;
 use self::codec::{BatchCodec, Outbound};
+use crate::ErrorReason;
 use crate::credentials::{Access, Ticket};
 use crate::error::{Rejection, describe};
 use crate::outbox::Outbox;
@@ -336,6 +337,12 @@ impl<L: Lane> Sender<L> {
             if let Some(event) = batch.event(*index) {
                 self.queue.keep_rejected(event, rejection);
                 self.lane.on_rejected(event, rejection.clone());
+            }
+            // Its number will never be there, and is no loss. But for one that another event has.
+            if let Some(refused) = batch.events.get(*index)
+                && rejection.reason != ErrorReason::ProducerConflict
+            {
+                self.queue.report_dropped(&batch.who, refused.sequence);
             }
         }
         let rejected = rejections.len();

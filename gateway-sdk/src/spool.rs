@@ -114,8 +114,9 @@ use crate::queue::frame::{Dropped, Numbering};
 use crate::queue::{Refused, Settled};
 use crate::stats::{ServiceStats, Waiting};
 
-/// How long `usage().record` waits at most for a segment that isn't ready; see [`Spool`].
-const PATIENCE: Duration = Duration::from_millis(20);
+/// How long `usage().record` waits at most for a segment that isn't ready; see [`Spool`]. Far
+/// more than a disk that works and a machine that is busy need, so that neither loses an event.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Lines for `rejected.jsonl` that wait for a disk; beyond it they are only counted.
 const MAX_LETTERS: usize = 1_000;
 
@@ -320,7 +321,13 @@ impl<T> Spool<T> {
     /// Waits until everything that was pushed before is on the disk.
     pub(crate) async fn synced(&self, deadline: Instant) -> Result<(), Refused> {
         let (tell, told) = oneshot::channel();
-        self.lock().sync_waiters.push(tell);
+        {
+            let mut state = self.lock();
+            if state.ending {
+                return Err(Refused::Closed);
+            }
+            state.sync_waiters.push(tell);
+        }
         self.sync_work.notify_one();
         match tokio::time::timeout_at(deadline, told).await {
             Ok(Ok(Ok(()))) => Ok(()),

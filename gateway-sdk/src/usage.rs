@@ -33,9 +33,9 @@ impl Usage {
     /// [`spool`](crate::Builder::spool), into a mapped file.
     ///
     /// With a spool the event survives the death of this process from the moment this call
-    /// returns. Where the disk is not as fast as its callers, one call may wait for it, at
-    /// most 20 ms; where it does not answer at all, no call after that waits again until it
-    /// does, and their events are dropped.
+    /// returns. Where callers are faster than the disk, a call may wait for it. Where it fails,
+    /// none waits; where it does not answer at all, calls wait once, at most a second, and not
+    /// again until it does: their events are dropped.
     ///
     /// When there is no room the **oldest** events are dropped for this one, from a spool a
     /// segment at a time; that is counted ([`ServiceStats::dropped`](crate::ServiceStats::dropped))

@@ -112,11 +112,14 @@ impl<T: Send + 'static> Spool<T> {
         }
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State<T>>, most: Option<Duration>) -> MutexGuard<'a, State<T>> {
-        match most {
+    fn wait<'a>(&self, mut state: MutexGuard<'a, State<T>>, most: Option<Duration>) -> MutexGuard<'a, State<T>> {
+        state.idle = true;
+        let mut state = match most {
             Some(most) => self.work.wait_timeout(state, most).unwrap_or_else(PoisonError::into_inner).0,
             None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
-        }
+        };
+        state.idle = false;
+        state
     }
 
     /// The number of a segment to make, if one is wanted and may be. Drops the oldest where
@@ -135,12 +138,18 @@ impl<T: Send + 'static> Spool<T> {
                 }
                 return None;
             }
-            self.progress.notify_waiters();
+            self.dropped();
         }
         let number = state.next_number;
         state.next_number += 1;
         state.bytes += len;
         Some(number)
+    }
+
+    /// The reader may have been waiting for what is gone, and has something to report.
+    fn dropped(&self) {
+        self.ready.notify_one();
+        self.progress.notify_waiters();
     }
 
     fn may_drop(&self, state: &State<T>) -> bool {
@@ -273,7 +282,9 @@ impl<T: Send + 'static> Spool<T> {
                         | std::io::ErrorKind::FileTooLarge
                 );
                 // Room is made where that is allowed, and the next round tries again at once.
-                if !(full && self.may_drop(&state) && state.drop_oldest()) {
+                if full && self.may_drop(&state) && state.drop_oldest() {
+                    self.dropped();
+                } else {
                     keeper.retry_at = Some(Instant::now() + RETRY);
                     let known = state.trouble.replace(error.to_string()).is_some();
                     state.stalled = true;

@@ -172,7 +172,10 @@ impl<T: Send + 'static> Spool<T> {
 /// three of a process.
 fn recover(settings: &Settings, files: &dyn Files, boot: u64) -> io::Result<Left> {
     let ledger = Ledger::decode(&files.read_ledger()?, settings.producer_field);
-    let mut left = Left { next_number: ledger.cursor.0, ledger, entries: VecDeque::new(), bytes: 0, errors: 0 };
+    // Above the cursor's, whose file may be gone: how far one segment is acknowledged must never
+    // be taken for another's.
+    let next_number = ledger.cursor.0.saturating_add(1);
+    let mut left = Left { next_number, ledger, entries: VecDeque::new(), bytes: 0, errors: 0 };
     for (number, bytes) in files.segments()? {
         left.next_number = left.next_number.max(number.saturating_add(1));
         if number < left.ledger.cursor.0 {

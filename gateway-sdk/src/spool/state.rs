@@ -90,6 +90,8 @@ pub(super) struct State<T> {
     /// Bytes of all segments on disk.
     pub(super) bytes: u64,
     pub(super) pressed: bool,
+    /// The keeper waits for something to do.
+    pub(super) idle: bool,
     /// For the keeper: a segment to read, segments that are no longer written to, those to
     /// remove, what is to be let go outside of the lock, and lines for `rejected.jsonl`.
     pub(super) load: Option<u64>,
@@ -152,6 +154,7 @@ impl<T> State<T> {
             trouble: None,
             bytes,
             pressed: false,
+            idle: false,
             load: None,
             sealing: Vec::new(),
             trash: Vec::new(),

@@ -139,7 +139,10 @@ async fn a_poisoned_event_is_kept_aside_and_holds_up_no_other() {
     fake.memory.look(|memory| {
         let all: Vec<u64> = (0..300).filter(|n| *n != 150 && *n != 151).collect();
         assert_eq!(memory.sequences_as_stored(), all);
-        assert_eq!(memory.dropped, [(150, 150)]);
+        // Nobody misses them.
+        let mut told = memory.dropped.clone();
+        told.sort_unstable();
+        assert!(told == [(150, 150), (151, 151)] || told == [(150, 151)], "{told:?}");
     });
     let stats = sdk.stats().usage;
     assert_eq!((stats.acknowledged, stats.rejected, stats.dropped), (298, 2, 0));

@@ -337,7 +337,10 @@ impl Opened {
             let state = self.lock();
             state.unread() > 0 || !state.dropped.is_empty()
         } {
-            let taken = tokio::time::timeout(LONG, self.next()).await.expect("there is something").unwrap();
+            let Ok(taken) = tokio::time::timeout(LONG, self.next()).await else {
+                panic!("nothing comes: {:?}", self.lock());
+            };
+            let taken = taken.unwrap();
             all.dropped.extend(taken.dropped.iter().map(|range| (range.who.epoch(), range.first, range.last)));
             all.batches.push(taken);
         }
@@ -379,6 +382,18 @@ impl Opened {
             }
             assert!(since.elapsed() < LONG, "never: {seen:?}");
             tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Waits until the keeper has nothing to do.
+    pub(super) async fn until_idle(&self) {
+        let since = std::time::Instant::now();
+        while {
+            let state = self.lock();
+            !state.idle || state.ledger_stale || state.spare.is_none()
+        } {
+            assert!(since.elapsed() < LONG);
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
