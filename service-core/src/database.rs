@@ -15,7 +15,6 @@
 //! Begin a transaction on SQLite with `BEGIN IMMEDIATE`: a deferred one that
 //! reads first cannot become a writer once another connection has written.
 
-mod checkpoint;
 mod citus;
 mod migrate;
 mod replica;
@@ -38,7 +37,6 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use crate::config::{ConfigError, DatabaseConfig, DatabaseUrl, millis};
 use crate::error::{Error, Result};
 
-use checkpoint::Checkpoints;
 pub use citus::{Distributed, Spread};
 pub use migrate::Grant;
 
@@ -52,6 +50,9 @@ const SQLITE_CACHE_KIB: u32 = 16 * 1024;
 const SQLITE_READER_CACHE_KIB: u32 = 4 * 1024;
 /// Size to which SQLite's log is cut after a checkpoint.
 const SQLITE_LOG_BYTES: u32 = 64 * 1024 * 1024;
+/// Pages in SQLite's log at which a commit also writes them into the file (16 MiB): a page that many commits change
+/// is then written there once.
+const SQLITE_CHECKPOINT_PAGES: u32 = 4_096;
 /// Steps of SQLite's machine between two looks at the clock: about a millisecond.
 const SQLITE_STEPS: i32 = 10_000;
 
@@ -97,8 +98,6 @@ pub struct Database {
     /// Shards of a table, if this is a Citus cluster.
     citus_shards: Option<NonZeroU32>,
     tls: Tls,
-    /// On SQLite.
-    checkpoints: Option<Arc<Checkpoints>>,
     /// Held while any clone lives: one process for each SQLite file.
     _lock: Option<Arc<File>>,
 }
@@ -152,7 +151,7 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         .pragma("temp_store", "file")
         // The log keeps its greatest size otherwise, long after what made it grow.
         .pragma("journal_size_limit", SQLITE_LOG_BYTES.to_string())
-        .pragma("wal_autocheckpoint", checkpoint::MOST_PAGES.to_string())
+        .pragma("wal_autocheckpoint", SQLITE_CHECKPOINT_PAGES.to_string())
         // The text of a bulk insert is long, and metrics count its time.
         .disable_statement_logging();
     let writer = SqlitePoolOptions::new()
@@ -163,8 +162,6 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         .max_lifetime(None)
         .connect_with(options.clone())
         .await?;
-    // It writes pages as they are, and needs none in memory.
-    let checkpoints = Checkpoints::start(&options.clone().pragma("cache_size", "-64"), writer.clone()).await?;
     let options = options.pragma("query_only", "ON").pragma("cache_size", format!("-{SQLITE_READER_CACHE_KIB}"));
     let limit = millis(config.statement_timeout_ms);
     let readers = |connections: u32| {
@@ -190,7 +187,6 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         migrator_url: None,
         citus_shards: None,
         tls: Tls::AsSaid,
-        checkpoints: Some(Arc::new(checkpoints)),
         _lock: Some(Arc::new(lock)),
     })
 }
@@ -255,7 +251,6 @@ async fn connect_postgres(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow:
         migrator_url: config.migrator_url.clone(),
         citus_shards: config.citus_shards,
         tls,
-        checkpoints: None,
         _lock: None,
     })
 }
@@ -373,9 +368,6 @@ impl Database {
 
     /// Closes the pools: waits for what is in use, checkpoints SQLite's log.
     pub async fn close(self) {
-        if let Some(checkpoints) = &self.checkpoints {
-            checkpoints.stop().await;
-        }
         // An error here has nobody left to act on it; committed is committed.
         let replica = self.replica.map(replica::Replica::into_connection);
         for connection in [Some(self.probe), replica, Some(self.reader)].into_iter().flatten() {

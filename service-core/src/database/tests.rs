@@ -103,53 +103,6 @@ async fn sqlite_is_made_with_its_folder_and_is_durable() {
     assert_eq!(text(&database.reader, "SELECT CAST(query_only AS TEXT) FROM pragma_query_only").await, "1");
 }
 
-/// Pages in SQLite's log, and how many of them are in the file.
-async fn log_pages(connection: &DatabaseConnection) -> (i64, i64) {
-    let pool = connection.get_sqlite_connection_pool();
-    let (_, log, done): (i64, i64, i64) =
-        sqlx::query_as("PRAGMA wal_checkpoint(NOOP)").fetch_one(pool).await.expect("the state of the log");
-    (log, done)
-}
-
-#[tokio::test]
-async fn the_log_of_sqlite_is_written_beside_the_writer_and_begins_anew_when_nobody_reads_it() {
-    const COMMIT: &str = "INSERT INTO sample (text) VALUES (zeroblob(1000000))";
-    let folder = tempfile::tempdir().expect("folder");
-    let database = open(&DatabaseUrl::sqlite(folder.path().join("sample.db"))).await;
-    let commit = async || database.writer.execute_unprepared(COMMIT).await.map(|_| ()).expect("committed");
-    database.writer.execute_unprepared("CREATE TABLE sample (text BLOB)").await.expect("made");
-
-    // Who reads keeps the log from beginning anew, and what was committed since out of the file.
-    let reader = database.reader.begin().await.expect("begun");
-    let count = "SELECT CAST(COUNT(*) AS TEXT) FROM sample";
-    let before: String = reader
-        .query_one_raw(database.statement(count, []))
-        .await
-        .expect("read")
-        .expect("a row")
-        .try_get_by_index(0)
-        .expect("a count");
-    for _ in 0..20 {
-        commit().await;
-    }
-    let (log, done) = log_pages(&database.writer).await;
-    assert!(log > 4_096 && done < log, "{done} of {log} pages are in the file, though a reader began before");
-    reader.rollback().await.expect("ended");
-    assert_eq!((before.as_str(), text(&database.writer, count).await.as_str()), ("0", "20"));
-
-    // Not the commits: one of them would do it only with a log that is much longer.
-    let begins_anew = async || {
-        let (log, done) = log_pages(&database.writer).await;
-        if log == done {
-            commit().await;
-        }
-        log_pages(&database.writer).await.0 < 4_096
-    };
-    testkit::eventually(Duration::from_secs(20), begins_anew).await;
-    database.close().await;
-    assert!(!folder.path().join("sample.db-wal").exists());
-}
-
 #[tokio::test]
 async fn a_reader_of_sqlite_cannot_write() {
     let folder = tempfile::tempdir().expect("folder");
