@@ -346,7 +346,18 @@ impl<L: Lane> Sender<L> {
             }
         }
         let rejected = rejections.len();
-        let last = batch.events.back().map(|event| event.sequence);
+        let settled = Settled {
+            acknowledged: events - rejected,
+            duplicates: answer.duplicates as usize,
+            rejected,
+            reports: batch.dropped.len(),
+            segment: batch.segment,
+            last: batch.events.back().map(|event| event.sequence),
+            // Shared still where the stream that sent it lingers: then it is let go.
+            buffer: Arc::try_unwrap(batch.payload).ok().map(|p| p.frames),
+        };
+        // Counted before anybody is told: who has an answer finds it in the counters.
+        self.queue.settle(settled, self.lowest());
         let mut extras: Vec<Option<L::Extra>> = batch.events.into_iter().map(|event| event.extra).collect();
         let outcomes = rejections
             .into_iter()
@@ -357,17 +368,6 @@ impl<L: Lane> Sender<L> {
                 L::settle(extra, outcome);
             }
         }
-        let settled = Settled {
-            acknowledged: events - rejected,
-            duplicates: answer.duplicates as usize,
-            rejected,
-            reports: batch.dropped.len(),
-            segment: batch.segment,
-            last,
-            // Shared still where the stream that sent it lingers: then it is let go.
-            buffer: Arc::try_unwrap(batch.payload).ok().map(|p| p.frames),
-        };
-        self.queue.settle(settled, self.lowest());
         Ok(())
     }
 
@@ -430,10 +430,10 @@ impl<L: Lane> Sender<L> {
             last: first,
             ..Settled::default()
         };
+        self.queue.settle(settled, self.lowest());
         for extra in batch.events.into_iter().filter_map(|event| event.extra) {
             L::settle(extra, Err(rejection.clone()));
         }
-        self.queue.settle(settled, self.lowest());
     }
 }
 

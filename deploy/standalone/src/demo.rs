@@ -228,18 +228,21 @@ async fn show(
     let action_count = source.actions.len();
     let streamed = stream::stream(&gateway, &admin, source.requests, source.request_count, source.actions).await?;
     if streamed.requests != source.request_count as u64 || streamed.actions != action_count as u64 {
-        let why = refusal.get().map_or("the queue was full", String::as_str);
-        bail!("{} events were not stored; the first: {}", show::count(streamed.refused), show::inert(why));
+        // What is not refused is only ever given up for want of room.
+        let why = refusal.get().map_or("there was no room for it", String::as_str);
+        let stored = streamed.requests + streamed.actions;
+        let missing = (source.request_count + action_count) as u64 - stored;
+        bail!("{} events were not stored; the first: {}", show::count(missing), show::inert(why));
     }
     say(&format!(
-        "Streamed {} requests and {} administrative actions in {:.1} s; all on disk.\n",
+        "Streamed {} requests and {} administrative actions in {:.1} s; all of them are on disk.\n",
         show::count(streamed.requests),
         show::count(streamed.actions),
         began.elapsed().as_secs_f64()
     ))?;
     if streamed.duplicates > 0 {
         say(&format!(
-            "{} of these events were in the folder already, and are stored once.\n",
+            "The folder had {} of these events already; each is stored once.\n",
             show::count(streamed.duplicates)
         ))?;
     }

@@ -329,3 +329,13 @@ async fn large_events_are_sent_in_batches_below_the_limit() {
     let error = sdk.audit().record(audit(huge)).await.unwrap_err();
     assert!(matches!(error, Error::TooLarge { limit: 65_536, .. }), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_an_answer_finds_it_in_the_counters() {
+    let fake = Fake::start();
+    let sdk = fake.sdk().build().unwrap();
+    for n in 1..=1_000 {
+        sdk.audit().record(audit("a")).await.unwrap().receipt().await.unwrap();
+        assert_eq!(sdk.stats().audit.acknowledged, n);
+    }
+}
