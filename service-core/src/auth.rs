@@ -234,6 +234,9 @@ impl Authenticator {
             }
             let roles =
                 rule.roles.iter().map(|role| role.parse()).collect::<Result<Roles, String>>().map_err(refused)?;
+            if rule.instances.is_empty() {
+                return Err(refused(format!("{} has no instances, allowed are their names, and * for all", rule.san)));
+            }
             let instances = if rule.instances.iter().any(|instance| instance == "*") {
                 Instances::All
             } else {

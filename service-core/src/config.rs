@@ -33,8 +33,8 @@ pub const EXIT_CONFIG: u8 = 64;
 pub enum ConfigError {
     /// The file cannot be read.
     Unreadable(PathBuf, std::io::Error),
-    /// The file is not TOML, or a value has the wrong type.
-    Malformed(PathBuf, Box<toml::de::Error>),
+    /// The file is not TOML (in which line, if that is known), or a value has the wrong type.
+    Malformed(PathBuf, Option<usize>, Box<toml::de::Error>),
     /// A key that does not exist.
     UnknownKeys(PathBuf, Vec<String>),
     /// A variable whose value does not fit.
@@ -49,8 +49,12 @@ impl fmt::Display for ConfigError {
             Self::Unreadable(path, error) => {
                 write!(f, "configuration {}: {error}", path.display())
             }
-            Self::Malformed(path, error) => {
-                write!(f, "configuration {}: {}", path.display(), error.message())?;
+            Self::Malformed(path, line, error) => {
+                write!(f, "configuration {}: ", path.display())?;
+                if let Some(line) = line {
+                    write!(f, "line {line}: ")?;
+                }
+                write!(f, "{}", wanted(error))?;
                 // Of its text only the key: the rest may quote a secret.
                 let text = error.to_string();
                 match text.lines().find_map(|line| line.strip_prefix("in ")) {
@@ -61,13 +65,19 @@ impl fmt::Display for ConfigError {
             Self::UnknownKeys(path, keys) => {
                 write!(f, "configuration {}: unknown key {}", path.display(), keys.join(", "))
             }
-            Self::Variable(name, error) => write!(f, "environment {name}: {}", error.message()),
+            Self::Variable(name, error) => write!(f, "environment {name}: {}", wanted(error)),
             Self::Refused(why) => f.write_str(why),
         }
     }
 }
 
 impl std::error::Error for ConfigError {}
+
+/// What is wrong with a value, in the words of whoever writes TOML.
+fn wanted(error: &toml::de::Error) -> String {
+    let text = error.message().replace("expected a nonzero", "expected a positive whole number, a");
+    text.replace("expected a sequence", r#"expected a list such as ["a", "b"]"#)
+}
 
 /// Reads `T` from a file and the environment.
 ///
@@ -84,7 +94,10 @@ pub fn load<T: DeserializeOwned>(
     let mut table = toml::Table::new();
     if let Some(path) = file {
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable(path.to_owned(), error))?;
-        let malformed = |error| ConfigError::Malformed(path.to_owned(), Box::new(error));
+        let malformed = |error: toml::de::Error| {
+            let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            ConfigError::Malformed(path.to_owned(), line, Box::new(error))
+        };
         table = text.parse().map_err(malformed)?;
         let (_, unknown) = read::<T>(&table).map_err(malformed)?;
         if !unknown.is_empty() {

@@ -209,10 +209,14 @@ async fn lock_file(path: &std::path::Path) -> anyhow::Result<File> {
         .open(path)
         .with_context(|| format!("cannot open {}", path.display()))?;
     let deadline = tokio::time::Instant::now() + FILE_LOCK_PATIENCE;
+    let mut told = false;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
             Err(std::fs::TryLockError::WouldBlock) if tokio::time::Instant::now() < deadline => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!(lock = %path.display(), "another process uses the database; waiting for its end");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             Err(std::fs::TryLockError::WouldBlock) => {

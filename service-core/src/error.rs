@@ -224,7 +224,7 @@ impl fmt::Display for Error {
             | Self::Overloaded(message)
             | Self::DeadlineExceeded(message) => f.write_str(message),
             Self::Unauthenticated(message) => f.write_str(message),
-            Self::StorageUnavailable(_) => f.write_str("storage is not available; nothing was stored; try again"),
+            Self::StorageUnavailable(_) => f.write_str("storage is not available; nothing was changed; try again"),
             Self::ShuttingDown => f.write_str("the server is stopping; connect again"),
             Self::Contention(_) => f.write_str("the transaction met a conflict several times; try again"),
             Self::Internal(_) => f.write_str("internal error; the server's log has the cause"),

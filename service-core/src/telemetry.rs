@@ -21,10 +21,10 @@ use crate::config::{ConfigError, LogFormat, TelemetryConfig};
 /// How long the last spans may take on their way out when the process ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Those who say more than is worth a line, and from where on they are heard: one tells of
+/// Those who say more than is worth a line, and from where on they are heard: two tell of
 /// every migration that there is nothing to do, one of every connection that it cut off,
 /// so that whoever floods a server would flood its log.
-const QUIET: [(&str, &str); 2] = [("sea_orm_migration", "warn"), ("h2", "error")];
+const QUIET: [(&str, &str); 3] = [("sea_orm_migration", "warn"), ("sqlx::postgres::notice", "warn"), ("h2", "error")];
 
 /// Keeps traces flowing; dropping it sends what is left, in bounded time.
 #[derive(Debug)]

@@ -147,6 +147,13 @@ pub(crate) fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'st
     Ok(certificates)
 }
 
+/// The private key of a PEM file.
+fn private_key(path: &Path) -> anyhow::Result<PrivateKeyDer<'static>> {
+    let text = std::fs::read(path).with_context(|| format!("private key of {}", path.display()))?;
+    // What the parser says of a key is not repeated.
+    PrivateKeyDer::from_pem_slice(&text).map_err(|_| anyhow::anyhow!("{} holds no private key", path.display()))
+}
+
 /// The roots of a PEM file.
 pub(crate) fn roots(path: &Path) -> anyhow::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
@@ -158,9 +165,7 @@ pub(crate) fn roots(path: &Path) -> anyhow::Result<RootCertStore> {
 
 fn read(config: &TlsConfig) -> anyhow::Result<Arc<ServerConfig>> {
     let chain = certificates(&config.certificate_file)?;
-    // What the parser says of a key is not repeated.
-    let key = PrivateKeyDer::from_pem_file(&config.key_file)
-        .map_err(|_| anyhow::anyhow!("{} holds no private key that can be read", config.key_file.display()))?;
+    let key = private_key(&config.key_file)?;
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
     let builder = if config.client_certificates == ClientCertificates::Off {
         builder.with_no_client_auth()

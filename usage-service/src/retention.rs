@@ -66,7 +66,8 @@ async fn sweep(store: &Store, config: &RetentionConfig, now_us: i64, gauges: &Ga
     let swept = store.sweep().await?;
     gauges.removed(&swept);
     if swept != Swept::default() {
-        tracing::info!(?swept, "removed what is not to be kept");
+        let Swept { requests, partitions, segments, pages, busy } = swept;
+        tracing::info!(requests, partitions, segments, pages, busy, "removed what is not to be kept");
     }
     Ok(swept)
 }

@@ -94,6 +94,15 @@ impl Level {
         }
     }
 
+    /// For people.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Quarter => "quarter of an hour",
+            Self::Hour => "hour",
+            Self::Day => "day",
+        }
+    }
+
     /// The stored number.
     pub(crate) fn number(self) -> i16 {
         self as i16

@@ -272,7 +272,9 @@ impl AuditQueryService for QueryService {
         };
         let filter = filter(&caller, request.filter, Stages::All)?;
         let scope = match request.range {
-            None => return Err(Error::required("range").into()),
+            None => {
+                return Err(Error::invalid("time_range", "a range is required: time_range or sequence_range").into());
+            }
             Some(Wire::TimeRange(range)) => {
                 let range = time_range::resolve(Some(&range), clock::now_us(), WhenMissing::Refuse)?;
                 Scope::Time { start_us: range.start_us, end_us: range.end_us }

@@ -50,7 +50,7 @@ pub async fn run(config: &usage_service::Config, repair: bool) -> Result<bool> {
         _ if repair => format!("{differing} differ, not all of them were made anew: the log says why"),
         _ => format!("{differing} differ; --repair makes them anew"),
     };
-    say(&format!("{days} days, {segments} segments: {outcome}\n"));
+    say(&format!("{}, {}: {outcome}\n", counted(days, "day"), counted(segments, "segment")));
     if failed > 0 {
         say(&format!("{failed} of {days} days could not be checked\n"));
     }
@@ -63,6 +63,11 @@ pub async fn run(config: &usage_service::Config, repair: bool) -> Result<bool> {
         say(&format!("{damaged} groups of requests that waited to be sealed {outcome}\n"));
     }
     Ok(summary.is_well())
+}
+
+/// `1 day`, `2 days`.
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// If standard output is closed there is nobody to tell; the exit status says it too.

@@ -230,12 +230,15 @@ async fn run_serve(args: ServeArgs) -> Result<()> {
 }
 
 async fn run_check(args: CheckArgs) -> Result<ExitCode> {
-    let Some(data_dir) = args.data_dir else {
-        return Err(standalone::refused("--data-dir DIR is required"));
+    let config = match args.data_dir {
+        Some(data_dir) => serve::configs(&Settings { data_dir, ..Settings::default() }, environment())?.usage,
+        None if environment().any(|(name, _)| name == "USAGE_DATABASE_URL") => {
+            config::load(usage_service::config::ENV_PREFIX, None, environment())?
+        }
+        None => return Err(standalone::refused("--data-dir DIR is required, or USAGE_DATABASE_URL")),
     };
-    let configs = serve::configs(&Settings { data_dir, ..Settings::default() }, environment())?;
-    let _telemetry = telemetry::init(&configs.usage.telemetry, "standalone-check")?;
-    let well = check::run(&configs.usage, args.repair).await?;
+    let _telemetry = telemetry::init(&config.telemetry, "standalone-check")?;
+    let well = check::run(&config, args.repair).await?;
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -96,7 +97,11 @@ fn database(folder: &Path, file: &str) -> Result<String, ConfigError> {
 ///
 /// What the services' own `bind` refuses, and a folder that cannot be made.
 pub async fn bind(settings: &Settings, configs: Configs) -> Result<Pair> {
-    std::fs::create_dir_all(&settings.data_dir)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        // What the platform did is nobody else's on this machine.
+        .mode(0o700)
+        .create(&settings.data_dir)
         .with_context(|| format!("cannot make the data folder {}", settings.data_dir.display()))?;
     Ok(Pair {
         audit: audit_service::bind(configs.audit).await.context("audit")?,

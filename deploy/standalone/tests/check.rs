@@ -73,7 +73,7 @@ async fn rollups_that_were_damaged_are_found_and_made_anew() {
     process.terminate();
     assert_eq!(process.exited(PATIENCE).await.code(), Some(0));
 
-    let equal = "1 days, 3 segments: all are what their requests add up to\n";
+    let equal = "1 day, 3 segments: all are what their requests add up to\n";
     let (status, out, err) = check(folder, &[]);
     assert_eq!((status, out.as_str()), (Some(0), equal), "{err}");
 
@@ -83,10 +83,10 @@ async fn rollups_that_were_damaged_are_found_and_made_anew() {
     assert_eq!(status, Some(1), "{err}");
     let lines: Vec<&str> = out.lines().collect();
     assert!(lines.len() == 2 && lines[0].ends_with(": 2 of 3 segments differ"), "{out}");
-    assert_eq!(lines[1], "1 days, 3 segments: 2 differ; --repair makes them anew");
+    assert_eq!(lines[1], "1 day, 3 segments: 2 differ; --repair makes them anew");
     let (status, out, err) = check(folder, &["--repair"]);
     assert_eq!(status, Some(0), "{err}");
-    assert!(out.ends_with("1 days, 3 segments: 2 differed and were made anew\n"), "{out}");
+    assert!(out.ends_with("1 day, 3 segments: 2 differed and were made anew\n"), "{out}");
     let (status, out, err) = check(folder, &[]);
     assert_eq!((status, out.as_str()), (Some(0), equal), "{err}");
 }
@@ -100,6 +100,11 @@ fn what_cannot_be_checked_is_refused() {
     assert!(!folder.path().join("usage.db").exists(), "a check makes no database");
     let output = command().arg("check").output().unwrap();
     assert_eq!(output.status.code(), Some(64));
+    // The database alone says where it is.
+    let url = format!("sqlite://{}", folder.path().join("elsewhere.db").display());
+    let output = command().arg("check").env("USAGE_DATABASE_URL", url).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(64) && told.contains("elsewhere.db"), "{told}");
     let output = command()
         .args(["check", "--data-dir"])
         .arg(folder.path())

@@ -79,7 +79,7 @@ fn totals_are_those_of_the_generator_and_a_second_run_stores_nothing() {
 
     // Without its flags it repeats exactly what the folder holds.
     let again = demo(folder.path(), None, &[]);
-    let known = format!("{} of these events were in the folder already", show::count(3_000 + acted as u64));
+    let known = format!("The folder had {} of these events already", show::count(3_000 + acted as u64));
     assert!(again.contains(&known), "{again}");
     assert!(again.contains("which holds this demo already: --seed 5 --days 12 "), "{again}");
     let after_first_line = |text: &str| {

@@ -1641,7 +1641,8 @@ pub struct ExportUsageRequest {
     /// received; all else must be as it was.
     #[prost(string, tag = "5")]
     pub resume_token: ::prost::alloc::string::String,
-    /// As in `ListBreakdown` or `GetTimeSeries`, for these shapes.
+    /// As in `ListBreakdown` or `GetTimeSeries`, for these shapes; refused with
+    /// `EXPORT_SHAPE_REQUESTS`, as the next two.
     #[prost(enumeration = "Dimension", repeated, tag = "6")]
     pub group_by: ::prost::alloc::vec::Vec<i32>,
     /// As in `ListBreakdown` or `GetTimeSeries`.
@@ -1650,7 +1651,7 @@ pub struct ExportUsageRequest {
     /// As in `ListBreakdown` or `GetTimeSeries`.
     #[prost(int32, tag = "8")]
     pub limit: i32,
-    /// As in `GetTimeSeries`.
+    /// As in `GetTimeSeries`; refused with other shapes.
     #[prost(enumeration = "Bucket", tag = "9")]
     pub bucket: i32,
 }

@@ -120,8 +120,7 @@ impl KeyStore {
         };
         if let Source::File(path) = &store.source {
             store.reads().file = stamp(path);
-            let text = std::fs::read(path).map_err(|error| ConfigError::Unreadable(path.clone(), error))?;
-            let taken = store.take(text.into());
+            let taken = std::fs::read(path).map_err(anyhow::Error::new).and_then(|text| store.take(text.into()));
             taken.map_err(|error| ConfigError::Refused(format!("auth.jwks_file {}: {error:#}", path.display())))?;
         }
         Ok(store)
@@ -237,10 +236,13 @@ impl KeyStore {
                 }
                 Err(error) => {
                     metrics.reloaded("jwks", false);
-                    tracing::error!(
-                        error = format!("{error:#}"),
-                        "the keys of tokens cannot be read; the old ones stay"
-                    );
+                    let error = format!("{error:#}");
+                    match self.set().keys.len() {
+                        0 => {
+                            tracing::error!(error, "the keys of tokens cannot be read; until then no token is accepted")
+                        }
+                        _ => tracing::error!(error, "the keys of tokens cannot be read; the old ones stay"),
+                    }
                 }
             }
         }

@@ -20,7 +20,7 @@ use tower::{Layer, Service};
 use super::caller::From as CallFrom;
 use super::limits::{self, Limits, Place};
 use super::room::Metered;
-use super::{Access, Authenticator, Caller, Denial, Denials, Principal, RoleTable, Sees, Why};
+use super::{Access, Authenticator, Caller, Denial, Denials, Instances, Principal, RoleTable, Sees, Why};
 use crate::clock::now_us;
 use crate::config::LimitsConfig;
 use crate::error::{Error, Result};
@@ -87,6 +87,10 @@ impl AuthLayer {
         let access = Access::of(&principal);
         if is_reflection {
             return Ok(Some(caller(Some(identified), access)));
+        }
+        if matches!(access.instances(), Instances::Only(instances) if instances.is_empty()) {
+            let error = Error::PermissionDenied("the caller's credential names no instances".to_owned());
+            return Err(refuse(Why::Instance, Some(&principal), error));
         }
         let access = match (self.roles.and_then(|roles| roles.sees(path, principal.roles)), &principal.user_id) {
             (Some(Sees::All), _) => access,

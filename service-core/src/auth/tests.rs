@@ -282,6 +282,7 @@ fn what_is_configured_by_half_is_refused() {
         ("with a user", AuthConfig { jwks_url: "https://me:hunter2@login.example.com/keys".to_owned(), ..config() }),
         ("leeway_s", AuthConfig { leeway_s: 61, ..whole.clone() }),
         ("not a role", AuthConfig { certificates: vec![rule("dns:a", "root")], ..whole.clone() }),
+        ("no instances", AuthConfig { certificates: vec![rule("dns:a", "writer")], ..whole.clone() }),
         ("dns:NAME", AuthConfig { certificates: vec![rule("a", "writer")], ..whole.clone() }),
     ];
     for (expected, config) in table {

@@ -81,7 +81,7 @@ impl Tokens {
     /// Who a token stands for.
     pub(super) async fn check(&self, token: &str) -> Result<(Arc<Principal>, Cached), Refusal> {
         if token.len() > MAX_TOKEN_BYTES {
-            return Err(Refusal::Token);
+            return Err(refused("it is longer than 12 KiB"));
         }
         let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         let current = self.keys.generation();
@@ -93,12 +93,12 @@ impl Tokens {
                 return Ok((checked.principal, Cached::Yes));
             }
         }
-        let header = decode_header(token).map_err(|_| Refusal::Token)?;
+        let header = decode_header(token).map_err(|error| refused(what_is_wrong(&error)))?;
         // None is understood, so none may be marked as one that must be (RFC 7515, 4.1.11).
         if header.crit.is_some() {
-            return Err(Refusal::Token);
+            return Err(refused("its header has crit"));
         }
-        let mut refusal = Refusal::Token;
+        let mut wrong = "no key is for its algorithm and key id";
         let (generation, keys) = self.keys.find(header.alg, header.kid.as_deref()).await?;
         for key in keys {
             let mut validation = Validation::new(key.algorithm);
@@ -109,15 +109,18 @@ impl Tokens {
             validation.set_required_spec_claims(&["exp", "iss", "aud"]);
             match decode::<Map<String, Value>>(token, &key.key, &validation) {
                 Ok(decoded) => {
-                    let principal = Arc::new(self.principal(&decoded.claims).ok_or(Refusal::Token)?);
+                    let principal = Arc::new(
+                        self.principal(&decoded.claims)
+                            .ok_or_else(|| refused("its subject, or an instance, is none"))?,
+                    );
                     self.lock().insert(hash, Checked { principal: principal.clone(), generation });
                     return Ok((principal, Cached::No));
                 }
-                Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => refusal = Refusal::Expired,
-                Err(_) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => return Err(Refusal::Expired),
+                Err(error) => wrong = what_is_wrong(&error),
             }
         }
-        Err(refusal)
+        Err(refused(wrong))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, LruCache<[u8; 32], Checked>> {
@@ -145,6 +148,24 @@ impl Tokens {
             kind: CredentialKind::Token,
             expires_at_us: Some(expires_s.saturating_mul(MICROS_PER_SECOND)),
         })
+    }
+}
+
+/// Told to the operator alone, who asks for it; nothing that the token says is in it.
+fn refused(why: &str) -> Refusal {
+    tracing::debug!(why, "a bearer token is not accepted");
+    Refusal::Token
+}
+
+fn what_is_wrong(error: &jsonwebtoken::errors::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::InvalidSignature => "its signature is not of the key",
+        ErrorKind::InvalidIssuer => "its iss is not auth.issuer",
+        ErrorKind::InvalidAudience => "its aud is not among auth.audiences",
+        ErrorKind::ImmatureSignature => "its nbf is to come",
+        ErrorKind::MissingRequiredClaim(_) => "exp, iss or aud is missing",
+        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => "its algorithm is not allowed",
+        _ => "it is no JWT",
     }
 }
 

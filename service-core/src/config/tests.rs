@@ -121,6 +121,16 @@ fn a_value_that_does_not_fit_names_its_variable() {
 }
 
 #[test]
+fn what_is_no_toml_is_told_with_its_line_and_wrong_kinds_in_the_words_of_toml() {
+    let error = load_text("token = 'a'\n\nlisten =\n", &[]).expect_err("half a line").to_string();
+    assert!(error.contains(": line 3: "), "{error}");
+    let error = load_text("", &[("SAMPLE_NAMES", "a,b")]).expect_err("no list").to_string();
+    assert!(error.ends_with(r#"expected a list such as ["a", "b"]"#), "{error}");
+    let error = load_text("[server]\nmax_calls = 0\n", &[]).expect_err("none").to_string();
+    assert!(error.contains("expected a positive whole number"), "{error}");
+}
+
+#[test]
 fn secrets_are_not_printed() {
     let config = load_text("token = 'hunter2'\ndatabase_url = 'postgres://me:hunter2@db:5432/x?password=hunter2'", &[])
         .expect("valid");

@@ -1,6 +1,7 @@
 //! `grpc.health.v1`, from a real probe of storage for each service, again and
 //! again. The empty name stands for the whole server: all services together.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,7 +87,7 @@ pub(super) async fn start(
     let probe_timeout = millis(config.health_timeout_ms);
     let every = millis(config.health_interval_ms);
 
-    let prober = Prober { checks, reporter, metrics, probe_timeout, every };
+    let mut prober = Prober { checks, reporter, metrics, probe_timeout, every, unwell: BTreeSet::new() };
     prober.probe_all().await;
     let task = tokio::spawn(async move {
         let mut ticks = interval(every);
@@ -110,18 +111,25 @@ struct Prober {
     metrics: Metrics,
     probe_timeout: Duration,
     every: Duration,
+    /// Those that were told of in the log.
+    unwell: BTreeSet<&'static str>,
 }
 
 impl Prober {
-    async fn probe_all(&self) {
+    async fn probe_all(&mut self) {
         let outcomes =
             join_all(self.checks.iter().map(|check| async { (check.service, self.probe(check).await) })).await;
         let mut all = true;
         for (service, outcome) in outcomes {
             let healthy = outcome.is_ok();
-            if let Err(error) = outcome {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::warn!(service, %error, cause, "not healthy");
+            // A line when it changes: an outage would fill the log otherwise.
+            match outcome {
+                Err(error) if self.unwell.insert(service) => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::warn!(service, %error, cause, "not healthy");
+                }
+                Ok(()) if self.unwell.remove(service) => tracing::info!(service, "healthy again"),
+                _ => {}
             }
             all &= healthy;
             self.metrics.probed(service, healthy);
@@ -205,6 +213,7 @@ mod tests {
             metrics,
             probe_timeout: Duration::from_secs(1),
             every: Duration::from_secs(60),
+            unwell: BTreeSet::new(),
         };
         prober.probe(&check).await.expect("idle: a write works");
 

@@ -62,13 +62,13 @@ pub fn bucket_edges(range: &Resolved, bucket: Bucket, max: usize) -> Result<Vec<
         .filter(|coarser| *coarser > bucket)
         .find(|coarser| edges_within(range, *coarser, max).is_some());
     let advice = match fits {
-        Some(fits) => format!("{} would fit", fits.name()),
+        Some(fits) => format!("BUCKET_{} would fit", fits.name()),
         None => "no bucket would fit; narrow the range or ask for fewer groups".to_owned(),
     };
     Err(Error::invalid_because(
         Reason::TooManyPoints,
         "bucket",
-        format!("bucket {} gives more than {max} points for each series; {advice}", bucket.name()),
+        format!("bucket BUCKET_{} gives more than {max} points for each series; {advice}", bucket.name()),
     ))
 }
 
@@ -278,9 +278,9 @@ mod tests {
             assert_eq!(error.reason(), Reason::TooManyPoints);
             error.to_string()
         };
-        assert!(message(Bucket::Minute, 10_000).ends_with("HOUR would fit"));
-        assert!(message(Bucket::Minute, 366).ends_with("DAY would fit"));
-        assert!(message(Bucket::Hour, 12).ends_with("MONTH would fit"));
+        assert!(message(Bucket::Minute, 10_000).ends_with("; BUCKET_HOUR would fit"));
+        assert!(message(Bucket::Minute, 366).ends_with("; BUCKET_DAY would fit"));
+        assert!(message(Bucket::Hour, 12).ends_with("; BUCKET_MONTH would fit"));
         assert!(message(Bucket::Hour, 11).contains("no bucket would fit"));
         assert_eq!(bucket_edges(&year, Bucket::Day, 366).expect("exactly fits").len(), 367);
     }

@@ -40,12 +40,7 @@ impl Shared {
         let seen = Seen::new(caller, request.filter.as_ref())?;
         let shape = convert::shape(request.shape)?;
         let format = convert::format(request.format)?;
-        if shape != Shape::Requests && !request.resume_token.is_empty() {
-            return Err(Error::invalid(
-                "resume_token",
-                "resume_token is set, allowed is that with EXPORT_SHAPE_REQUESTS only; other shapes start over",
-            ));
-        }
+        fits(shape, &request)?;
         let order_by = convert::metric(request.order_by)?;
         match shape {
             Shape::Requests => {
@@ -85,6 +80,24 @@ impl Shared {
                 let lines = export::time_series(format, &query.keys, &ranked, &edges)?;
                 Ok(Box::pin(small(lines, ranked.overall, range, resolution_seconds)))
             }
+        }
+    }
+}
+
+/// Refuses what another shape would need: who sets it expects it to count.
+fn fits(shape: Shape, request: &proto::ExportUsageRequest) -> Result<()> {
+    let is_single = shape == Shape::Requests;
+    let fields = [
+        ("resume_token", !is_single && !request.resume_token.is_empty(), "EXPORT_SHAPE_REQUESTS"),
+        ("group_by", is_single && !request.group_by.is_empty(), "other shapes than EXPORT_SHAPE_REQUESTS"),
+        ("order_by", is_single && request.order_by != 0, "other shapes than EXPORT_SHAPE_REQUESTS"),
+        ("limit", is_single && request.limit != 0, "other shapes than EXPORT_SHAPE_REQUESTS"),
+        ("bucket", shape != Shape::TimeSeries && request.bucket != 0, "EXPORT_SHAPE_TIME_SERIES"),
+    ];
+    match fields.into_iter().find(|(_, is_odd, _)| *is_odd) {
+        None => Ok(()),
+        Some((field, _, allowed)) => {
+            Err(Error::invalid(field, format!("{field} is set, allowed is that with {allowed} only")))
         }
     }
 }

@@ -184,7 +184,7 @@ async fn a_member_groups_as_the_personal_page_does_and_by_nothing_else() {
                 time_range: day(),
                 shape: shape.into(),
                 format: ExportFormat::Jsonl.into(),
-                bucket: Bucket::Day.into(),
+                bucket: if shape == ExportShape::TimeSeries { Bucket::Day.into() } else { 0 },
                 group_by: group_by.clone(),
                 ..Default::default()
             };

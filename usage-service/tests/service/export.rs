@@ -3,7 +3,7 @@
 use activity_proto::usage::v1::export_usage_response::Part;
 use activity_proto::usage::v1::{
     Bucket, Dimension, ExportChunk, ExportEnd, ExportFormat, ExportShape, ExportUsageRequest, GetSummaryRequest,
-    UsageEvent,
+    Metric, UsageEvent,
 };
 use sha2::{Digest as _, Sha256};
 use tokio_stream::StreamExt as _;
@@ -109,6 +109,27 @@ async fn an_empty_export_is_a_header_and_an_end() {
     assert_eq!((end.rows, end.sha256), (Some(0), Sha256::digest(bytes(&chunks)).to_vec()));
     let (chunks, end) = export(&service, &requests(ExportFormat::Jsonl)).await;
     assert_eq!((chunks.len(), end.rows), (0, Some(0)));
+}
+
+#[tokio::test]
+async fn what_another_shape_would_need_is_refused_by_its_name() {
+    let service = Service::start().await;
+    let ask = |shape: ExportShape| ExportUsageRequest { shape: shape.into(), ..requests(ExportFormat::Csv) };
+    let (single, groups) = (ask(ExportShape::Requests), ask(ExportShape::Breakdown));
+    let by_user = vec![Dimension::User.into()];
+    let odd = [
+        ("group_by", ExportUsageRequest { group_by: by_user.clone(), ..single.clone() }),
+        ("order_by", ExportUsageRequest { order_by: Metric::Cost.into(), ..single.clone() }),
+        ("limit", ExportUsageRequest { limit: 5, ..single.clone() }),
+        ("bucket", ExportUsageRequest { bucket: Bucket::Day.into(), ..single }),
+        ("bucket", ExportUsageRequest { bucket: Bucket::Day.into(), group_by: by_user, ..groups.clone() }),
+        ("resume_token", ExportUsageRequest { resume_token: "x".into(), ..groups }),
+    ];
+    for (field, request) in odd {
+        let status = service.query.clone().export_usage(request).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        assert!(status.message().starts_with(&format!("{field} is set, allowed is that with ")), "{status}");
+    }
 }
 
 #[tokio::test]

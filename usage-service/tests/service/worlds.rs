@@ -203,13 +203,16 @@ async fn ask(client: &mut Client, question: &Question) -> Result<Vec<String>, St
         "ListRequests" => pages(query, time_range, filter, limit * 10).await?.0,
         _ => {
             let shape = ExportShape::try_from(shape).unwrap();
-            let grouped = if shape == ExportShape::Requests { Vec::new() } else { group_by };
+            let (group_by, order_by, limit) = match shape {
+                ExportShape::Requests => Default::default(),
+                _ => (group_by, order_by, limit),
+            };
             let request = proto::ExportUsageRequest {
                 time_range,
                 filter,
                 shape: shape.into(),
                 format: ExportFormat::Jsonl.into(),
-                group_by: grouped,
+                group_by,
                 order_by,
                 limit,
                 bucket: if shape == ExportShape::TimeSeries { bucket } else { 0 },

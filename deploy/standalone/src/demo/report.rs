@@ -53,9 +53,9 @@ pub async fn totals(ask: &Ask, range: Range) -> Result<String> {
     row("tokens without a price", |m| m.unpriced_tokens());
     table.add_row(vec![
         format!("cost, {}", show::inert(&whole.currency_code)),
-        show::inert(all.cost()),
-        show::inert(now.cost()),
-        show::inert(before.cost()),
+        show::exact(all.cost()),
+        show::exact(now.cost()),
+        show::exact(before.cost()),
         show::change(show::nanos(before.cost()), show::nanos(now.cost())),
     ]);
     Ok(section(

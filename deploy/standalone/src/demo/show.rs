@@ -69,6 +69,14 @@ pub fn nanos(money: &str) -> i128 {
     sign * (whole * 1_000_000_000 + part)
 }
 
+/// A decimal text of dollars to the nano-dollar, with as many decimals as all others.
+pub fn exact(money: &str) -> String {
+    let nanos = nanos(money);
+    let sign = if nanos < 0 { "-" } else { "" };
+    let (whole, part) = (nanos.unsigned_abs() / 1_000_000_000, nanos.unsigned_abs() % 1_000_000_000);
+    format!("{sign}{}.{part:09}", count(u64::try_from(whole).unwrap_or(u64::MAX)))
+}
+
 /// Nano-dollars in cents, rounded half up: `$1,234.57`.
 pub fn money(nanos: i128) -> String {
     let sign = if nanos < 0 { "-" } else { "" };

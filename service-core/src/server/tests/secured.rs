@@ -124,6 +124,10 @@ async fn every_call_but_health_needs_a_caller_with_a_role() {
     assert_eq!((status.code(), status.message()), (Code::Unauthenticated, "the bearer token has expired"));
     let status = record(&mut client, &server.token(json!({ "roles": ["auditor"] }))).await.expect_err("no writer");
     assert_reason(&status, Code::PermissionDenied, "PERMISSION_DENIED");
+    // Nobody takes the emptiness of all answers for an empty platform.
+    let status = record(&mut client, &server.token(json!({ "instances": [] }))).await.expect_err("nowhere");
+    assert_reason(&status, Code::PermissionDenied, "PERMISSION_DENIED");
+    assert_eq!(status.message(), "the caller's credential names no instances");
 
     let channel = server.channel_to(&server.authority, None).await.expect("connected");
     assert_eq!(health(channel.clone(), SERVICE).await, Ok(ServingStatus::Serving));
@@ -264,7 +268,12 @@ async fn a_clients_certificate_is_a_writer_by_its_name() {
             tls.client_ca_file = tls.certificate_file.with_file_name("clients.pem");
             tls.client_certificates = ClientCertificates::Optional;
             let roles = vec!["writer".to_owned()];
-            auth.certificates = vec![CertificateRule { san: name.to_owned(), roles, ..CertificateRule::default() }];
+            auth.certificates = vec![CertificateRule {
+                san: name.to_owned(),
+                roles,
+                instances: vec!["*".to_owned()],
+                ..CertificateRule::default()
+            }];
         },
     )
     .await;
@@ -298,7 +307,12 @@ async fn a_connection_is_worth_nothing_once_its_certificate_has_expired() {
             tls.client_ca_file = tls.certificate_file.with_file_name("clients.pem");
             tls.client_certificates = ClientCertificates::Required;
             let roles = vec!["writer".to_owned()];
-            auth.certificates = vec![CertificateRule { san: name.to_owned(), roles, ..CertificateRule::default() }];
+            auth.certificates = vec![CertificateRule {
+                san: name.to_owned(),
+                roles,
+                instances: vec!["*".to_owned()],
+                ..CertificateRule::default()
+            }];
         },
     )
     .await;

@@ -412,7 +412,8 @@ fn compared(
         };
         segments += 1;
         if !listed.contains(&place) || !made.sections.iter().all(same) {
-            tracing::error!(?place, "a segment is not what its requests add up to");
+            let (from, level) = (rfc3339(place.start_us), place.level.name());
+            tracing::error!(from, level, "a segment is not what its requests add up to");
             differing.push(made);
         }
     }
