@@ -152,7 +152,7 @@ impl Audit {
                 let deadline = Instant::now() + self.timeout;
                 let sequence = spool.push_waiting(&body, Some(waiter), deadline).await.map_err(refused)?;
                 let interest = Arc::new(Interest { feed: Arc::clone(&self.feed), sequence });
-                spool.synced(deadline).await.map_err(refused)?;
+                spool.synced(sequence, deadline).await.map_err(refused)?;
                 Some(interest)
             }
         };

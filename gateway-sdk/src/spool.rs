@@ -15,8 +15,8 @@
 //!   into memory: once the event is copied, it is the kernel's, whatever becomes of this
 //!   process, and no system call was made for it. Against the death of the *machine* it is
 //!   synced every [`sync interval`](Settings::sync).
-//! - **Audit survives the machine too**: `record` returns after a sync, which all callers
-//!   share that wait at the time.
+//! - **Audit survives the machine too**: `record` returns after a sync that began when its
+//!   event was written; all callers that wait at the time share it.
 //! - **Delivered in the order of numbers, until acknowledged.** What a service did not
 //!   acknowledge is sent again, by this process or the next one with the same folder; the
 //!   event's id makes the service store it once. A number is given to one event for ever.
@@ -38,7 +38,7 @@
 //!    next number. So numbers rise in the order of places.
 //! 3. Without the lock: CRC, number and event are copied, then the length is stored. **That is
 //!    the commit**; `record` returns.
-//! 4. Audit: the caller asks the syncer, and waits.
+//! 4. Audit: the caller asks the syncer ([`sync`]), and waits.
 //!
 //! The keeper, a thread, has the next segment ready: made in full, with all its blocks (no
 //! hole that a full disk could not fill), zeros, mapped, and every page touched. When it
@@ -78,8 +78,9 @@
 //! | *the disk* has damaged something | a CRC that does not fit | the segment is kept in `damaged`, the rest of it delivered, the loss counted |
 //!
 //! A sync that fails is not tried again on its file: the kernel may have thrown the pages away
-//! and forget that it did. Waiting callers are told, the segment gets no more events, what is
-//! in it is still sent from memory, and the next events go to a new file.
+//! and forget that it did. Every caller with an event in it is told, also those that ask later;
+//! the segment gets no more events, what is in it is still sent from memory, and the next
+//! events go to a new file.
 //!
 //! Two processes can't share a spool: it is locked, and the second is refused. Clocks don't
 //! matter: an epoch is larger than all that the folder has seen.
@@ -91,6 +92,7 @@ mod ledger;
 mod map;
 mod open;
 mod state;
+mod sync;
 mod take;
 
 use std::path::PathBuf;
@@ -100,7 +102,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::files::Files;
@@ -316,25 +318,6 @@ impl<T> Spool<T> {
         state.synced_to = format::FRAMES;
         self.work.notify_one();
         true
-    }
-
-    /// Waits until everything that was pushed before is on the disk.
-    pub(crate) async fn synced(&self, deadline: Instant) -> Result<(), Refused> {
-        let (tell, told) = oneshot::channel();
-        {
-            let mut state = self.lock();
-            if state.ending {
-                return Err(Refused::Closed);
-            }
-            state.sync_waiters.push(tell);
-        }
-        self.sync_work.notify_one();
-        match tokio::time::timeout_at(deadline, told).await {
-            Ok(Ok(Ok(()))) => Ok(()),
-            Ok(Ok(Err(message))) => Err(Refused::Disk(message)),
-            Ok(Err(_)) => Err(Refused::Closed),
-            Err(_) => Err(Refused::Disk("a sync has not come to an end in time".to_owned())),
-        }
     }
 
     /// Nobody waits for this event's receipt any more.

@@ -1,5 +1,4 @@
-//! The two threads of a spool: the keeper, which does everything to files but to sync them,
-//! and the syncer.
+//! The keeper: a thread that does everything to files but to sync them.
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -300,7 +299,7 @@ impl<T: Send + 'static> Spool<T> {
         self.progress.notify_waiters();
     }
 
-    fn failed(&self, what: &str, error: &std::io::Error) {
+    pub(super) fn failed(&self, what: &str, error: &std::io::Error) {
         tracing::error!(service = self.settings.service, folder = %self.folder.display(), %error, "{what} failed");
         self.lock().stats.disk_errors += 1;
     }
@@ -361,91 +360,6 @@ impl<T: Send + 'static> Spool<T> {
         self.write_rejected(letters, keeper);
         self.write_ledger(keeper);
         self.remove(trash);
-    }
-
-    fn sync_until_the_end(&self) {
-        let mut state = self.lock();
-        loop {
-            if state.ending {
-                // Told by their closed channels.
-                let waiters = std::mem::take(&mut state.sync_waiters);
-                drop(state);
-                drop(waiters);
-                return;
-            }
-            if self.settings.durable && state.sync_waiters.is_empty() {
-                state = self.sync_work.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            if !self.settings.durable {
-                let waited = self.sync_work.wait_timeout(state, self.settings.sync);
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                if state.ending {
-                    continue;
-                }
-            }
-            self.sync(state);
-            state = self.lock();
-        }
-    }
-
-    /// Syncs what is not, and tells who waits for it. Their events were written before they
-    /// asked, so one sync serves all of them.
-    fn sync(&self, mut state: MutexGuard<'_, State<T>>) {
-        let waiters = std::mem::take(&mut state.sync_waiters);
-        let mut segments = std::mem::take(&mut state.unsynced);
-        let State { entries, .. } = &*state;
-        // What the service has needs no sync.
-        segments.retain(|segment| entries.iter().any(|entry| entry.number == segment.number));
-        let pending = entries.back().is_some_and(|entry| entry.unread + entry.in_flight > 0);
-        let current = state.current.clone().filter(|live| {
-            let asked = self.settings.durable || pending;
-            asked && live.tail() > state.synced_to
-        });
-        drop(state);
-        let result = (|| {
-            for segment in &segments {
-                self.files.sync_file(&segment.file)?;
-            }
-            let Some(live) = &current else { return Ok(None) };
-            let tail = live.tail();
-            self.files.sync_live(live, tail)?;
-            // Of audit a segment's name was synced when it was made.
-            if !self.settings.durable {
-                self.files.sync_folder()?;
-            }
-            Ok(Some(tail))
-        })();
-        let same = |state: &State<T>| match (&state.current, &current) {
-            (Some(now), Some(then)) => Arc::ptr_eq(now, then),
-            _ => false,
-        };
-        let told = match result {
-            Ok(tail) => {
-                let mut state = self.lock();
-                if let Some(tail) = tail
-                    && same(&state)
-                {
-                    state.synced_to = tail;
-                }
-                Ok(())
-            }
-            Err(error) => {
-                self.failed("a sync", &error);
-                let mut state = self.lock();
-                // Never again on the same file.
-                if same(&state) {
-                    state.leave_current(false);
-                }
-                drop(state);
-                self.work.notify_one();
-                Err(format!("a sync failed: {error}"))
-            }
-        };
-        for waiter in waiters {
-            // Nobody waits any more where `record` timed out or was dropped.
-            let _ = waiter.send(told.clone());
-        }
     }
 }
 

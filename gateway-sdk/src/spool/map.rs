@@ -110,7 +110,8 @@ impl Live {
         Some(Reserved { live: Arc::clone(self), at, body_len })
     }
 
-    /// Whether every frame that has a place is written. Asked once no more are given out.
+    /// Whether every frame that has a place is written. Asked while none is given out: under the
+    /// lock, or once the segment was left.
     pub(super) fn is_quiet(&self) -> bool {
         self.committed.load(Acquire) == self.reserved.load(Acquire)
     }

@@ -4,11 +4,11 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::format::Seal;
 use super::map::Live;
+use super::sync::{Broken, Waiter};
 use crate::queue::frame::{Dropped, Numbering};
 use crate::queue::{MAX_RANGES, Refused};
 use crate::stats::{ServiceStats, Waiting};
@@ -101,9 +101,11 @@ pub(super) struct State<T> {
     pub(super) letters: Vec<Vec<u8>>,
     pub(super) ledger_stale: bool,
     /// For the syncer: who waits, and segments that were left behind unsynced.
-    pub(super) sync_waiters: Vec<oneshot::Sender<Result<(), String>>>,
+    pub(super) sync_waiters: Vec<Waiter>,
     pub(super) unsynced: Vec<Unsynced>,
+    /// How far the current segment is synced.
     pub(super) synced_to: usize,
+    pub(super) broken: Broken,
     pub(super) stats: ServiceStats,
 }
 
@@ -115,11 +117,13 @@ pub(super) struct Trash {
     pub(super) damaged: bool,
 }
 
-/// A segment that was left behind before it was synced.
+/// A segment that was left behind before all of it was synced.
 #[derive(Debug)]
 pub(super) struct Unsynced {
     pub(super) number: u64,
     pub(super) file: Arc<File>,
+    /// The numbers of its events are below.
+    pub(super) next: u64,
 }
 
 impl Entry {
@@ -164,6 +168,7 @@ impl<T> State<T> {
             sync_waiters: Vec::new(),
             unsynced: Vec::new(),
             synced_to: 0,
+            broken: Broken::default(),
             stats: ServiceStats { recovered, ..ServiceStats::default() },
         }
     }
@@ -182,7 +187,8 @@ impl<T> State<T> {
         // All of it was read already; what is in flight is waited for.
         entry.read = entry.unread == 0;
         if sync {
-            self.unsynced.push(Unsynced { number: entry.number, file: Arc::clone(live.file()) });
+            let file = Arc::clone(live.file());
+            self.unsynced.push(Unsynced { number: entry.number, file, next: seal.next });
         }
         self.sealing.push((entry.number, live, seal));
         self.remove_settled();

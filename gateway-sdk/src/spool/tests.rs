@@ -2,6 +2,7 @@
 
 mod disk;
 mod model;
+mod sync;
 
 use std::time::Duration;
 
@@ -280,45 +281,6 @@ async fn waiting_callers_drop_nothing_and_are_told_in_time() {
     assert_eq!(taken.bodies(), (0..n).collect::<Vec<_>>());
     spool.settle_all(taken).await;
     assert_eq!(waiting.await.unwrap(), Ok(n));
-}
-
-#[tokio::test]
-async fn audit_is_on_disk_before_it_is_recorded_and_one_sync_serves_many() {
-    let harness = Harness::durable();
-    let spool = harness.open();
-    let syncs = harness.count(Fault::Sync);
-    let record = async |n: u64| {
-        let spool = spool.arc();
-        spool.push_waiting(&body(n), None, soon()).await?;
-        spool.synced(soon()).await
-    };
-    record(0).await.unwrap();
-    assert_eq!(harness.count(Fault::Sync), syncs + 1);
-    let many = futures::future::join_all((1..200).map(record)).await;
-    assert!(many.into_iter().all(|result| result == Ok(())));
-    let used = harness.count(Fault::Sync) - syncs - 1;
-    assert!((1..20).contains(&used), "{used} syncs for 199 callers");
-}
-
-#[tokio::test]
-async fn a_sync_that_fails_is_told_and_not_tried_again_on_its_file() {
-    let harness = Harness::durable();
-    let spool = harness.open();
-    spool.push_waiting(&body(0), None, soon()).await.unwrap();
-    spool.synced(soon()).await.unwrap();
-    harness.fail(Fault::Sync, 1);
-    spool.push_waiting(&body(1), None, soon()).await.unwrap();
-    let refused = spool.synced(soon()).await.unwrap_err();
-    assert!(matches!(&refused, Refused::Disk(why) if why.contains("sync")), "{refused:?}");
-    // The next goes to another file, and that one is synced.
-    spool.push_waiting(&body(2), None, soon()).await.unwrap();
-    spool.synced(soon()).await.unwrap();
-    let live = harness.synced();
-    assert_eq!(live.iter().filter(|number| **number == live[0]).count(), 2, "{live:?}");
-    assert_ne!(live[0], live[2]);
-    // What nobody knows of is sent all the same.
-    assert_eq!(spool.take_all().await.bodies(), [0, 1, 2]);
-    assert_eq!(spool.stats().disk_errors, 1);
 }
 
 #[tokio::test]

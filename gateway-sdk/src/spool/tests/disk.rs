@@ -12,6 +12,7 @@ use std::time::Duration;
 use activity_proto::usage::v1::UsageEvent;
 use prost::Message;
 use tempfile::TempDir;
+use tokio::sync::OwnedMutexGuard;
 
 use super::super::files::{Disk, Files};
 use super::super::format::{FRAMES, Header};
@@ -46,11 +47,16 @@ struct Plan {
     broken: [AtomicU64; 6],
     /// Files that syncs were for.
     synced: Mutex<Vec<u64>>,
+    /// Held, syncs hang.
+    syncing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Plan {
     fn ask(&self, fault: Fault) -> io::Result<()> {
         self.asked[fault as usize].fetch_add(1, SeqCst);
+        if fault == Fault::Sync {
+            drop(self.syncing.blocking_lock());
+        }
         let fails = self.failing[fault as usize].fetch_update(SeqCst, SeqCst, |n| match n {
             0 => None,
             u32::MAX => Some(n),
@@ -233,6 +239,11 @@ impl Harness {
             }
         });
         hit >= FRAMES
+    }
+
+    /// Syncs hang as long as this is held; they are counted before.
+    pub(super) fn hold_syncs(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.plan.syncing).try_lock_owned().unwrap()
     }
 
     pub(super) fn synced(&self) -> Vec<u64> {
