@@ -337,6 +337,7 @@ impl<T> Spool<T> {
     pub(crate) fn settle(&self, settled: Settled) {
         let mut state = self.lock();
         state.stats.note_settled(&settled);
+        let (was_stale, mut removable) = (state.ledger_stale, false);
         let reports = settled.reports.min(state.reports.len());
         state.reports.drain(..reports);
         state.ledger_stale |= reports > 0;
@@ -347,9 +348,11 @@ impl<T> Spool<T> {
             entry.in_flight = entry.in_flight.saturating_sub(events);
             entry.settled = entry.settled.max(last.saturating_add(1));
             state.ledger_stale = true;
-            if state.remove_settled() {
-                self.work.notify_one();
-            }
+            removable = state.remove_settled();
+        }
+        // Once the keeper knows that the ledger is stale, it comes by itself.
+        if removable || state.ledger_stale && !was_stale {
+            self.work.notify_one();
         }
         drop(state);
         self.progress.notify_waiters();
@@ -361,6 +364,7 @@ impl<T> Spool<T> {
         Dropped::note(&mut state.dropped, who, sequence, sequence);
         state.ledger_stale = true;
         drop(state);
+        self.work.notify_one();
         self.ready.notify_one();
     }
 

@@ -142,6 +142,8 @@ async fn how_far_one_segment_was_acknowledged_is_never_taken_for_another() {
     for n in 0..50 {
         spool.push_dropping(&body(n)).unwrap();
     }
+    // The keeper has to be woken for the ledger.
+    spool.until_idle().await;
     let taken = spool.take_all().await;
     spool.settle_all(taken).await;
     // The ledger has it, and then the file goes before the ledger says so.
