@@ -141,6 +141,7 @@ impl<T: Send + 'static> Spool<T> {
         }
         let number = state.next_number;
         state.next_number += 1;
+        state.making = Some(number);
         state.bytes += len;
         Some(number)
     }
@@ -266,6 +267,7 @@ impl<T: Send + 'static> Spool<T> {
         let header = Header { number, ..self.header.clone() };
         let made = self.files.create(&header, self.settings.segment, self.settings.durable);
         let mut state = self.lock();
+        state.making = None;
         match made {
             Ok(live) => {
                 state.spare = Some((number, Arc::new(live)));

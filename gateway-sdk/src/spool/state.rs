@@ -60,6 +60,8 @@ pub(super) struct State<T> {
     pub(super) current: Option<Arc<Live>>,
     /// Made, and not yet in use.
     pub(super) spare: Option<(u64, Arc<Live>)>,
+    /// The number of the one that the keeper is at.
+    pub(super) making: Option<u64>,
     pub(super) next_number: u64,
     pub(super) next_sequence: u64,
     /// Who waits for an event of this process, by its number.
@@ -140,6 +142,7 @@ impl<T> State<T> {
             entries,
             current: None,
             spare: None,
+            making: None,
             next_number,
             next_sequence: 0,
             waiters: HashMap::new(),
@@ -254,7 +257,10 @@ impl<T> State<T> {
     pub(super) fn cursor(&self) -> (u64, u64) {
         match self.entries.front() {
             Some(entry) => (entry.number, entry.settled),
-            None => (self.spare.as_ref().map_or(self.next_number, |(number, _)| *number), 0),
+            None => {
+                let spare = self.spare.as_ref().map(|(number, _)| *number);
+                (spare.or(self.making).unwrap_or(self.next_number), 0)
+            }
         }
     }
 

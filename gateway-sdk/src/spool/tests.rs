@@ -165,6 +165,25 @@ async fn how_far_one_segment_was_acknowledged_is_never_taken_for_another() {
 }
 
 #[tokio::test]
+async fn a_segment_that_is_being_made_is_not_one_that_is_acknowledged() {
+    let harness = Harness::durable();
+    let spool = harness.open();
+    harness.fail(Fault::Create, u32::MAX);
+    harness.fail(Fault::Sync, 1);
+    let first = spool.push_waiting(&body(0), None, soon()).await.unwrap();
+    spool.synced(first, soon()).await.unwrap_err();
+    // Everything is acknowledged, and there is no segment at all.
+    let taken = spool.take_all().await;
+    spool.settle_all(taken).await;
+    assert!(spool.lock().entries.is_empty());
+    // The ledger is written in the same round in which the next one is made.
+    harness.fail(Fault::Create, 0);
+    spool.until_idle().await;
+    spool.push_waiting(&body(1), None, soon()).await.unwrap();
+    assert_eq!(harness.crash().open().take_all().await.bodies(), [1]);
+}
+
+#[tokio::test]
 async fn what_is_in_flight_when_the_process_dies_is_sent_again() {
     let harness = Harness::new();
     let spool = harness.open();
