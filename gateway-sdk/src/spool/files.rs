@@ -41,7 +41,7 @@ pub(super) trait Files: Send + Sync + fmt::Debug {
     fn read(&self, number: u64, most: usize) -> io::Result<Vec<u8>>;
     /// Removes a segment; that it is gone already is fine.
     fn remove(&self, number: u64) -> io::Result<()>;
-    /// Moves a segment to where damaged ones are kept.
+    /// Moves a segment to where damaged ones are kept; that it is gone already is fine.
     fn set_aside(&self, number: u64) -> io::Result<()>;
     /// Waits until the front of a mapped segment is on the disk.
     fn sync_live(&self, live: &Live, to: usize) -> io::Result<()>;
@@ -110,6 +110,13 @@ impl Disk {
     }
 }
 
+fn unless_gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
 fn name(number: u64) -> String {
     format!("{number:020}.segment")
 }
@@ -162,10 +169,7 @@ impl Files for Disk {
     }
 
     fn remove(&self, number: u64) -> io::Result<()> {
-        match fs::remove_file(self.path(number)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
-        }
+        unless_gone(fs::remove_file(self.path(number)))
     }
 
     fn set_aside(&self, number: u64) -> io::Result<()> {
@@ -176,7 +180,7 @@ impl Files for Disk {
         for oldest in kept.iter().take((kept.len() + 1).saturating_sub(MAX_DAMAGED)) {
             fs::remove_file(oldest)?;
         }
-        fs::rename(self.path(number), folder.join(name(number)))
+        unless_gone(fs::rename(self.path(number), folder.join(name(number))))
     }
 
     fn sync_live(&self, live: &Live, to: usize) -> io::Result<()> {

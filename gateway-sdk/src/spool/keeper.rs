@@ -39,6 +39,9 @@ struct Keeper {
     ledger: Ledger,
     ledger_at: Instant,
     retry_at: Option<Instant>,
+    /// Segments that could not be removed, and when to try again.
+    stuck: Vec<Trash>,
+    stuck_until: Instant,
 }
 
 impl<T: Send + 'static> Spool<T> {
@@ -64,7 +67,8 @@ impl<T: Send + 'static> Spool<T> {
     }
 
     fn keep(&self, ledger: Ledger) {
-        let mut keeper = Keeper { ledger, ledger_at: Instant::now(), retry_at: None };
+        let now = Instant::now();
+        let mut keeper = Keeper { ledger, ledger_at: now, retry_at: None, stuck: Vec::new(), stuck_until: now };
         loop {
             let (errands, ending) = self.wait_for_errands(&mut keeper);
             if ending {
@@ -90,6 +94,9 @@ impl<T: Send + 'static> Spool<T> {
                 load: state.load,
                 ..Errands::default()
             };
+            if now >= keeper.stuck_until {
+                errands.trash.append(&mut keeper.stuck);
+            }
             (errands.quiet, state.sealing) =
                 std::mem::take(&mut state.sealing).into_iter().partition(|(_, live, _)| live.is_quiet());
             if !idle {
@@ -106,7 +113,8 @@ impl<T: Send + 'static> Spool<T> {
             }
             let soon = (!state.sealing.is_empty()).then_some(now + SOON);
             let ledger = (state.ledger_stale && !idle).then_some(keeper.ledger_at + LEDGER_EVERY);
-            let until = [soon, ledger, keeper.retry_at.filter(|_| idle)].into_iter().flatten().min();
+            let stuck = (!keeper.stuck.is_empty()).then_some(keeper.stuck_until);
+            let until = [soon, ledger, stuck, keeper.retry_at.filter(|_| idle)].into_iter().flatten().min();
             state = self.wait(state, until.map(|at| at.saturating_duration_since(now)));
         }
     }
@@ -162,7 +170,7 @@ impl<T: Send + 'static> Spool<T> {
         if errands.ledger {
             self.write_ledger(keeper);
         }
-        self.remove(errands.trash);
+        self.remove(errands.trash, keeper);
         for (number, live, seal) in errands.quiet {
             live.seal(&seal, self.header.salt);
             self.unmap(number);
@@ -207,14 +215,21 @@ impl<T: Send + 'static> Spool<T> {
         }
     }
 
-    fn remove(&self, trash: Vec<Trash>) {
+    fn remove(&self, trash: Vec<Trash>, keeper: &mut Keeper) {
         let mut freed = 0;
-        for Trash { number, bytes, damaged } in trash {
+        for mut trash in trash {
+            let Trash { number, bytes, damaged, .. } = trash;
             let removed = if damaged { self.files.set_aside(number) } else { self.files.remove(number) };
-            match removed {
-                Ok(()) => freed += bytes,
-                // It stays counted, and the next start removes it.
-                Err(error) => self.failed("removing a segment", &error),
+            if let Err(error) = removed {
+                // Once is enough to tell.
+                if !std::mem::replace(&mut trash.failed, true) {
+                    self.failed("removing a segment", &error);
+                }
+                // It stays counted, and is tried again; at the latest by the next start.
+                keeper.stuck.push(trash);
+                keeper.stuck_until = Instant::now() + RETRY;
+            } else {
+                freed += bytes;
             }
         }
         if freed > 0 {
@@ -344,10 +359,11 @@ impl<T: Send + 'static> Spool<T> {
         let spare = state.spare.take();
         if let Some((number, _)) = &spare {
             let bytes = self.settings.segment as u64;
-            state.trash.push(Trash { number: *number, bytes, damaged: false });
+            state.trash.push(Trash { number: *number, bytes, damaged: false, failed: false });
         }
-        let trash = std::mem::take(&mut state.trash);
+        let mut trash = std::mem::take(&mut state.trash);
         drop(state);
+        trash.append(&mut keeper.stuck);
         drop(spare);
         for (_, live, seal) in sealing {
             if live.is_quiet() {
@@ -361,7 +377,7 @@ impl<T: Send + 'static> Spool<T> {
         }
         self.write_rejected(letters, keeper);
         self.write_ledger(keeper);
-        self.remove(trash);
+        self.remove(trash, keeper);
     }
 }
 

@@ -117,6 +117,8 @@ pub(super) struct Trash {
     pub(super) number: u64,
     pub(super) bytes: u64,
     pub(super) damaged: bool,
+    /// It could not be removed.
+    pub(super) failed: bool,
 }
 
 /// A segment that was left behind before all of it was synced.
@@ -248,7 +250,8 @@ impl<T> State<T> {
     }
 
     fn discard(&mut self, entry: Entry) {
-        self.trash.push(Trash { number: entry.number, bytes: entry.bytes, damaged: entry.damaged });
+        let Entry { number, bytes, damaged, .. } = entry;
+        self.trash.push(Trash { number, bytes, damaged, failed: false });
         self.graves.push(entry.source);
         self.ledger_stale = true;
     }

@@ -136,6 +136,29 @@ async fn acknowledged_segments_are_removed_and_nothing_is_sent_twice_after_a_sto
 }
 
 #[tokio::test]
+async fn a_segment_that_cannot_be_removed_is_removed_later_and_its_room_is_used_again() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    harness.fail(Fault::Remove, 3);
+    let (mut n, mut removed) = (0, 0);
+    // More than there is room for.
+    while removed < 2 * disk::SEGMENTS as u64 {
+        spool.push_waiting(&body(n), None, soon()).await.unwrap();
+        n += 1;
+        if n % 100 == 0 {
+            let taken = spool.take_all().await;
+            spool.settle_all(taken).await;
+            removed = spool.lock().entries.back().map_or(0, |entry| entry.number);
+        }
+    }
+    spool.until_files(|files| files.segments[0] >= removed).await;
+    spool.until_idle().await;
+    let stats = spool.stats();
+    assert!(stats.spool_bytes <= 2 * disk::SEGMENT as u64, "{stats:?}");
+    assert!(harness.count(Fault::Remove) > removed && stats.disk_errors > 0, "{stats:?}");
+}
+
+#[tokio::test]
 async fn how_far_one_segment_was_acknowledged_is_never_taken_for_another() {
     let harness = Harness::new();
     let spool = harness.open();
