@@ -76,6 +76,8 @@
 //! | while closing | a segment without a seal | walked, as after any death |
 //! | *the machine* died | pages of zeros, torn frames | what is whole is delivered; the numbers of the rest stay missing, and are not passed off as dropped |
 //! | *the disk* has damaged something | a CRC that does not fit | the segment is kept in `damaged`, the rest of it delivered, the loss counted |
+//! | *the disk* can't read a segment | an I/O error | opening fails; later it is tried some times more, and then as above |
+//! | the machine has no descriptor or no memory to read one | another error | opening fails; later it is tried until it can be read |
 //!
 //! A sync that fails is not tried again on its file: the kernel may have thrown the pages away
 //! and forget that it did. Every caller with an event in it is told, also those that ask later;

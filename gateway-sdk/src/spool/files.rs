@@ -117,7 +117,18 @@ fn unless_gone(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn name(number: u64) -> String {
+/// Whether an error of reading says that what was there is lost. Any other, such as no
+/// descriptor or no memory, is of the moment.
+pub(super) fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::NotFound)
+}
+
+/// Whether the disk itself could not read.
+pub(super) fn is_disk(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::IO.raw_os_error())
+}
+
+pub(super) fn name(number: u64) -> String {
     format!("{number:020}.segment")
 }
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Spool;
+use super::files::{is_damage, is_disk};
 use super::format::{Header, MAX_SEGMENT, Seal};
 use super::ledger::Ledger;
 use super::map::Live;
@@ -15,6 +16,9 @@ use crate::config::SpoolPressure;
 const LEDGER_EVERY: Duration = Duration::from_millis(100);
 /// When a disk that failed is asked again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often a disk that can't read a segment is asked for it. It then counts as damaged, so
+/// that it does not hold up all that is behind it.
+const READS: u32 = 5;
 /// When to look again for a thread that has a place and has not yet written to it.
 const SOON: Duration = Duration::from_millis(1);
 /// How long the end waits for such threads.
@@ -42,6 +46,14 @@ struct Keeper {
     /// Segments that could not be removed, and when to try again.
     stuck: Vec<Trash>,
     stuck_until: Instant,
+    unread: Option<Unread>,
+}
+
+/// A segment that could not be read, how often, and when to try again.
+struct Unread {
+    number: u64,
+    times: u32,
+    until: Instant,
 }
 
 impl<T: Send + 'static> Spool<T> {
@@ -68,7 +80,8 @@ impl<T: Send + 'static> Spool<T> {
 
     fn keep(&self, ledger: Ledger) {
         let now = Instant::now();
-        let mut keeper = Keeper { ledger, ledger_at: now, retry_at: None, stuck: Vec::new(), stuck_until: now };
+        let stuck = Vec::new();
+        let mut keeper = Keeper { ledger, ledger_at: now, retry_at: None, stuck, stuck_until: now, unread: None };
         loop {
             let (errands, ending) = self.wait_for_errands(&mut keeper);
             if ending {
@@ -88,10 +101,12 @@ impl<T: Send + 'static> Spool<T> {
             }
             let now = Instant::now();
             let idle = keeper.retry_at.is_some_and(|at| at > now);
+            let unread = keeper.unread.as_ref().filter(|unread| state.load == Some(unread.number));
+            let unread = unread.map(|unread| unread.until).filter(|until| *until > now);
             let mut errands = Errands {
                 graves: std::mem::take(&mut state.graves),
                 trash: std::mem::take(&mut state.trash),
-                load: state.load,
+                load: state.load.filter(|_| unread.is_none()),
                 ..Errands::default()
             };
             if now >= keeper.stuck_until {
@@ -114,7 +129,8 @@ impl<T: Send + 'static> Spool<T> {
             let soon = (!state.sealing.is_empty()).then_some(now + SOON);
             let ledger = (state.ledger_stale && !idle).then_some(keeper.ledger_at + LEDGER_EVERY);
             let stuck = (!keeper.stuck.is_empty()).then_some(keeper.stuck_until);
-            let until = [soon, ledger, stuck, keeper.retry_at.filter(|_| idle)].into_iter().flatten().min();
+            let retry = keeper.retry_at.filter(|_| idle);
+            let until = [soon, ledger, stuck, unread, retry].into_iter().flatten().min();
             state = self.wait(state, until.map(|at| at.saturating_duration_since(now)));
         }
     }
@@ -176,7 +192,7 @@ impl<T: Send + 'static> Spool<T> {
             self.unmap(number);
         }
         if let Some(number) = errands.load {
-            self.load(number);
+            self.load(number, keeper);
         }
         if let Some(number) = errands.make {
             self.make(number, keeper);
@@ -252,8 +268,20 @@ impl<T: Send + 'static> Spool<T> {
         drop(mapped);
     }
 
-    fn load(&self, number: u64) {
+    fn load(&self, number: u64, keeper: &mut Keeper) {
         let read = self.files.read(number, MAX_SEGMENT);
+        let before = keeper.unread.take().filter(|unread| unread.number == number);
+        let times = before.map_or(0, |unread| unread.times) + 1;
+        if let Err(error) = &read
+            && !(is_damage(error) || is_disk(error) && times >= READS)
+        {
+            keeper.unread = Some(Unread { number, times, until: Instant::now() + RETRY });
+            // Once is enough to tell.
+            if times == 1 {
+                self.failed("reading a segment back", error);
+            }
+            return;
+        }
         let mut state = self.lock();
         // It may have been dropped meanwhile.
         if state.load != Some(number) {
@@ -271,7 +299,7 @@ impl<T: Send + 'static> Spool<T> {
                 state.stats.damaged += lost;
                 state.remove_settled();
                 drop(state);
-                self.failed("reading a segment back", &error);
+                self.failed("reading a segment back, for the last time,", &error);
             }
         }
         self.ready.notify_one();

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::files::{Disk, Files, make_folder};
+use super::files::{Disk, Files, is_damage, make_folder, name};
 use super::format::{FRAMES, Frames, Header, Item, MAX_SEGMENT, Seal, seed};
 use super::ledger::Ledger;
 use super::state::{Entry, Source, State};
@@ -188,6 +188,12 @@ fn recover(settings: &Settings, files: &dyn Files, boot: u64) -> io::Result<Left
                 left.entries.push_back(entry);
             }
             Ok(None) => files.remove(number)?,
+            // The application is there to be told, and nothing is lost yet.
+            Err(error) if !is_damage(&error) => {
+                let name = name(number);
+                let message = format!("{name} can't be read: {error}; without it, the rest can be delivered");
+                return Err(io::Error::new(error.kind(), message));
+            }
             Err(error) => {
                 tracing::error!(service = settings.service, segment = number, %error,
                     "a spooled segment can't be read; it is kept in the spool's folder `damaged`");

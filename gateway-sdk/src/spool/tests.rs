@@ -95,6 +95,46 @@ async fn damage_costs_what_is_damaged_and_its_segment_is_kept() {
 }
 
 #[tokio::test]
+async fn a_segment_that_cannot_be_read_for_now_is_read_later() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    for n in 0..50 {
+        spool.push_dropping(&body(n)).unwrap();
+    }
+    spool.shutdown().await;
+    // Not at the start, where the application can be told: it is what it was then.
+    harness.fail(Fault::Read, 1);
+    let refused = harness.try_open().map(|_| ()).unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("00000000000000000001.segment") && text.contains("os error 5"), "{text}");
+    let again = harness.open();
+    harness.fail(Fault::Read, 2);
+    let taken = again.take_all().await;
+    assert_eq!(taken.bodies(), (0..50).collect::<Vec<_>>());
+    again.settle_all(taken).await;
+    let stats = again.stats();
+    assert_eq!((stats.damaged, again.files().damaged, stats.disk_errors), (0, 0, 1), "told once: {stats:?}");
+}
+
+#[tokio::test]
+async fn a_segment_on_a_broken_part_of_the_disk_holds_nothing_up_for_ever() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    for n in 0..50 {
+        spool.push_dropping(&body(n)).unwrap();
+    }
+    spool.shutdown().await;
+    let again = harness.open();
+    harness.fail(Fault::Read, u32::MAX);
+    again.push_dropping(&body(50)).unwrap();
+    let taken = again.take_all().await;
+    assert_eq!(taken.bodies(), [50]);
+    again.settle_all(taken).await;
+    assert_eq!(again.stats().damaged, 50);
+    again.until_files(|files| files.damaged == 1).await;
+}
+
+#[tokio::test]
 async fn files_that_are_no_segments_are_set_aside_and_hold_nothing_up() {
     let harness = Harness::new();
     let spool = harness.open();

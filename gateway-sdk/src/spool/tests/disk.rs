@@ -185,12 +185,16 @@ impl Harness {
 
     /// In epoch 1, 2, and so on.
     pub(super) fn open(&self) -> Opened {
+        self.try_open().unwrap()
+    }
+
+    pub(super) fn try_open(&self) -> io::Result<Opened> {
         let epoch = self.lives.fetch_add(1, SeqCst) + 1;
         let disk = Disk::open(self.path()).unwrap();
         let files = Arc::new(Faulty { disk, plan: Arc::clone(&self.plan) });
         let lock = Arc::new(Lock::of(tempfile::tempfile().unwrap()));
-        let spool = Spool::open(self.settings.clone(), &self.path(), files, ("p", epoch), self.boot, &lock).unwrap();
-        Opened { spool, folder: Arc::clone(&self.folder) }
+        let spool = Spool::open(self.settings.clone(), &self.path(), files, ("p", epoch), self.boot, &lock)?;
+        Ok(Opened { spool, folder: Arc::clone(&self.folder) })
     }
 
     /// The files as they are at this moment, in a folder of their own: what a process that is
