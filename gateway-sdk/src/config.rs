@@ -391,9 +391,9 @@ impl Builder {
     /// # Errors
     ///
     /// [`Error::Config`] for a setting out of bounds, [`Error::NoRuntime`],
-    /// [`Error::SpoolInUse`], and [`Error::Spool`] for a folder that can't be written to. What
-    /// can't be read of what an earlier process has left there is no error, but counted
-    /// ([`ServiceStats::damaged`](crate::ServiceStats::damaged)).
+    /// [`Error::SpoolInUse`], and [`Error::Spool`] for a folder that can't be written to or read
+    /// at the moment. What is damaged of what an earlier process has left there is no error,
+    /// but counted ([`ServiceStats::damaged`](crate::ServiceStats::damaged)).
     pub fn build(self) -> Result<GatewaySdk, Error> {
         self.check()?;
         let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
