@@ -1,9 +1,10 @@
 //! A spool over real files, with faults put between, and what a test does with it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -15,7 +16,7 @@ use tempfile::TempDir;
 use tokio::sync::OwnedMutexGuard;
 
 use super::super::files::{Disk, Files};
-use super::super::format::{FRAMES, Header};
+use super::super::format::{FRAMES, Frames, Header, Item};
 use super::super::map::{Live, Reserved};
 use super::super::open::Lock;
 use super::super::{Settings, Spool};
@@ -47,6 +48,8 @@ struct Plan {
     broken: [AtomicU64; 6],
     /// Files that syncs were for.
     synced: Mutex<Vec<u64>>,
+    /// Numbers of the events that were in a file when a sync of it began.
+    on_disk: Mutex<BTreeSet<u64>>,
     /// Held, syncs hang.
     syncing: Arc<tokio::sync::Mutex<()>>,
 }
@@ -77,6 +80,22 @@ struct Faulty {
     plan: Arc<Plan>,
 }
 
+/// What a sync that begins now brings to the disk at least.
+fn whole(file: &File) -> Vec<u64> {
+    let mut bytes = vec![0; SEGMENT];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    let salt = Header::decode(&bytes).unwrap().salt;
+    let frames = Frames::new(&bytes, salt, None, SEGMENT);
+    // Collected at once: what is found borrows the bytes.
+    let mut found = Vec::new();
+    for item in frames {
+        if let Item::Event { sequence, .. } = item {
+            found.push(sequence);
+        }
+    }
+    found
+}
+
 fn inode(file: &File) -> u64 {
     use std::os::unix::fs::MetadataExt;
     file.metadata().unwrap().ino()
@@ -105,12 +124,18 @@ impl Files for Faulty {
     fn sync_live(&self, live: &Live, to: usize) -> io::Result<()> {
         self.plan.synced.lock().unwrap().push(inode(live.file()));
         self.plan.ask(Fault::Sync)?;
-        self.disk.sync_live(live, to)
+        let whole = whole(live.file());
+        self.disk.sync_live(live, to)?;
+        self.plan.on_disk.lock().unwrap().extend(whole);
+        Ok(())
     }
     fn sync_file(&self, file: &File) -> io::Result<()> {
         self.plan.synced.lock().unwrap().push(inode(file));
         self.plan.ask(Fault::Sync)?;
-        self.disk.sync_file(file)
+        let whole = whole(file);
+        self.disk.sync_file(file)?;
+        self.plan.on_disk.lock().unwrap().extend(whole);
+        Ok(())
     }
     fn sync_folder(&self) -> io::Result<()> {
         self.disk.sync_folder()
@@ -169,7 +194,7 @@ impl Harness {
     }
 
     pub(super) fn durable() -> Self {
-        let mut harness = Self::new();
+        let mut harness = Self::with_limit(1 << 30);
         harness.settings.durable = true;
         harness
     }
@@ -248,6 +273,11 @@ impl Harness {
     /// Syncs hang as long as this is held; they are counted before.
     pub(super) fn hold_syncs(&self) -> OwnedMutexGuard<()> {
         Arc::clone(&self.plan.syncing).try_lock_owned().unwrap()
+    }
+
+    /// Whether a sync began after an event was written, and succeeded.
+    pub(super) fn is_on_disk(&self, sequence: u64) -> bool {
+        self.plan.on_disk.lock().unwrap().contains(&sequence)
     }
 
     pub(super) fn synced(&self) -> Vec<u64> {
@@ -419,12 +449,17 @@ impl Opened {
 
     /// Gives an event a number and a place, and goes no further.
     pub(super) fn place_without_writing(&self, len: usize) -> (Reserved, u64) {
+        self.try_place(len).unwrap()
+    }
+
+    /// The same, where there is room.
+    pub(super) fn try_place(&self, len: usize) -> Option<(Reserved, u64)> {
         let mut state = self.lock();
-        let place = state.current.as_ref().unwrap().reserve(len).unwrap();
+        let place = state.current.as_ref()?.reserve(len)?;
         let sequence = state.next_sequence;
         state.next_sequence += 1;
         state.entries.back_mut().unwrap().unread += 1;
-        (place, sequence)
+        Some((place, sequence))
     }
 }
 

@@ -101,6 +101,37 @@ async fn an_event_that_was_not_written_when_the_sync_began_is_not_recorded_by_it
     assert_eq!(spool.take_all().await.bodies(), [0, 1, 2]);
 }
 
+#[test]
+fn what_threads_that_are_stopped_anywhere_have_recorded_is_on_the_disk() {
+    let harness = Harness::durable();
+    let spool = harness.open();
+    let record = |n: usize| {
+        let body = vec![b'x'; 500 + n];
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            for _ in 0..300 {
+                let sequence = match spool.try_place(body.len()) {
+                    Some((place, sequence)) => {
+                        std::thread::yield_now();
+                        write(&spool, place, sequence, &body);
+                        sequence
+                    }
+                    None => spool.push_waiting(&body, None, soon()).await.unwrap(),
+                };
+                spool.synced(sequence, soon()).await.unwrap();
+                assert!(harness.is_on_disk(sequence), "{sequence}");
+            }
+        });
+    };
+    std::thread::scope(|scope| {
+        for n in 0..6 {
+            let record = &record;
+            scope.spawn(move || record(n));
+        }
+    });
+    assert!(harness.segments().len() > 10);
+}
+
 #[tokio::test]
 async fn a_segment_that_was_left_before_an_event_in_it_was_written_is_synced_again() {
     let harness = Harness::durable();
