@@ -77,6 +77,33 @@ enum SavedHeads {
     Kept(Vec<u8>),
 }
 
+impl Saved {
+    /// What a token's payload says, and the hash to go on with.
+    fn read(payload: &[u8]) -> Result<(Self, Sha256)> {
+        let saved: Self = serde_json::from_slice(payload).map_err(|_| Self::refused())?;
+        let sha256 = unhex(&saved.sha256).as_deref().and_then(restore).ok_or_else(Self::refused)?;
+        Ok((saved, sha256))
+    }
+
+    /// Sealed by us, so a payload that cannot be read is of another version.
+    fn refused() -> Error {
+        let message = "resume_token cannot be resumed any more; open the export anew";
+        Error::invalid_because(Reason::InvalidPageToken, "resume_token", message)
+    }
+
+    fn write(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self).map_err(Error::internal)
+    }
+}
+
+/// A payload read, its hash taken to the end, and written again.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn rewritten(payload: &[u8]) -> Result<Vec<u8>> {
+    let (saved, sha256) = Saved::read(payload)?;
+    assert_eq!(sha256.clone().finalize().len(), 32);
+    Saved { sha256: hex(&sha256), ..saved }.write()
+}
+
 /// An export under way.
 #[derive(Debug)]
 pub struct Export {
@@ -164,18 +191,12 @@ impl Export {
     /// Goes on behind the chunk that came with a token's payload. Access, filter and format are the same as when it was
     /// opened; the token is bound to them.
     pub async fn resume(store: Store, access: &Access, filter: Filter, format: Format, payload: &[u8]) -> Result<Self> {
-        // Sealed by us, so a payload that cannot be read is of another version.
-        let refused = || {
-            let message = "resume_token cannot be resumed any more; open the export anew";
-            Error::invalid_because(Reason::InvalidPageToken, "resume_token", message)
-        };
-        let saved: Saved = serde_json::from_slice(payload).map_err(|_| refused())?;
-        let sha256 = unhex(&saved.sha256).as_deref().and_then(restore).ok_or_else(refused)?;
+        let (saved, sha256) = Saved::read(payload)?;
         let (heads, kept) = match saved.heads {
             SavedHeads::Here(heads) => (heads, None),
             SavedHeads::Kept(digest) => {
-                let heads = store.frozen(&digest).await?.ok_or_else(refused)?;
-                (heads, Some(<[u8; 32]>::try_from(digest).map_err(|_| refused())?))
+                let heads = store.frozen(&digest).await?.ok_or_else(Saved::refused)?;
+                (heads, Some(<[u8; 32]>::try_from(digest).map_err(|_| Saved::refused())?))
             }
         };
         let store = store.for_export().await;
@@ -293,10 +314,10 @@ impl Export {
             scope: self.scope.clone(),
             after: self.after,
             entries: self.entries,
-            sha256: self.sha256.serialize().iter().map(|byte| format!("{byte:02x}")).collect(),
+            sha256: hex(&self.sha256),
             heads,
         };
-        serde_json::to_vec(&saved).map_err(Error::internal)
+        saved.write()
     }
 
     /// What the export held, once no chunk is left.
@@ -305,9 +326,16 @@ impl Export {
     }
 }
 
+fn hex(hash: &Sha256) -> String {
+    hash.serialize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn restore(state: &[u8]) -> Option<Sha256> {
+    // Eight words, then how many blocks of 512 bits they are over, which SHA-256 counts in 64 bits: a state that says it
+    // is further is none of ours.
+    let blocks = state.get(32..40)?.iter().rev().fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
     let state = SerializedState::<Sha256>::try_from(state).ok()?;
-    Sha256::deserialize(&state).ok()
+    Sha256::deserialize(&state).ok().filter(|_| blocks < (u64::MAX >> 9) - 1)
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {

@@ -1,5 +1,7 @@
 //! The services of the contract: a request in, checked; a call of the store or the writer; the answer out.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod ingest;
 mod query;
 mod trust;

@@ -42,5 +42,7 @@ pub mod verify;
 mod words;
 
 pub use config::{Config, ENV_PREFIX, LogConfig, TailConfig};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use grpc::fuzz;
 pub use roles::ROLES;
 pub use server::{Server, bind};

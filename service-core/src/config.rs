@@ -29,7 +29,6 @@ pub use shared::{
 pub const EXIT_CONFIG: u8 = 64;
 
 /// Why a configuration is refused. Names the file or variable, never a secret.
-#[derive(Debug)]
 pub enum ConfigError {
     /// The file cannot be read.
     Unreadable(PathBuf, std::io::Error),
@@ -71,6 +70,13 @@ impl fmt::Display for ConfigError {
     }
 }
 
+/// As it is shown: what the parser's own error has is the whole file, secrets and all.
+impl fmt::Debug for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ConfigError({self})")
+    }
+}
+
 impl std::error::Error for ConfigError {}
 
 /// What is wrong with a value, in the words of whoever writes TOML.
@@ -91,9 +97,25 @@ pub fn load<T: DeserializeOwned>(
     file: Option<&Path>,
     env: impl IntoIterator<Item = (String, String)>,
 ) -> Result<T, ConfigError> {
+    let text = match file {
+        None => None,
+        Some(path) => {
+            let text =
+                std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable(path.to_owned(), error))?;
+            Some((path, text))
+        }
+    };
+    read_all(prefix, text.as_ref().map(|(path, text)| (*path, text.as_str())), env)
+}
+
+/// Reads `T` from a file's text and the environment.
+pub(crate) fn read_all<T: DeserializeOwned>(
+    prefix: &str,
+    file: Option<(&Path, &str)>,
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Result<T, ConfigError> {
     let mut table = toml::Table::new();
-    if let Some(path) = file {
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable(path.to_owned(), error))?;
+    if let Some((path, text)) = file {
         let malformed = |error: toml::de::Error| {
             let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             ConfigError::Malformed(path.to_owned(), line, Box::new(error))

@@ -34,6 +34,8 @@ pub mod csv;
 pub mod database;
 pub mod error;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod group_commit;
 pub mod ingest_stream;
 pub mod numbers;

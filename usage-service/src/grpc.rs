@@ -2,6 +2,8 @@
 //! message. What is asked is answered by `store`, in one hop.
 
 mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod ingest;
 mod pricing;
 mod query;

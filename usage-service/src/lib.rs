@@ -52,5 +52,7 @@ mod server;
 pub mod store;
 
 pub use config::{Config, ENV_PREFIX};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use grpc::fuzz;
 pub use roles::ROLES;
 pub use server::{Server, bind};

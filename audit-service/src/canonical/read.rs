@@ -106,20 +106,20 @@ pub(crate) struct Line<'a> {
 }
 
 /// Who did it.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct LineActor<'a> {
-    #[serde(borrow)]
+    #[serde(borrow, default)]
     pub(crate) display_name: Cow<'a, str>,
     #[serde(borrow)]
     pub(crate) id: Cow<'a, str>,
-    #[serde(borrow)]
+    #[serde(borrow, default)]
     pub(crate) ip_address: Cow<'a, str>,
-    #[serde(borrow)]
+    #[serde(borrow, default)]
     pub(crate) kind: Cow<'a, str>,
-    #[serde(borrow)]
+    #[serde(borrow, default)]
     pub(crate) on_behalf_of: Cow<'a, str>,
-    #[serde(borrow)]
+    #[serde(borrow, default)]
     pub(crate) user_agent: Cow<'a, str>,
 }
 

@@ -314,7 +314,7 @@ fn filter(caller: &Caller, wire: Option<proto::AuditFilter>, none: Stages) -> Re
     Ok(filter)
 }
 
-fn log_scope(range: proto::SequenceRange) -> Result<Scope> {
+pub(super) fn log_scope(range: proto::SequenceRange) -> Result<Scope> {
     convert::instance_id("sequence_range.instance_id", &range.instance_id)?;
     let (from, to) = (range.from.unwrap_or(0), range.to.unwrap_or(u64::MAX));
     if from > to {
@@ -357,17 +357,17 @@ fn query_hash(request: &impl prost::Message, access: &Access) -> [u8; 32] {
 }
 
 /// What a page token carries: the range of the first page, and the last entry.
-struct Position;
+pub(super) struct Position;
 
 impl Position {
-    fn write(range: Range, after: Key) -> Vec<u8> {
+    pub(super) fn write(range: Range, after: Key) -> Vec<u8> {
         let times = [range.start_us, range.end_us, after.occurred_at_us];
         let mut payload: Vec<u8> = times.iter().flat_map(|time| time.to_be_bytes()).collect();
         payload.extend_from_slice(after.id.as_bytes());
         payload
     }
 
-    fn read(payload: &[u8]) -> Result<(Range, Key)> {
+    pub(super) fn read(payload: &[u8]) -> Result<(Range, Key)> {
         let time = |at: usize| Some(i64::from_be_bytes(payload.get(at..at + 8)?.try_into().ok()?));
         let position = || {
             let range = Range { start_us: time(0)?, end_us: time(8)? };

@@ -6,6 +6,8 @@
 //! ChildProcess   any program: wait for a line, signal it, wait for its end; its log shows when a test fails
 //! binary         the path of one of the workspace's own programs, built first
 //! Realm          certificates and tokens, and the settings of a server that believes them
+//! Messages       requests made out of any bytes, for tests and fuzzers
+//! assert_…       what holds of every answer and file
 //! eventually     wait for a condition instead of sleeping
 //! free_port      a port nobody listens on
 //! rss_bytes      the memory a process holds
@@ -19,15 +21,19 @@
 
 mod binary;
 mod citus;
+mod claims;
 mod guard;
 mod identity;
+mod messages;
 mod postgres;
 mod process;
 mod wait;
 
 pub use binary::binary;
 pub use citus::Citus;
+pub use claims::{assert_cell, assert_harmless, assert_refusal, csv_rows};
 pub use identity::{AUDIENCE, Authority, ISSUER, Realm, Signer, base64url};
+pub use messages::{Messages, Method};
 pub use postgres::{Durability, Postgres};
 pub use process::{ChildProcess, Signal, free_port, open_files, rss_bytes};
 pub use wait::{Condition, eventually};

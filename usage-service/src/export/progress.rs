@@ -27,6 +27,13 @@ pub(crate) struct Progress {
 
 /// Bytes of the state of SHA-256, as `sha2` serializes it: within 0.11 it stays.
 const HASH_BYTES: usize = 32 + 8 + 64;
+/// SHA-256 counts bits in 64 of them; a state that says it is further is none of ours.
+const MAX_BLOCKS: u64 = (u64::MAX >> 9) - 2;
+
+/// How many whole blocks a state is over.
+fn blocks(state: &[u8; HASH_BYTES]) -> u64 {
+    state[32..40].iter().rev().fold(0, |number, byte| (number << 8) | u64::from(*byte))
+}
 
 impl Progress {
     /// The start of an export.
@@ -133,7 +140,7 @@ impl Reader<'_> {
         };
         let cost_nanos = self.take().map(i128::from_be_bytes)?;
         let state: [u8; HASH_BYTES] = self.take()?;
-        let hash = Sha256::deserialize(&state.into()).ok()?;
+        let hash = Sha256::deserialize(&state.into()).ok().filter(|_| blocks(&state) <= MAX_BLOCKS)?;
         self.0.is_empty().then_some(Progress {
             start_us,
             end_us,

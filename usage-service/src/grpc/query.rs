@@ -379,7 +379,7 @@ impl UsageQueryService for Query {
     }
 }
 
-fn pack(start_us: i64, end_us: i64, position: Position) -> Vec<u8> {
+pub(super) fn pack(start_us: i64, end_us: i64, position: Position) -> Vec<u8> {
     let mut payload = Vec::with_capacity(40);
     for number in [start_us, end_us, position.occurred_at_us] {
         payload.extend_from_slice(&number.to_be_bytes());
@@ -388,7 +388,7 @@ fn pack(start_us: i64, end_us: i64, position: Position) -> Vec<u8> {
     payload
 }
 
-fn unpack(payload: &[u8]) -> Result<(i64, i64, Position)> {
+pub(super) fn unpack(payload: &[u8]) -> Result<(i64, i64, Position)> {
     let number = |at: usize| {
         let bytes = payload.get(at..at + 8)?;
         bytes.try_into().ok().map(i64::from_be_bytes)
