@@ -167,6 +167,24 @@ impl Phase {
         Self { times }
     }
 
+    /// Writes at a steady pace for a while. Timed from when each was due, so that one which goes out late because of
+    /// another has waited all the same.
+    pub async fn paced(span: Duration, per_second: u32, mut write: impl AsyncFnMut()) -> Self {
+        let begun = Instant::now();
+        let mut times = Vec::new();
+        for number in 0.. {
+            let due = begun + Duration::from_secs(1) * number / per_second;
+            if due - begun >= span {
+                break;
+            }
+            tokio::time::sleep_until(due).await;
+            write().await;
+            times.push(due.elapsed());
+        }
+        times.sort();
+        Self { times }
+    }
+
     /// Writes that were acknowledged.
     pub fn count(&self) -> usize {
         self.times.len()

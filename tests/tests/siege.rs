@@ -1,5 +1,5 @@
 //! The drill of everything at once: half-open connections, a rapid-reset flood and stopped export readers are held
-//! against both services while a writer goes on. `cargo bench -p e2e -- hostile` measures the same.
+//! against both services while a writer goes on. `cargo bench -p e2e -- siege` measures the same at a steady pace.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
 use std::time::{Duration, SystemTime};

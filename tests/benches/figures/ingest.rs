@@ -9,7 +9,7 @@ use clap::Args;
 use testkit::{Realm, rss_bytes};
 
 use crate::load::Target;
-use crate::machine::{Measured, median, mib, ms, peak_bytes};
+use crate::machine::{Measured, cpu_seconds, median, mib, ms, peak_bytes};
 use crate::place::{Engine, Places, bytes};
 use crate::raw::{self, Way};
 use crate::traffic::{HOUR_US, SPAN_US, Traffic};
@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
     /// Only this service.
     #[arg(long)]
     service: Option<Kind>,
-    /// Behind TLS, each stream with a token; acknowledgements at half the load are left out.
+    /// Instead of the engine: the same behind TLS with a token on each stream, by turns with plain text.
     #[arg(long)]
     secured: bool,
     /// Put the data here.
@@ -63,6 +63,10 @@ pub(crate) async fn run(arguments: Arguments) {
                 continue;
             }
             println!("\n{} on {}", kind.name(), engine.name());
+            if arguments.secured {
+                secured(&mut places, kind, engine, &arguments).await;
+                continue;
+            }
             let mut rounds = Vec::new();
             for number in 1..=arguments.rounds {
                 rounds.push(round(&mut places, kind, engine, number, &arguments).await);
@@ -78,26 +82,66 @@ pub(crate) async fn run(arguments: Arguments) {
     }
 }
 
-async fn round(places: &mut Places, kind: Kind, engine: Engine, number: usize, arguments: &Arguments) -> Round {
-    let (filled, empty) = ("ingest_filled", "ingest_empty");
-    for name in [filled, empty] {
-        places.remove(engine, name).await;
+/// What TLS and tokens leave of the rate without.
+async fn secured(places: &mut Places, kind: Kind, engine: Engine, arguments: &Arguments) {
+    let mut ratios = Vec::new();
+    for number in 1..=arguments.rounds {
+        let realm = Realm::new();
+        // By turns first, so that what changes with time changes both.
+        let mut rates = [0.0; 2];
+        let mut cpu = [0.0; 2];
+        for turn in [number % 2, (number + 1) % 2] {
+            let with = (turn == 1).then_some(&realm);
+            let (mut service, _, rate) = fill(places, kind, engine, with, arguments.events).await;
+            rates[turn] = rate;
+            cpu[turn] = cpu_seconds(service.pid()) * 1e6 / arguments.events as f64;
+            service.stop().await;
+        }
+        places.remove(engine, FILLED).await;
+        let [plain, secured] = rates;
+        ratios.push(secured / plain);
+        println!(
+            "  round {number}: {plain:.0} events/s in plain text, {secured:.0} with TLS and tokens: {:.2}; \
+             the service's processor time {:.2} and {:.2} µs an event",
+            secured / plain,
+            cpu[0],
+            cpu[1]
+        );
     }
-    let url = places.url(engine, filled).await;
-    let realm = arguments.secured.then(Realm::new);
-    let settings = realm.as_ref().map(Realm::settings).unwrap_or_default();
-    let settings: Vec<_> = settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    let mut service = Measured::start(kind.name(), &url, &settings).await;
-    let address = service.service.address().to_owned();
-    let target = Target { address: &address, realm: realm.as_ref() };
-    let traffic = Arc::new(Traffic::new(load::start_us(), arguments.events));
+    println!("  median of {} rounds: {:.2}", ratios.len(), median(ratios));
+}
 
+/// The database that a service fills.
+const FILLED: &str = "ingest_filled";
+
+/// A new service, filled through the SDK; its database, and how many events it took in a second.
+async fn fill(
+    places: &mut Places,
+    kind: Kind,
+    engine: Engine,
+    realm: Option<&Realm>,
+    events: u64,
+) -> (Measured, String, f64) {
+    places.remove(engine, FILLED).await;
+    let url = places.url(engine, FILLED).await;
+    let settings = realm.map(Realm::settings).unwrap_or_default();
+    let settings: Vec<_> = settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let service = Measured::start(kind.name(), &url, &settings).await;
+    let target = Target { address: service.service.address(), realm };
+    let traffic = Arc::new(Traffic::new(load::start_us(), events));
     let begun = Instant::now();
     match kind {
         Kind::Usage => load::usage(&target, &traffic).await,
-        Kind::Audit => load::audit(&target, arguments.events).await,
+        Kind::Audit => load::audit(&target, events).await,
     }
-    let rate = arguments.events as f64 / begun.elapsed().as_secs_f64();
+    let rate = events as f64 / begun.elapsed().as_secs_f64();
+    (service, url, rate)
+}
+
+async fn round(places: &mut Places, kind: Kind, engine: Engine, number: usize, arguments: &Arguments) -> Round {
+    let empty = "ingest_empty";
+    places.remove(engine, empty).await;
+    let (mut service, url, rate) = fill(places, kind, engine, None, arguments.events).await;
     let count = |name: &'static str| service.metric(name, "");
     let groups = count("activity_group_commit_events_count").await.unwrap();
     let group = (count("activity_group_commit_events_sum").await.unwrap() / groups).round().max(1.0) as usize;
@@ -125,11 +169,13 @@ async fn round(places: &mut Places, kind: Kind, engine: Engine, number: usize, a
     // What the engine alone has left to write is no part of what follows.
     places.remove(engine, empty).await;
     place::checkpoint(&url).await;
-    if number == arguments.rounds && !arguments.secured {
+    if number == arguments.rounds {
+        let address = service.service.address().to_owned();
+        let target = Target { address: &address, realm: None };
         paced(&service, &target, kind, rate / 2.0, arguments.paced_seconds).await;
     }
     service.stop().await;
-    for name in [filled, empty] {
+    for name in [FILLED, empty] {
         places.remove(engine, name).await;
     }
     Round { rate, ways }

@@ -1,10 +1,12 @@
-//! `cargo bench -p e2e -- ingest | queries | exports | retention`: what the whole does, beside the limit measured in the same run.
+//! `cargo bench -p e2e -- ingest | queries | exports | retention | siege`: what the whole does, beside the limit that
+//! the same run measures.
 //!
 //! - `ingest`: durable ingest through the SDK, beside the engine's own bulk insert into the same tables;
-//!   acknowledgements at half that load.
+//!   acknowledgements at half that load. With `--secured` beside itself in plain text.
 //! - `queries`: every question of a dashboard over 1 and 10 million requests, beside DuckDB over the same rows.
 //! - `exports`: CSV through gRPC, beside the engine's own.
 //! - `retention`: a day of requests goes, and what ingest notices of it.
+//! - `siege`: what a writer waits before, during and after attacks that are held against its service.
 //!
 //! Everything runs on this machine's loopback, so that client, service and engine share its cores.
 #![allow(clippy::unwrap_used, reason = "a benchmark: a panic is its failure")]
@@ -17,6 +19,7 @@ mod place;
 mod queries;
 mod raw;
 mod retention;
+mod siege;
 mod traffic;
 
 use std::time::Instant;
@@ -42,6 +45,8 @@ enum Figures {
     Exports(exports::Arguments),
     /// A day of requests is let go while others come.
     Retention(retention::Arguments),
+    /// A writer's waits before, during and after a siege.
+    Siege(siege::Arguments),
 }
 
 /// A service.
@@ -72,12 +77,16 @@ impl Kind {
 async fn main() {
     let arguments = Arguments::parse();
     println!("{}", machine::machine());
+    // Optimized and from cold that takes minutes: better said than met as a standstill in the first round.
+    eprintln!("the services are built first, where they are not yet");
+    testkit::binary("standalone");
     let begun = Instant::now();
     match arguments.figures {
         Figures::Ingest(arguments) => ingest::run(arguments).await,
         Figures::Queries(arguments) => queries::run(arguments).await,
         Figures::Exports(arguments) => exports::run(arguments).await,
         Figures::Retention(arguments) => retention::run(arguments).await,
+        Figures::Siege(arguments) => siege::run(arguments).await,
     }
     println!("\n{:.0?} in all", begun.elapsed());
 }
