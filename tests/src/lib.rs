@@ -5,6 +5,7 @@
 //! | `sandbox` | starts, kills and restarts `audit-service` and `usage-service` on free ports |
 //! | `events` | well-formed events to write, and ids for them |
 //! | `raw` | a gRPC client that sends any bytes as its message |
+//! | `requests` | any request, and what every answer must be |
 //! | `wire` | HTTP/2 by hand, for what no library sends |
 //! | `siege` | attackers that are held against a server for as long as a test wants |
 //! | `metrics` | a service's metrics page |
@@ -17,6 +18,7 @@
 pub mod events;
 pub mod metrics;
 pub mod raw;
+pub mod requests;
 pub mod sandbox;
 pub mod siege;
 pub mod tools;

@@ -97,6 +97,44 @@ fn only_main_reads_the_environment_and_exits() {
     }
 }
 
+/// An access to everything, where what a caller may see is asked for, would answer everybody everything.
+#[test]
+fn only_these_see_everything_whoever_calls() {
+    let mut who = Vec::new();
+    for member in ["service-core", "audit-service", "usage-service", "deploy/standalone"] {
+        let folder = root().join(member).join("src");
+        let mut found = Vec::new();
+        sources(&folder, &mut found);
+        for path in found {
+            let text = fs::read_to_string(&path).unwrap();
+            let name = format!("{member}/src/{}", path.strip_prefix(&folder).unwrap().display());
+            let is_test = name.ends_with("/tests.rs") || name.contains("/tests/");
+            // Tests of a module stand at its end.
+            let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+            let named = code.lines().filter(|line| {
+                !line.trim_start().starts_with("//")
+                    && line.contains("unrestricted()")
+                    && !line.contains("fn unrestricted")
+            });
+            who.extend(named.filter(|_| !is_test).map(|_| name.clone()));
+        }
+    }
+    who.sort();
+    assert_eq!(
+        who,
+        [
+            // For where new entries are: a tail that is woken reads with its caller's own.
+            "audit-service/src/tail.rs",
+            // Where no authentication is configured, on loopback.
+            "service-core/src/auth/layer.rs",
+            // Sums against their requests, in the background.
+            "usage-service/src/store/rollup/check.rs",
+            // Kept for several answers, each of which lets through what its own caller may see.
+            "usage-service/src/store/rollup/ends.rs",
+        ]
+    );
+}
+
 /// A list of faults that names tests which are gone shows nothing.
 #[test]
 fn every_test_that_a_list_of_faults_names_is_there() {

@@ -141,6 +141,14 @@ async fn every_role_gets_of_every_rpc_what_the_table_says_and_only_of_its_own_in
     service.stop().await;
 }
 
+#[test]
+fn the_readme_shows_the_table() {
+    let readme = include_str!("../../../README.md");
+    let of_it = |line: &&str| ["| `Usage", "| `Pricing", "| `Budget"].iter().any(|begin| line.starts_with(begin));
+    let shown: Vec<&str> = readme.lines().filter(of_it).collect();
+    assert_eq!(shown, ROLES.markdown());
+}
+
 #[tokio::test]
 async fn a_foreign_event_is_rejected_alone() {
     let service = Secured::start(|_| {}).await;
