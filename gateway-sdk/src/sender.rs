@@ -276,7 +276,11 @@ impl<L: Lane> Sender<L> {
             tokio::select! {
                 biased;
                 answer = answers.message() => match answer? {
-                    Some(answer) => self.settle_front(L::read(answer))?,
+                    Some(answer) => {
+                        self.settle_front(L::read(answer))?;
+                        // What was refused has a report to be sent, also once nothing else comes.
+                        closed = false;
+                    }
                     None => return Err(Status::unavailable("the service ended the stream")),
                 },
                 taken = self.queue.next(), if room && !closed => match taken {

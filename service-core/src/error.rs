@@ -59,10 +59,14 @@ impl Violation {
         Self::new(Reason::Required, field, message)
     }
 
-    /// The same violation with `prefix.` before the field, for nested messages.
+    /// The same violation with `prefix.` before the field, also where its message begins with that, for nested messages.
     #[must_use]
     pub fn within(mut self, prefix: &str) -> Self {
-        self.field = format!("{prefix}.{}", self.field);
+        let field = format!("{prefix}.{}", self.field);
+        if let Some(rest) = self.message.strip_prefix(&self.field) {
+            self.message = format!("{field}{rest}");
+        }
+        self.field = field;
         self
     }
 }

@@ -328,7 +328,7 @@ async fn bad_queries_say_which_field_and_why() {
     );
 
     let status = audit.export_entries(ExportEntriesRequest { format: 1, ..ExportEntriesRequest::default() }).await;
-    assert_eq!(refusal(&status.unwrap_err()), argument("REQUIRED", "range"));
+    assert_eq!(refusal(&status.unwrap_err()), argument("INVALID_ARGUMENT", "time_range"));
     let status = audit.get_entry(GetEntryRequest::default()).await.unwrap_err();
     assert_eq!(refusal(&status), argument("REQUIRED", "key"));
     let key = activity_proto::audit::v1::get_entry_request::Key::Id(events::id(SystemTime::now(), 1));

@@ -121,7 +121,8 @@ async fn a_gateway_with_a_certificate_writes_and_backends_with_tokens_read_what_
     }
     // Of an instance that is not the gateway's: rejected alone.
     writer.usage().record(UsageEvent::builder("openai", "gpt-4o").user("ada").instance("lab"));
-    assert!(writer.shutdown(PATIENCE).await.is_complete());
+    let left = writer.shutdown(PATIENCE).await;
+    assert!(left.is_complete(), "{left:?}: {:?}", writer.stats());
     let stats = writer.stats();
     assert_eq!((stats.usage.acknowledged, stats.usage.rejected, stats.usage.refused), (300, 1, 0));
 

@@ -360,9 +360,9 @@ fn what_grows_is_not_flat() {
     // As many samples as ten minutes have.
     let grows = |bytes_a_sample: u64| (0..1_200).map(|n| 60 * MIB + n * bytes_a_sample).collect::<Vec<u64>>();
     assert!(flat(&grows(0)).is_ok());
-    // 100 KiB a second, and half of it.
+    // 100 KiB a second, and a little less.
     assert!(flat(&grows(51_200)).is_err());
-    assert!(flat(&grows(38_400)).is_err());
+    assert!(flat(&grows(45_056)).is_err());
     let mut noisy = grows(0);
     noisy.iter_mut().step_by(7).for_each(|sample| *sample += 40 * MIB);
     assert!(flat(&noisy).is_ok());

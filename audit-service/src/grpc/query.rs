@@ -273,7 +273,9 @@ impl AuditQueryService for QueryService {
         let filter = filter(&caller, request.filter, Stages::All)?;
         let scope = match request.range {
             None => {
-                return Err(Error::invalid("time_range", "a range is required: time_range or sequence_range").into());
+                return Err(
+                    Error::invalid("time_range", "time_range is required, or sequence_range in its place").into()
+                );
             }
             Some(Wire::TimeRange(range)) => {
                 let range = time_range::resolve(Some(&range), clock::now_us(), WhenMissing::Refuse)?;

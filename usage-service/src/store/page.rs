@@ -24,7 +24,7 @@ pub enum Order {
 }
 
 /// A page that takes more than this ends with the row that passes it.
-const PAGE_BYTES: usize = 4 << 20;
+const PAGE_BYTES: usize = 1 << 20;
 /// What a row takes beside its maps, at most and about.
 const ROW_BYTES: usize = 1_024;
 
