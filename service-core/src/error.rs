@@ -343,6 +343,6 @@ mod tests {
         let details = status.get_error_details();
         let violations = &details.bad_request().expect("BadRequest").field_violations;
         assert_eq!(violations[0].field, "actor.id");
-        assert_eq!(violations[0].description, "id is required");
+        assert_eq!(violations[0].description, "actor.id is required");
     }
 }
