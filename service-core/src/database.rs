@@ -143,9 +143,6 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(SQLITE_BUSY_TIMEOUT)
-        // For files that are made from now on: what is removed can be given back in
-        // small steps, without writing the whole file anew.
-        .auto_vacuum(SqliteAutoVacuum::Incremental)
         .pragma("cache_size", format!("-{SQLITE_CACHE_KIB}"))
         // Sorting large exports must not grow the process.
         .pragma("temp_store", "file")
@@ -154,13 +151,18 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         .pragma("wal_autocheckpoint", SQLITE_CHECKPOINT_PAGES.to_string())
         // The text of a bulk insert is long, and metrics count its time.
         .disable_statement_logging();
+    // For files that are made from now on: what is removed can be given back in
+    // small steps, without writing the whole file anew. To say so writes to the file,
+    // so a reader that says it when it is opened gets between a writer's reading and
+    // its writing.
+    let writing = options.clone().auto_vacuum(SqliteAutoVacuum::Incremental);
     let writer = SqlitePoolOptions::new()
         .max_connections(1)
         .min_connections(1)
         .acquire_timeout(millis(config.acquire_timeout_ms))
         .idle_timeout(None)
         .max_lifetime(None)
-        .connect_with(options.clone())
+        .connect_with(writing)
         .await?;
     let options = options.pragma("query_only", "ON").pragma("cache_size", format!("-{SQLITE_READER_CACHE_KIB}"));
     let limit = millis(config.statement_timeout_ms);
