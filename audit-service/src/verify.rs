@@ -27,7 +27,7 @@ const TOLD: usize = 100;
 pub enum Verdict {
     /// Every entry is as it was signed, and none of those that were signed is missing.
     Valid,
-    /// Nothing contradicts it, but no key was pinned, or entries are under no checkpoint by one.
+    /// Nothing contradicts it, but no key was pinned, or entries, or all there is, are under no checkpoint by one.
     NotEstablished,
     /// Entries are missing.
     Incomplete,
@@ -136,12 +136,29 @@ impl fmt::Display for Report {
     }
 }
 
+/// Keys of logs with different names.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("keys of the logs {one:?} and {other:?}: an export is of one deployment, allowed are the keys of one name")]
+pub struct SeveralLogs {
+    one: String,
+    other: String,
+}
+
 impl Verifier {
     /// Believes these keys and no others. Without any, nothing is established.
-    pub fn new(keys: Vec<VerifierKey>) -> Self {
+    ///
+    /// Lines do not say of which deployment they are, only of which instance: a key of another deployment, which may
+    /// have an instance of the same name, would vouch for them too.
+    pub fn new(keys: Vec<VerifierKey>) -> Result<Self, SeveralLogs> {
+        let mut names = keys.iter().filter(|key| key.kind() == KeyKind::Log).map(VerifierKey::name);
+        if let Some(one) = names.next()
+            && let Some(other) = names.find(|name| *name != one)
+        {
+            return Err(SeveralLogs { one: one.to_owned(), other: other.to_owned() });
+        }
         let report = Report { verdict: Verdict::Valid, findings: Vec::new(), left_out: 0 };
         let (logs, sha256) = (BTreeMap::new(), Sha256::new());
-        Self { keys, logs, lines: 0, sha256, end: None, unbelieved: 0, report }
+        Ok(Self { keys, logs, lines: 0, sha256, end: None, unbelieved: 0, report })
     }
 
     /// Takes a checkpoint's note.
@@ -212,10 +229,23 @@ impl Verifier {
             } else if end.sha256 != self.sha256.finalize().as_slice() {
                 report.found(Verdict::Altered, "the export is not the one that its end says: another SHA-256".into());
             }
+            // Of a log in which there were entries, no line may be left.
+            end.heads.keys().for_each(|instance| {
+                self.logs.entry(instance.clone()).or_default();
+            });
+        } else {
+            let what =
+                "without the export's end message, entries behind a log's newest checkpoint can be gone unnoticed";
+            report.findings.push(what.to_owned());
         }
+        let mut proven = 0;
         for (instance, log) in &mut self.logs {
             let head = self.end.as_ref().and_then(|end| end.heads.get(instance)).copied();
-            log.finish(instance, head, report);
+            proven += log.finish(instance, head, report);
+        }
+        if proven == 0 {
+            let what = "nothing in it is under a checkpoint by a pinned key".to_owned();
+            report.found(Verdict::NotEstablished, what);
         }
         let logs = self.logs.values().filter(|log| !log.leaves.is_empty()).count();
         let trusted = match self.keys.as_slice() {
@@ -234,7 +264,8 @@ impl Verifier {
 }
 
 impl Log {
-    fn finish(&mut self, instance: &str, head: Option<u64>, report: &mut Report) {
+    /// Entries that are as they were signed.
+    fn finish(&mut self, instance: &str, head: Option<u64>, report: &mut Report) -> u64 {
         self.leaves.sort_unstable_by_key(|(sequence, _)| *sequence);
         for pair in self.leaves.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
             report.found(Verdict::Altered, format!("log {instance:?}: sequence {} is there twice", pair[0].0));
@@ -259,12 +290,12 @@ impl Log {
             let what = format!("log {instance:?}: entries {next} to {} are missing at its end", there - 1);
             report.found(Verdict::Incomplete, what);
         }
-        self.compare(instance, whole, next, report);
         self.producers(instance, report);
+        self.compare(instance, whole, next, report)
     }
 
-    /// Compares the roots of what is whole from the beginning with what was signed.
-    fn compare(&self, instance: &str, whole: u64, entries: u64, report: &mut Report) {
+    /// Compares the roots of what is whole from the beginning with what was signed; entries of which that holds.
+    fn compare(&self, instance: &str, whole: u64, entries: u64, report: &mut Report) -> u64 {
         let mut frontier = Frontier::default();
         let mut leaves = self.leaves.iter();
         let (mut proven, mut cosigned) = (0, None);
@@ -278,7 +309,8 @@ impl Log {
                      moved, or put in place of another",
                     size.saturating_sub(1)
                 );
-                return report.found(Verdict::Altered, what);
+                report.found(Verdict::Altered, what);
+                return proven;
             }
             proven = *size;
             cosigned = at_s.map(|at_s| (*size, at_s)).or(cosigned);
@@ -301,6 +333,7 @@ impl Log {
                 .findings
                 .push(format!("log {instance:?}: the first {proven} entries are as they were signed ({when})"));
         }
+        proven
     }
 
     /// Numbers of producers that are not in the export. They may be in another log, or were dropped; that is for who knows

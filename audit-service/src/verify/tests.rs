@@ -60,7 +60,7 @@ impl Evidence {
     }
 
     fn verify_with(&self, keys: Vec<VerifierKey>, lines: &[String], end: Option<End>) -> Report {
-        let mut verifier = Verifier::new(keys);
+        let mut verifier = Verifier::new(keys).unwrap();
         self.notes.iter().for_each(|note| verifier.checkpoint(note));
         lines.iter().for_each(|line| verifier.line(line));
         if let Some(end) = end {
@@ -218,4 +218,57 @@ fn how_far_the_evidence_reaches_is_told() {
     assert_found(&evidence.verify(&evidence.lines), Verdict::Altered, "a checkpoint cannot be read");
     evidence.notes = vec![note(&evidence.lines, 10, &[&evidence.key]).replacen("\n10\n", "\n11\n", 1)];
     assert_found(&evidence.verify(&evidence.lines), Verdict::Altered, "does not hold");
+}
+
+#[test]
+fn nothing_is_not_valid() {
+    let mut evidence = evidence();
+    assert_found(&evidence.verify(&[]), Verdict::Incomplete, "entries 0 to 9 are missing");
+    let other = SigningKey::generate("localhost/audit", KeyKind::Log).unwrap().0.verifier().clone();
+    let report = evidence.verify_with(vec![other], &[], Some(end_of(&[])));
+    assert_found(&report, Verdict::NotEstablished, "nothing in it is under a checkpoint by a pinned key");
+    evidence.notes.clear();
+    let report = evidence.verify_with(evidence.keys(), &[], Some(end_of(&[])));
+    assert_found(&report, Verdict::NotEstablished, "nothing in it is under a checkpoint by a pinned key");
+    // A checkpoint over nothing proves nothing.
+    evidence.notes = vec![note(&[], 0, &[&evidence.key])];
+    assert_eq!(evidence.verify(&[]).verdict, Verdict::NotEstablished);
+}
+
+#[test]
+fn a_log_of_which_no_line_is_left_is_missed() {
+    let evidence = evidence();
+    let mut end = end_of(&evidence.lines);
+    end.heads.insert("gone".into(), 12);
+    end.heads.insert("empty".into(), 0);
+    let report = evidence.verify_with(evidence.keys(), &evidence.lines, Some(end));
+    assert_found(&report, Verdict::Incomplete, "log \"gone\": entries 0 to 11 are missing at its end");
+    assert!(!report.to_string().contains("\"empty\""), "{report}");
+}
+
+#[test]
+fn an_export_without_its_end_is_told_so() {
+    let evidence = evidence();
+    let what = "without the export's end message";
+    assert_found(&evidence.verify(&evidence.lines), Verdict::Valid, what);
+    let report = evidence.verify_with(evidence.keys(), &evidence.lines, Some(end_of(&evidence.lines)));
+    assert!(!report.to_string().contains(what), "{report}");
+}
+
+#[test]
+fn a_key_vouches_for_logs_of_its_own_name_alone() {
+    let evidence = evidence();
+    let other = SigningKey::generate("elsewhere", KeyKind::Log).unwrap().0;
+    let both = [evidence.keys(), vec![other.verifier().clone()]].concat();
+    let refused = Verifier::new(both).unwrap_err().to_string();
+    assert!(refused.contains("\"localhost/audit\" and \"elsewhere\""), "{refused}");
+    // A key that signs for another name is not believed.
+    let frontier: Frontier = evidence.lines.iter().map(|line| canonical::leaf_hash(line)).collect();
+    let text = Checkpoint { origin: format!("elsewhere/{INSTANCE}"), size: 10, root: frontier.root() }.text();
+    let foreign = Note::new(text.clone(), vec![evidence.key.sign(&text, 0)]).unwrap().to_string();
+    let foreign = Evidence { notes: vec![foreign], ..evidence };
+    assert_found(&foreign.verify(&foreign.lines), Verdict::NotEstablished, "1 checkpoints by no key that is pinned");
+    // During a change of keys there are two of one name.
+    let new = SigningKey::generate("localhost/audit", KeyKind::Log).unwrap().0;
+    assert!(Verifier::new([foreign.keys(), vec![new.verifier().clone()]].concat()).is_ok());
 }

@@ -19,7 +19,8 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "FILE.jsonl")]
     export: PathBuf,
     /// The export's end message as JSON: {"entries": "3", "sha256": "…", "heads": […]}. It
-    /// tells what is missing at the end that no checkpoint covers.
+    /// tells what is missing at the end that no checkpoint covers; without it, that goes
+    /// unnoticed.
     #[arg(long, value_name = "FILE.json")]
     end: Option<PathBuf>,
     /// Checkpoints, a JSON object with a "note" a line: answers of GetCheckpoint (jq -c .), or
@@ -27,7 +28,8 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "FILE")]
     checkpoints: Vec<PathBuf>,
     /// A key to believe, NAME+ID+BASE64, that you were told by somebody else than the server.
-    /// Again for more; a witness's key makes cosignatures count.
+    /// Again for more; a witness's key makes cosignatures count. Keys of logs have one name:
+    /// lines do not say of which deployment they are.
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<VerifierKey>,
 }
@@ -36,9 +38,10 @@ pub struct VerifyArgs {
 ///
 /// # Errors
 ///
-/// A file that cannot be read, or an end or a line of checkpoints that is no JSON of its kind.
+/// A file that cannot be read, an end or a line of checkpoints that is no JSON of its kind, or
+/// keys of several logs.
 pub fn run(args: VerifyArgs) -> Result<u8> {
-    let mut verifier = Verifier::new(args.keys);
+    let mut verifier = Verifier::new(args.keys).map_err(|error| refused(error.to_string()))?;
     for file in &args.checkpoints {
         lines(file, |line| {
             let value: Value = serde_json::from_str(line).unwrap_or(Value::Null);
