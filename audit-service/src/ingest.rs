@@ -103,14 +103,14 @@ impl Checked {
 /// The answer to a batch that is on its way.
 #[derive(Debug)]
 pub struct Settling {
-    written: Pending<Vec<EventResult>>,
+    written: Pending<Result<Vec<EventResult>>>,
     refused: Vec<Option<Violation>>,
 }
 
 impl Settling {
     /// Waits for the commit; then, for each event that came, what became of it.
     pub async fn settled(self) -> Result<Vec<EventResult>> {
-        let mut written = self.written.await?.into_iter();
+        let mut written = self.written.await??.into_iter();
         let result = |refused: Option<Violation>| match refused {
             Some(violation) => Some(EventResult::Rejected(violation)),
             None => written.next(),
@@ -122,7 +122,7 @@ impl Settling {
 /// The way into the log. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ingest {
-    commits: GroupCommit<Batch, Vec<EventResult>>,
+    commits: GroupCommit<Batch, Result<Vec<EventResult>>>,
 }
 
 impl Ingest {
@@ -140,13 +140,13 @@ impl Ingest {
             let (store, tails, indexer, signer) = (store.clone(), tails.clone(), indexer.clone(), signer.clone());
             async move {
                 signer.as_ref().map_or(Ok(()), Signer::check)?;
-                let written = store.write(&batches).await?;
+                let (results, heads) = store.write_sound(&batches).await?;
                 if let Some(signer) = signer {
-                    signer.grown(&written.heads);
+                    signer.grown(&heads);
                 }
-                tails.publish(&written.heads);
+                tails.publish(&heads);
                 indexer.notify_one();
-                Ok(written.results)
+                Ok(results)
             }
         };
         Self { commits: GroupCommit::spawn(metrics, Options::from(config), commit) }

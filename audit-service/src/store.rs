@@ -51,6 +51,7 @@ pub use facets::{Facet, Facets};
 pub use index::{BLOCK_ENTRIES, Indexer};
 pub use read::{Page, Sought};
 pub use tree::TreeHead;
+pub(crate) use tree::damaged_log;
 pub use walk::{LogWalk, TimeWalk};
 pub use write::{EventResult, Written};
 
@@ -192,6 +193,18 @@ impl Store {
     /// Closes the pools.
     pub async fn close(self) {
         self.db.close().await;
+    }
+
+    /// Does what somebody does who has the database.
+    #[cfg(test)]
+    pub(crate) async fn tamper(&self, statement: &str) {
+        self.db.writer.execute_unprepared(statement).await.unwrap();
+    }
+
+    /// The store as another replica has it, which knows nothing of what was signed.
+    #[cfg(test)]
+    pub(crate) fn as_replica(&self) -> Self {
+        Self { signed: Arc::default(), ..self.clone() }
     }
 
     fn statement(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {

@@ -165,7 +165,22 @@ pub(super) fn tile_above(instance_id: &str, id: TileId, roots: Vec<Hash>) -> Res
 /// What a database says that it cannot have been told by us. Nothing is written on top of it: the client keeps what it
 /// has, until somebody has looked.
 pub(super) fn damaged(instance_id: &str, how: &str) -> Error {
-    Error::storage_unavailable(anyhow::anyhow!("the log of instance {instance_id:?} is damaged: {how}"))
+    Error::storage_unavailable(Damaged { instance_id: instance_id.to_owned(), how: how.to_owned() })
+}
+
+/// The log that an error says is [`damaged`].
+pub(crate) fn damaged_log(error: &Error) -> Option<&str> {
+    match error {
+        Error::StorageUnavailable(cause) => cause.downcast_ref::<Damaged>().map(|damaged| damaged.instance_id.as_str()),
+        _ => None,
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the log of instance {instance_id:?} is damaged: {how}")]
+struct Damaged {
+    instance_id: String,
+    how: String,
 }
 
 /// Where a log stands: how many entries, and the root over them.
@@ -304,7 +319,13 @@ impl Store {
                 vec![instance_id.into(), first.into(), end.into(), i16::from(below).into()],
             ),
         };
-        self.read(sql, values).await?.iter().map(|row| hash(row.try_get_by_index(0)?)).collect()
+        let rows = self.read(sql, values).await?;
+        rows.iter()
+            .map(|row| {
+                let wrong = |_| damaged(instance_id, &format!("a hash of {id:?} has not 32 bytes"));
+                hash(row.try_get_by_index(0)?).map_err(wrong)
+            })
+            .collect()
     }
 
     /// The tiles that a proof needs; those that are not there are left out, and missed by the proof.

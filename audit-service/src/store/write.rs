@@ -30,7 +30,7 @@ use service_core::error::{Error, Reason, Result, Violation};
 use service_core::numbers::Numbers;
 use uuid::Uuid;
 
-use super::tree::{FullTile, Growth, Head, tile_above};
+use super::tree::{FullTile, Growth, Head, damaged_log, tile_above};
 use super::{Heads, Store};
 use crate::event::{Dropped, Producer};
 use crate::ingest::{Batch, Prepared};
@@ -121,7 +121,47 @@ impl Store {
     /// Writes a group in one transaction; when it returns, all that it reports as stored is durable.
     ///
     /// Writing the same again changes nothing, so a group whose outcome is not known may be tried again.
-    pub async fn write<'a>(&self, batches: &'a [Batch]) -> Result<Written> {
+    pub async fn write(&self, batches: &[Batch]) -> Result<Written> {
+        self.write_all(&batches.iter().collect::<Vec<_>>()).await
+    }
+
+    /// The same, but batches with events of a log that is damaged are answered with that, and keep no others from being
+    /// stored. Where all are, none is written.
+    pub async fn write_sound(&self, batches: &[Batch]) -> Result<(Vec<Result<Vec<EventResult>>>, Heads)> {
+        let mut damaged: Vec<Option<Error>> = vec![None; batches.len()];
+        loop {
+            let sound = batches.iter().zip(&damaged).filter(|(_, damaged)| damaged.is_none());
+            let sound: Vec<&Batch> = sound.map(|(batch, _)| batch).collect();
+            let error = match self.write_all(&sound).await {
+                Ok(Written { results, heads }) => {
+                    let mut results = results.into_iter();
+                    let result = |damaged: Option<Error>| match damaged {
+                        Some(error) => Err(error),
+                        None => Ok(results.next().unwrap_or_default()),
+                    };
+                    return Ok((damaged.into_iter().map(result).collect(), heads));
+                }
+                Err(error) => error,
+            };
+            let of_log = |batch: &Batch| {
+                let log = damaged_log(&error);
+                log.is_some_and(|log| batch.events.iter().any(|event| event.instance_id == log))
+            };
+            let before = damaged.iter().flatten().count();
+            for (batch, damaged) in batches.iter().zip(&mut damaged) {
+                if damaged.is_none() && of_log(batch) {
+                    *damaged = Some(error.clone());
+                }
+            }
+            let now = damaged.iter().flatten().count();
+            if now == before || now == batches.len() {
+                return Err(error);
+            }
+            tracing::error!(%error, cause = ?std::error::Error::source(&error), "events are refused; those of other logs are stored");
+        }
+    }
+
+    async fn write_all<'a>(&self, batches: &'a [&'a Batch]) -> Result<Written> {
         let events = || batches.iter().flat_map(|batch| &batch.events);
         let instances: BTreeSet<&str> = events().map(|event| event.instance_id.as_str()).collect();
         let dropped: Vec<&Dropped> = batches.iter().flat_map(|batch| &batch.dropped).collect();
@@ -140,7 +180,7 @@ impl Store {
             group.numbers = on_engine!(&mut transaction, inner => inner.lock_numbers(&blocks).await)?;
         }
         let by_writer = |batch: &'a Batch| batch.events.iter().map(|event| (event, batch.recorded_by.as_str()));
-        let events = Box::new(batches.iter().flat_map(by_writer));
+        let events = Box::new(batches.iter().copied().flat_map(by_writer));
         let mut settling = Settling { group, now_us, events, results: Vec::new() };
         on_engine!(&mut transaction, inner => inner.insert(&mut settling).await)?;
 
