@@ -28,10 +28,10 @@ use service_core::error::{Error, Result};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::checkpoint::{Checkpoint, Note, VerifierKey};
+use crate::checkpoint::{Checkpoint, VerifierKey};
 use crate::config::LogConfig;
 use crate::merkle::{Plan, verify_consistency};
-use crate::store::{Heads, NewCheckpoint, Signable, Store, TreeHead};
+use crate::store::{Heads, NewCheckpoint, Signable, Store, TreeHead, damaged_log};
 
 use keys::Keys;
 use state::State;
@@ -92,11 +92,69 @@ impl Signer {
         let signed = signer.state().all();
         for (instance_id, last) in signed {
             signer.0.store.was_signed(&instance_id, last.size);
-            let head = signer.0.store.tree_head(&Access::unrestricted(), &instance_id).await?;
-            let head = head.unwrap_or(TreeHead { size: 0, root: crate::merkle::empty_root() });
-            signer.compare(&instance_id, &last, &head).await?;
+            signer.compare_at_start(&instance_id, &last).await?;
         }
+        signer.compare_newest().await?;
         Ok(Some(signer))
+    }
+
+    /// Compares the database with what it says itself was signed: all there is to go by where the state file is behind,
+    /// or was taken away. What fits is kept.
+    async fn compare_newest(&self) -> Result<()> {
+        let mut after = String::new();
+        loop {
+            let page = self.0.store.newest_checkpoints(&after).await?;
+            let Some((end, _)) = page.last() else { return Ok(()) };
+            after.clone_from(end);
+            let mut behind = Vec::new();
+            for (instance_id, note) in page {
+                let Some(newest) = self.ours(&instance_id, &note) else {
+                    // It is signed anew.
+                    lock(&self.0.grown).insert(instance_id);
+                    continue;
+                };
+                let last = self.last(&instance_id);
+                if last.as_ref() != Some(&newest) && self.compare_at_start(&instance_id, &newest).await? {
+                    self.0.store.was_signed(&instance_id, newest.size);
+                    if last.is_none_or(|last| last.size < newest.size) {
+                        behind.push((instance_id, note));
+                    }
+                }
+            }
+            self.keep(behind).await?;
+        }
+    }
+
+    /// Whether a log begins with what was signed. One that is damaged is reported, and keeps no other from being served.
+    async fn compare_at_start(&self, instance_id: &str, signed: &Checkpoint) -> Result<bool> {
+        let compared = match self.head(&Access::unrestricted(), instance_id).await {
+            Ok(head) => self.compare(instance_id, signed, &head).await,
+            Err(error) => Err(error),
+        };
+        compared.or_else(|error| match damaged_log(&error) {
+            Some(_) => {
+                unsignable(instance_id, &error);
+                Ok(false)
+            }
+            None => Err(error),
+        })
+    }
+
+    async fn head(&self, access: &Access, instance_id: &str) -> Result<TreeHead> {
+        let head = self.0.store.tree_head(access, instance_id).await?;
+        Ok(head.unwrap_or(TreeHead { size: 0, root: crate::merkle::empty_root() }))
+    }
+
+    /// What a note of the database says, if it is of this log and signed by a key of ours. Whoever can write to the
+    /// database can put another one there, which is worth nothing.
+    fn ours(&self, instance_id: &str, note: &str) -> Option<Checkpoint> {
+        match self.0.keys.read(instance_id, note) {
+            Ok(checkpoint) => Some(checkpoint),
+            Err(error) => {
+                tracing::error!(instance_id, %error, "a checkpoint in the database is passed over: it is not this log's by a key that signs now");
+                None
+            }
+        }
     }
 
     /// The keys with which checkpoints are signed now.
@@ -170,15 +228,21 @@ impl Signer {
         let mut signing = self.0.store.begin_signing(instances).await?;
         let now_s = now_s();
         let mut made: Vec<NewCheckpoint> = Vec::new();
-        for (instance_id, Signable { head, signed_size, cosigned_at_s }) in signing.take() {
-            if let Some(last) = self.last(&instance_id)
-                && !self.compare(&instance_id, &last, &head).await?
-            {
-                signing.give_up().await?;
-                return Ok(());
+        for (instance_id, Signable { head, newest, cosigned_at_s }) in signing.take() {
+            let newest = newest.and_then(|note| self.ours(&instance_id, &note));
+            match self.compare_both(&instance_id, newest.as_ref(), &head).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    signing.give_up().await?;
+                    return Ok(());
+                }
+                Err(error) => {
+                    unsignable(&instance_id, &error);
+                    continue;
+                }
             }
             let silent = cosigned_at_s.saturating_add(self.0.silence_s) <= now_s;
-            if signed_size < head.size || silent {
+            if newest.is_none_or(|newest| newest.size < head.size) || silent {
                 made.push(self.0.keys.checkpoint(&instance_id, head, now_s)?);
             }
         }
@@ -187,7 +251,7 @@ impl Signer {
         signing.finish(&made, &self.verifiers()).await
     }
 
-    /// Puts notes into the state file, on disk.
+    /// Puts notes that were just made, or found to be [`ours`](Self::ours), into the state file, on disk.
     async fn keep(&self, notes: Vec<(String, String)>) -> Result<()> {
         let signer = self.clone();
         let kept = tokio::task::spawn_blocking(move || signer.state().append(&notes)).await;
@@ -206,31 +270,65 @@ impl Signer {
         least: Option<u64>,
     ) -> Result<Option<String>> {
         self.check()?;
-        let Some(note) = self.0.store.checkpoint(access, instance_id, least).await? else { return Ok(None) };
-        let parsed: Note = note.parse().map_err(Error::internal)?;
-        let found = Checkpoint::parse(parsed.text()).map_err(Error::internal)?;
-        let Some(last) = self.last(instance_id).filter(|last| last.size >= found.size) else {
-            // Another replica's: it is shown when it is known here to go on from what was signed.
-            let head = self.0.store.tree_head(access, instance_id).await?;
-            let head = head.unwrap_or(TreeHead { size: 0, root: crate::merkle::empty_root() });
-            let fits = match self.last(instance_id) {
-                Some(last) => self.compare(instance_id, &last, &head).await?,
-                None => true,
-            };
-            if !fits || !self.compare(instance_id, &found, &head).await? {
-                return self.check().map(|()| None);
+        // Once, and before the head: what is signed meanwhile may be of more than a head that was read before.
+        let last = self.last(instance_id);
+        let Some((note, found)) = self.stored(access, instance_id, least).await? else { return Ok(None) };
+        match last {
+            Some(last) if last.size > found.size => {}
+            Some(last) if last.size == found.size => {
+                if last.root != found.root {
+                    let has = format!("a checkpoint of {} entries with another root", found.size);
+                    self.found_fork(instance_id, &last, &has);
+                }
             }
-            self.keep(vec![(instance_id.to_owned(), note.clone())]).await?;
-            self.0.store.was_signed(instance_id, found.size);
-            return Ok(Some(note));
-        };
-        if last.size == found.size && last.root != found.root {
-            self.found_fork(instance_id, &last, &format!("a checkpoint of {} entries with another root", found.size));
+            last => {
+                // Another replica's: it is shown when it is known here to go on from what was signed.
+                let head = self.head(access, instance_id).await?;
+                for signed in last.iter().chain([&found]) {
+                    if !self.compare(instance_id, signed, &head).await? {
+                        return self.check().map(|()| None);
+                    }
+                }
+                self.keep(vec![(instance_id.to_owned(), note.clone())]).await?;
+                self.0.store.was_signed(instance_id, found.size);
+            }
         }
         self.check().map(|()| Some(note))
     }
 
-    /// Whether a log still begins with what was signed last.
+    /// The database's note that was asked for. In place of an older one that is not ours, as before a change of keys,
+    /// the newest, which is over as many entries.
+    async fn stored(
+        &self,
+        access: &Access,
+        instance_id: &str,
+        least: Option<u64>,
+    ) -> Result<Option<(String, Checkpoint)>> {
+        for asked in [least, None] {
+            let Some(note) = self.0.store.checkpoint(access, instance_id, asked).await? else { return Ok(None) };
+            if let Some(found) = self.ours(instance_id, &note) {
+                return Ok((found.size >= least.unwrap_or(0)).then_some((note, found)));
+            }
+            if asked.is_none() {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a log still begins with what was signed last: as is known here, and as the database says.
+    async fn compare_both(&self, instance_id: &str, newest: Option<&Checkpoint>, head: &TreeHead) -> Result<bool> {
+        let last = self.last(instance_id);
+        let other = newest.filter(|newest| last.as_ref() != Some(newest));
+        for signed in last.iter().chain(other) {
+            if !self.compare(instance_id, signed, head).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether a log still begins with what was signed.
     async fn compare(&self, instance_id: &str, last: &Checkpoint, head: &TreeHead) -> Result<bool> {
         let Ok(plan) = Plan::consistency(last.size, head.size) else {
             self.found_fork(instance_id, last, &format!("{} entries", head.size));
@@ -256,8 +354,8 @@ impl Signer {
     fn found_fork(&self, instance_id: &str, last: &Checkpoint, has: &str) {
         let why = format!(
             "the log of instance {instance_id:?} was signed with {} entries, and the database has {has}: it was put back \
-             from a backup or changed. Nothing is written until it is as it was, or the file of checkpoints in {} is \
-             taken away, which is to accept the loss",
+             from a backup or changed. Nothing is written until it is as it was, or the file of checkpoints in {} and \
+             the log's row of audit_newest_checkpoints are taken away, which is to accept the loss",
             last.size,
             self.0.folder.display()
         );
@@ -273,6 +371,11 @@ impl Signer {
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.0.state)
     }
+}
+
+/// A log that cannot be signed keeps no other from it. It is tried again.
+fn unsignable(instance_id: &str, error: &Error) {
+    tracing::error!(instance_id, %error, cause = ?std::error::Error::source(error), "a log cannot be compared with what was signed");
 }
 
 /// Seconds since 1970.
@@ -295,3 +398,6 @@ fn own_file(path: &Path) -> std::io::Result<std::fs::File> {
 fn sync_folder(folder: &Path) -> std::io::Result<()> {
     std::fs::File::open(folder)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests;

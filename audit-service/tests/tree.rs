@@ -25,7 +25,9 @@ on_both_engines! {
     what_a_program_without_trees_wrote_is_in_the_tree,
     nothing_is_written_on_top_of_what_does_not_fit,
     a_log_that_lost_what_was_signed_takes_no_more,
+    a_damaged_log_keeps_no_other_from_being_stored,
     the_database_refuses_to_change_tiles,
+    the_database_refuses_to_change_checkpoints,
 }
 
 /// `MTH` of RFC 6962.
@@ -311,6 +313,68 @@ async fn a_log_that_lost_what_was_signed_takes_no_more(home: &Home) {
     assert!(format!("{refused:?}").contains("it has 11 entries, and more than that were signed"), "{refused:?}");
     assert_eq!(accepted(&write(&store, of("b", 1)).await[0]), 0);
     assert_eq!(store.tree_head(&full(), "a").await.unwrap().unwrap().size, 11);
+}
+
+async fn a_damaged_log_keeps_no_other_from_being_stored(home: &Home) {
+    let store = home.open().await;
+    for instance in ["a", "b", "c", "d"] {
+        write(&store, of(instance, 100)).await;
+    }
+    // One of each kind: below what was signed, peaks that do not fit, and leaves that are noticed when the tile is full.
+    store.was_signed("a", 200);
+    without_guards(home, "UPDATE audit_entries SET leaf_hash = content_hash WHERE instance_id = 'c' AND sequence = 7")
+        .await;
+    sql(home, &["UPDATE audit_log_heads SET frontier = substr(frontier, 1, 32) WHERE instance_id = 'b'"]).await;
+    let mixed = [of("d", 1), of("a", 1)].concat();
+    let group = [of("a", 1), of("d", 2), of("b", 1), of("c", 200), mixed, of("e", 3)].map(batch);
+    for round in 0..2 {
+        let (results, heads) = store.write_sound(&group).await.unwrap();
+        for (at, why) in [
+            (0, "more than that were signed"),
+            (2, "peaks of its tree"),
+            (3, "last 100 entries"),
+            (4, "more than that were signed"),
+        ] {
+            let refused = results[at].as_ref().unwrap_err();
+            assert!(matches!(refused, Error::StorageUnavailable(_)), "{refused:?}");
+            assert!(format!("{refused:?}").contains(why), "{refused:?}");
+        }
+        for (at, first) in [(1, 100), (5, 0)] {
+            let expected = |result: &EventResult, sequence: u64| matches!(result, EventResult::Stored { sequence: s, duplicate, .. } if *s == sequence && *duplicate == (round > 0));
+            let stored = results[at].as_ref().unwrap();
+            assert!(!stored.is_empty() && stored.iter().zip(first..).all(|(r, s)| expected(r, s)), "{stored:?}");
+        }
+        assert_eq!(heads.keys().collect::<Vec<_>>(), if round == 0 { vec!["d", "e"] } else { Vec::new() });
+    }
+    assert_whole(&store, "d").await;
+    // Where nothing is left, the group fails.
+    assert!(store.write_sound(&group[..1]).await.is_err());
+}
+
+async fn the_database_refuses_to_change_checkpoints(home: &Home) {
+    let store = home.open().await;
+    let insert = match home.engine {
+        Engine::Sqlite => "INSERT INTO audit_checkpoints VALUES ('a', 3, x'01', 7, 'note')",
+        Engine::Postgres => "INSERT INTO audit_checkpoints VALUES ('a', 3, '\\x01', 7, 'note')",
+    };
+    let db = sql(home, &[insert]).await;
+    let mut statements = vec!["UPDATE audit_checkpoints SET note = 'other'", "DELETE FROM audit_checkpoints"];
+    statements.extend(match home.engine {
+        Engine::Sqlite => [
+            "INSERT OR REPLACE INTO audit_checkpoints VALUES ('a', 3, x'00', 7, 'other')",
+            "UPDATE OR REPLACE audit_checkpoints SET size = 4",
+        ],
+        Engine::Postgres => [
+            "TRUNCATE audit_checkpoints",
+            "INSERT INTO audit_checkpoints SELECT * FROM audit_checkpoints ON CONFLICT (instance_id, size) \
+             DO UPDATE SET note = 'other'",
+        ],
+    });
+    for statement in statements {
+        let refused = db.execute_unprepared(statement).await.expect_err(statement).to_string();
+        assert!(refused.contains("immutable"), "{statement}: {refused}");
+    }
+    store.close().await;
 }
 
 async fn without_head(home: &Home, set: &str) {

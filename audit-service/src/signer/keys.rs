@@ -50,10 +50,25 @@ impl Keys {
         self.log.iter().chain([&self.witness]).map(|key| key.verifier().clone()).collect()
     }
 
+    fn origin_of(&self, instance_id: &str) -> String {
+        format!("{}/{instance_id}", self.origin)
+    }
+
+    /// What a note says of a log, if it is this log's and one of the log's keys has signed it.
+    pub(super) fn read(&self, instance_id: &str, note: &str) -> anyhow::Result<Checkpoint> {
+        let note: Note = note.parse()?;
+        let checkpoint = Checkpoint::parse(note.text())?;
+        if checkpoint.origin != self.origin_of(instance_id) {
+            bail!("its origin is {:?}", checkpoint.origin);
+        }
+        let keys: Vec<VerifierKey> = self.log.iter().map(|key| key.verifier().clone()).collect();
+        note.verify(&keys)?;
+        Ok(checkpoint)
+    }
+
     /// A checkpoint of a log, signed by all, at a time.
     pub(super) fn checkpoint(&self, instance_id: &str, head: TreeHead, at_s: u64) -> Result<NewCheckpoint> {
-        let checkpoint =
-            Checkpoint { origin: format!("{}/{instance_id}", self.origin), size: head.size, root: head.root };
+        let checkpoint = Checkpoint { origin: self.origin_of(instance_id), size: head.size, root: head.root };
         let text = checkpoint.text();
         let signatures = self.log.iter().chain([&self.witness]).map(|key| key.sign(&text, at_s)).collect();
         let note = Note::new(text, signatures).map_err(Error::internal)?;

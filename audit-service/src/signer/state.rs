@@ -37,6 +37,7 @@ struct Kept {
 #[derive(Debug)]
 pub(super) struct State {
     path: PathBuf,
+    origin: String,
     file: File,
     /// Bytes of the file, all whole lines.
     len: u64,
@@ -69,7 +70,8 @@ impl State {
         }
         sync_folder(folder)?;
         file.seek(SeekFrom::End(0))?;
-        let mut state = Self { path, file, len: whole as u64, kept, failed: false, _lock: lock };
+        let mut state =
+            Self { path, origin: origin.to_owned(), file, len: whole as u64, kept, failed: false, _lock: lock };
         if state.is_wasteful() {
             state.rewrite()?;
         }
@@ -86,7 +88,7 @@ impl State {
         self.kept.iter().map(|(instance, kept)| (instance.clone(), kept.checkpoint.clone())).collect()
     }
 
-    /// Adds notes; when it returns, they are on disk.
+    /// Adds notes; when it returns, they are on disk. Of a note of another log, none is added.
     pub(super) fn append(&mut self, notes: &[(String, String)]) -> anyhow::Result<()> {
         if notes.is_empty() {
             return Ok(());
@@ -101,7 +103,7 @@ impl State {
             let mut line = serde_json::to_string(&Line { instance_id: instance_id.into(), note: note.into() })?;
             line.push('\n');
             text.push_str(&line);
-            added.push((instance_id.clone(), Kept { checkpoint: parse(note)?, line }));
+            added.push(read(line.as_bytes(), &self.origin)?);
         }
         if let Err(error) = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data()) {
             self.failed = true;
@@ -140,14 +142,10 @@ impl State {
     }
 }
 
-fn parse(note: &str) -> anyhow::Result<Checkpoint> {
-    Ok(Checkpoint::parse(note.parse::<Note>()?.text())?)
-}
-
 fn read(line: &[u8], origin: &str) -> anyhow::Result<(String, Kept)> {
     let text = std::str::from_utf8(line)?;
     let line: Line<'_> = serde_json::from_str(text)?;
-    let checkpoint = parse(&line.note)?;
+    let checkpoint = Checkpoint::parse(line.note.parse::<Note>()?.text())?;
     if checkpoint.origin != format!("{origin}/{}", line.instance_id) {
         bail!("its origin is {:?}", checkpoint.origin);
     }
@@ -206,6 +204,9 @@ mod tests {
         let mut state = State::open(folder.path(), "o").unwrap();
         assert!(State::open(folder.path(), "o").unwrap_err().to_string().contains("another process"));
         state.append(&[note(&key, "a", 1)]).unwrap();
+        let of_another = ("b".to_owned(), note(&key, "a", 2).1);
+        assert!(state.append(&[note(&key, "a", 2), of_another]).unwrap_err().to_string().contains("\"o/a\""));
+        assert_eq!(sizes(&state), [("a".to_owned(), 1)]);
         drop(state);
         let refused = format!("{:#}", State::open(folder.path(), "other").unwrap_err());
         assert!(refused.contains("line 1") && refused.contains("\"o/a\""), "{refused}");

@@ -15,12 +15,12 @@ use crate::checkpoint::VerifierKey;
 const LOOKUP: u32 = 500;
 
 /// A log whose head is locked.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Signable {
     /// What there is to sign.
     pub(crate) head: TreeHead,
-    /// Entries under its newest checkpoint.
-    pub(crate) signed_size: u64,
+    /// The note of its newest checkpoint, as it is in the database.
+    pub(crate) newest: Option<String>,
     /// When that was signed last.
     pub(crate) cosigned_at_s: u64,
 }
@@ -70,7 +70,18 @@ impl Store {
         rows.iter().map(|row| Ok(row.try_get_by_index(0)?)).collect()
     }
 
-    /// Locks the heads of these logs, in the order of their names as every writer does.
+    /// The notes of the newest checkpoints, a page at a time, in the order of the logs' names behind one.
+    pub(crate) async fn newest_checkpoints(&self, after: &str) -> Result<Vec<(String, String)>> {
+        let sql = format!(
+            "SELECT instance_id, note FROM audit_newest_checkpoints WHERE instance_id > $1 \
+             ORDER BY instance_id LIMIT {LOOKUP}"
+        );
+        let rows = self.read(sql, vec![after.into()]).await?;
+        rows.iter().map(|row| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?))).collect()
+    }
+
+    /// Locks the heads of these logs, in the order of their names as every writer does. A log whose head is damaged is
+    /// reported and left out.
     pub(crate) async fn begin_signing(&self, instances: &[String]) -> Result<Signing> {
         let transaction = self.db.writer.begin().await?;
         let list = placeholders(1, instances.len());
@@ -87,18 +98,26 @@ impl Store {
         for row in transaction.query_all_raw(self.statement(heads, values())).await? {
             let instance: String = row.try_get_by_index(0)?;
             let frontier: Vec<u8> = row.try_get_by_index(3)?;
-            let head = Head::new(row.try_get_by_index(1)?, row.try_get_by_index(2)?, frontier)?.tree_head(&instance)?;
-            if head.size > 0 {
-                logs.insert(instance, Signable { head, signed_size: 0, cosigned_at_s: 0 });
+            let head = Head::new(row.try_get_by_index(1)?, row.try_get_by_index(2)?, frontier);
+            match head.and_then(|head| head.tree_head(&instance)) {
+                Ok(head) if head.size > 0 => {
+                    logs.insert(instance, Signable { head, newest: None, cosigned_at_s: 0 });
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let cause = std::error::Error::source(&error);
+                    tracing::error!(instance_id = instance, %error, ?cause, "a log is not signed, the others are");
+                }
             }
         }
         let newest = format!(
-            "SELECT instance_id, size, cosigned_at FROM audit_newest_checkpoints WHERE instance_id IN ({list})"
+            "SELECT instance_id, note, cosigned_at FROM audit_newest_checkpoints WHERE instance_id IN ({list})"
         );
         for row in transaction.query_all_raw(self.statement(newest, values())).await? {
             if let Some(log) = logs.get_mut(&row.try_get_by_index::<String>(0)?) {
-                log.signed_size = unsigned(row.try_get_by_index(1)?)?;
-                log.cosigned_at_s = unsigned(row.try_get_by_index(2)?)?;
+                log.newest = Some(row.try_get_by_index(1)?);
+                // A time that nobody has told is long ago: it is signed again.
+                log.cosigned_at_s = row.try_get_by_index::<i64>(2)?.max(0).unsigned_abs();
             }
         }
         Ok(Signing { store: self.clone(), transaction, logs })
@@ -164,8 +183,8 @@ impl Signing {
         for NewCheckpoint { instance_id, head, at_s, note } in made {
             let (size, at) = (signed(head.size), signed(*at_s));
             self.execute(
-                "INSERT INTO audit_checkpoints (instance_id, size, root, signed_at, note) VALUES ($1, $2, $3, $4, $5) \
-                 ON CONFLICT (instance_id, size) DO NOTHING",
+                "INSERT INTO audit_checkpoints (instance_id, size, root, signed_at, note) SELECT $1, $2, $3, $4, $5 \
+                 WHERE NOT EXISTS (SELECT 1 FROM audit_checkpoints WHERE instance_id = $1 AND size = $2)",
                 vec![
                     instance_id.as_str().into(),
                     size.into(),

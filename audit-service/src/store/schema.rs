@@ -314,6 +314,9 @@ const SQLITE_CHECKPOINTS: &[&str] = &[
      BEGIN SELECT RAISE(ABORT, 'checkpoints of the audit log are immutable: UPDATE is refused'); END",
     "CREATE TRIGGER audit_checkpoints_no_delete BEFORE DELETE ON audit_checkpoints
      BEGIN SELECT RAISE(ABORT, 'checkpoints of the audit log are immutable: DELETE is refused'); END",
+    "CREATE TRIGGER audit_checkpoints_no_replace BEFORE INSERT ON audit_checkpoints
+     WHEN EXISTS (SELECT 1 FROM audit_checkpoints WHERE instance_id = NEW.instance_id AND size = NEW.size)
+     BEGIN SELECT RAISE(ABORT, 'checkpoints of the audit log are immutable: REPLACE is refused'); END",
 ];
 
 const POSTGRES_CHECKPOINTS: &[&str] = &[
