@@ -44,7 +44,19 @@ pub(super) struct State {
     kept: BTreeMap<String, Kept>,
     failed: bool,
     /// Held as long as this: one process for each file.
-    _lock: File,
+    _lock: Lock,
+}
+
+/// A lock that is let go of at once: a file that is merely closed stays locked while a child process that is being
+/// started still has it.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // What cannot be unlocked is closed.
+        let _ = self.0.unlock();
+    }
 }
 
 impl State {
@@ -53,6 +65,7 @@ impl State {
         let lock = own_file(&folder.join("lock"))?;
         lock.try_lock()
             .map_err(|_| anyhow!("another process signs with it; each replica has a log.folder of its own"))?;
+        let lock = Lock(lock);
         let path = folder.join(NAME);
         let mut file = own_file(&path)?;
         let text = std::fs::read(&path)?;
