@@ -81,8 +81,12 @@ impl std::error::Error for ConfigError {}
 
 /// What is wrong with a value, in the words of whoever writes TOML.
 fn wanted(error: &toml::de::Error) -> String {
-    let text = error.message().replace("expected a nonzero", "expected a positive whole number, a");
-    text.replace("expected a sequence", r#"expected a list such as ["a", "b"]"#)
+    let text = error.message().replace("expected a sequence", r#"expected a list such as ["a", "b"]"#);
+    match text.split_once("expected a nonzero ") {
+        // What follows is a type of Rust.
+        Some((given, _)) => format!("{given}expected a positive whole number"),
+        None => text,
+    }
 }
 
 /// Reads `T` from a file and the environment.
