@@ -326,6 +326,14 @@ fn postgres_options(url: &DatabaseUrl, timeout_ms: u64, tls: Tls) -> anyhow::Res
 }
 
 impl Database {
+    /// A connection of another account to the same database, for what only that account may do. PostgreSQL only.
+    pub async fn connect_as(&self, url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<DatabaseConnection> {
+        let options = postgres_options(url, config.write_timeout_ms.get(), self.tls)?;
+        let connected = postgres_pool(1, config).connect_with(options).await;
+        let pool = connected.with_context(|| format!("cannot open database {url}"))?;
+        Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
+    }
+
     /// The 32 bytes under which page and resume tokens of this deployment are
     /// sealed: made at the first start, the same for all replicas ever after.
     pub async fn seal_key(&self) -> Result<[u8; 32]> {

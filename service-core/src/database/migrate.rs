@@ -44,16 +44,30 @@ impl Database {
     /// Also makes the table `service_state (key, value)` that this crate uses. `grants`
     /// are for the account of `database_url`, where `migrator_url` names another one.
     pub async fn migrate<M: MigratorTrait>(&self, grants: &[Grant]) -> anyhow::Result<()> {
+        self.migrate_for::<M>(grants, &[]).await
+    }
+
+    /// The same, with further accounts and what each of them may do.
+    pub async fn migrate_for<M: MigratorTrait>(
+        &self,
+        grants: &[Grant],
+        others: &[(&DatabaseUrl, &[Grant])],
+    ) -> anyhow::Result<()> {
         let url = self.migrator_url.as_ref().unwrap_or(&self.url);
         let migrated = match self.engine {
             // The file's lock keeps other processes away.
             Engine::Sqlite => up::<M>(&self.writer, "BLOB").await,
-            Engine::Postgres => self.migrate_postgres::<M>(url, grants).await,
+            Engine::Postgres => self.migrate_postgres::<M>(url, grants, others).await,
         };
         migrated.with_context(|| format!("cannot migrate database {url}"))
     }
 
-    async fn migrate_postgres<M: MigratorTrait>(&self, url: &DatabaseUrl, grants: &[Grant]) -> anyhow::Result<()> {
+    async fn migrate_postgres<M: MigratorTrait>(
+        &self,
+        url: &DatabaseUrl,
+        grants: &[Grant],
+        others: &[(&DatabaseUrl, &[Grant])],
+    ) -> anyhow::Result<()> {
         // Connections of its own, without statement time-out: waiting for the
         // lock, and building an index, may take long.
         let pool = PgPoolOptions::new().max_connections(2).connect_with(postgres_options(url, 0, self.tls)?).await?;
@@ -64,6 +78,9 @@ impl Database {
             up::<M>(&db, "BYTEA").await?;
             if self.migrator_url.is_some() {
                 self.grant(&db, grants).await?;
+                for (url, grants) in others {
+                    grant_to(&db, &account(url)?, grants).await?;
+                }
             }
             anyhow::Ok(())
         };
@@ -80,10 +97,7 @@ impl Database {
     async fn grant(&self, db: &DatabaseConnection, grants: &[Grant]) -> anyhow::Result<()> {
         let writer = account(&self.url)?;
         let reader = self.replica.as_ref().map(|replica| account(replica.url())).transpose()?;
-        let mut sql = String::new();
-        for Grant { rights, on } in OWN_GRANTS.iter().chain(grants) {
-            sql.push_str(&format!("REVOKE ALL ON {on} FROM {writer};\nGRANT {rights} ON {on} TO {writer};\n"));
-        }
+        let mut sql = granting(&writer, OWN_GRANTS.iter().chain(grants));
         // Not the first: the key that seals tokens is nobody else's.
         for Grant { on, .. } in grants.iter().filter(|grant| !grant.on.contains(' ')) {
             if let Some(reader) = reader.as_ref().filter(|reader| **reader != writer) {
@@ -94,6 +108,19 @@ impl Database {
         db.execute_unprepared(&sql).await.with_context(|| format!("cannot let account {writer} use the schema"))?;
         Ok(())
     }
+}
+
+/// Gives an account what it needs, and takes what it had besides.
+async fn grant_to(db: &DatabaseConnection, account: &str, grants: &[Grant]) -> anyhow::Result<()> {
+    let granted = db.execute_unprepared(&granting(account, grants.iter())).await;
+    granted.map(drop).with_context(|| format!("cannot let account {account} use the schema"))
+}
+
+fn granting<'a>(account: &str, grants: impl Iterator<Item = &'a Grant>) -> String {
+    let grant = |Grant { rights, on }: &Grant| {
+        format!("REVOKE ALL ON {on} FROM {account};\nGRANT {rights} ON {on} TO {account};\n")
+    };
+    grants.map(grant).collect()
 }
 
 /// A URL's account, as SQL names it.
