@@ -10,8 +10,12 @@ use service_core::config::{
     TelemetryConfig, TlsConfig, listen, optional_listen,
 };
 
+mod retention;
+
 use crate::checkpoint::is_key_name;
 use crate::convert;
+
+pub use retention::{Profile, RetentionConfig};
 
 /// Prefix of the environment variables that override the file: `AUDIT_LISTEN`, `AUDIT_TELEMETRY__LOG`.
 pub const ENV_PREFIX: &str = "AUDIT";
@@ -46,6 +50,8 @@ pub struct Config {
     pub tail: TailConfig,
     /// Signed checkpoints of the log.
     pub log: LogConfig,
+    /// How long entries stay, and where they go then.
+    pub retention: RetentionConfig,
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
 }
@@ -66,6 +72,7 @@ impl Default for Config {
             ingest: IngestConfig::default(),
             tail: TailConfig::default(),
             log: LogConfig::default(),
+            retention: RetentionConfig::default(),
             telemetry: TelemetryConfig::default(),
         }
     }
@@ -82,6 +89,7 @@ impl Config {
                 self.log.origin
             )));
         }
+        self.retention.check(&self.database_url, &self.database)?;
         match self.database.citus_shards {
             None => Ok(()),
             Some(shards) => Err(ConfigError::Refused(format!(

@@ -1,5 +1,6 @@
 //! What happened: an event as its writer tells it, and the entry that the log keeps of it.
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// An administrative action, checked and with defaults settled. Absent text is empty.
@@ -145,7 +146,7 @@ pub struct Key {
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($(#[$value_doc:meta])* $value:ident = $number:literal $text:literal,)+ }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         pub enum $name { $($(#[$value_doc])* $value = $number,)+ }
 
         impl $name {

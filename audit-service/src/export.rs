@@ -22,7 +22,8 @@ use uuid::Uuid;
 use crate::csv;
 use crate::event::{Event, Key};
 use crate::filter::Filter;
-use crate::store::{Heads, LogWalk, Order, Range, Row, Store, TimeWalk};
+use crate::history::History;
+use crate::store::{Heads, Order, Range, Row, Store, TimeWalk};
 
 /// A chunk is sent when it has this many bytes; its last line may pass them.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -137,8 +138,16 @@ type Ahead = AbortOnDropHandle<Result<Option<(Walk, Vec<Row>)>>>;
 
 #[derive(Debug)]
 enum Walk {
-    Time(TimeWalk),
-    Log(LogWalk),
+    Time(TimeWalk, Whole),
+    Log(History),
+}
+
+/// Which part of the logs must be here for a walk over time to be whole.
+#[derive(Debug)]
+struct Whole {
+    access: Access,
+    filter: Filter,
+    start_us: i64,
 }
 
 impl Walk {
@@ -147,7 +156,11 @@ impl Walk {
         let store = store.clone();
         AbortOnDropHandle::new(tokio::spawn(async move {
             let rows = match &mut self {
-                Self::Time(walk) => walk.next(&store).await?.map(|rows| rows.seen),
+                Self::Time(walk, Whole { access, filter, start_us }) => {
+                    let rows = walk.next(&store).await?.map(|rows| rows.seen);
+                    store.refuse_removed(access, filter, *start_us).await?;
+                    rows
+                }
                 Self::Log(walk) => Some(walk.next(&store).await?).filter(|rows| !rows.is_empty()),
             };
             Ok(rows.map(|rows| (self, rows)))
@@ -221,11 +234,13 @@ impl Export {
             Scope::Time { start_us, end_us } => {
                 let range = Range { start_us: *start_us, end_us: *end_us };
                 let after = after.map(|(occurred_at_us, id)| Key { occurred_at_us, id });
-                Walk::Time(TimeWalk::new(access, range, Order::OldestFirst, after, usize::MAX))
+                let filter = filter.clone().unwrap_or_default();
+                let whole = Whole { access: access.clone(), filter, start_us: *start_us };
+                Walk::Time(TimeWalk::new(access, range, Order::OldestFirst, after, usize::MAX), whole)
             }
             Scope::Log { instance_id, from, to } => {
                 let from = after.map_or(*from, |(sequence, _)| sequence.cast_unsigned() + 1);
-                Walk::Log(LogWalk::new(access, instance_id.as_str(), from, *to))
+                Walk::Log(History::new(access, instance_id, from, *to))
             }
         };
         let ahead = Some(walk.ahead(&store));

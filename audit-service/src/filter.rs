@@ -5,6 +5,7 @@
 
 mod needles;
 
+use serde::{Deserialize, Serialize};
 use service_core::auth::{Access, Instances};
 
 use crate::event::{Event, Outcome, Stage};
@@ -13,7 +14,8 @@ use crate::words;
 pub(crate) use needles::Needles;
 
 /// Values in one list are alternatives, lists narrow each other, an empty list narrows nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Filter {
     /// Actor ids or display names.
     pub actors: OneOf<String>,
@@ -39,7 +41,7 @@ pub struct Filter {
 pub const MAX_WORDS: usize = 32;
 
 /// Alternatives, sorted so that long lists cost little.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OneOf<T>(Vec<T>);
 
 impl<T> Default for OneOf<T> {
@@ -83,7 +85,7 @@ impl OneOf<String> {
 }
 
 /// Which actions.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ActionPattern {
     /// One action.
     Exact(String),
@@ -92,7 +94,7 @@ pub enum ActionPattern {
 }
 
 /// Which stages.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Stages {
     /// What an operator wants to see: single entries, outcomes, and intents whose outcome has not come. The last
     /// cannot be told from the entry; the store decides it when it reads, for an outcome may come at any time.

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::canonical::Prefix;
 use crate::event::{Dropped, Event, Producer, Stage};
 use crate::signer::Signer;
-use crate::store::{EventResult, Store};
+use crate::store::{EventResult, Heads, Store};
 use crate::tail::Tails;
 
 /// Bytes that count as one event where the queue and the groups are bounded: larger events count as several, so
@@ -119,6 +119,44 @@ impl Settling {
     }
 }
 
+/// Who is told which heads have moved. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Followers {
+    tails: Tails,
+    indexer: Arc<Notify>,
+    signer: Option<Signer>,
+}
+
+impl Followers {
+    /// Tells the tails and the signer, and wakes the indexer.
+    pub fn new(tails: Tails, indexer: Arc<Notify>, signer: Option<Signer>) -> Self {
+        Self { tails, indexer, signer }
+    }
+
+    /// Nobody.
+    pub(crate) fn nobody() -> Self {
+        Self { tails: Tails::default(), indexer: Arc::default(), signer: None }
+    }
+
+    /// What signs, if anything does.
+    pub(crate) fn signer(&self) -> Option<&Signer> {
+        self.signer.as_ref()
+    }
+
+    /// Refuses while the signer finds that the database does not fit what was signed.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.signer.as_ref().map_or(Ok(()), Signer::check)
+    }
+
+    pub(crate) fn moved(&self, heads: &Heads) {
+        if let Some(signer) = &self.signer {
+            signer.grown(heads);
+        }
+        self.tails.publish(heads);
+        self.indexer.notify_one();
+    }
+}
+
 /// The way into the log. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ingest {
@@ -126,26 +164,15 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    /// Starts the writer. After each commit it tells the tails and the signer which heads moved, and wakes the indexer.
-    /// Nothing is written while the signer finds that the database does not fit what was signed.
-    pub fn spawn(
-        metrics: &Metrics,
-        config: &IngestConfig,
-        store: Store,
-        tails: Tails,
-        indexer: Arc<Notify>,
-        signer: Option<Signer>,
-    ) -> Self {
+    /// Starts the writer. After each commit it tells which heads moved. Nothing is written while the signer finds that
+    /// the database does not fit what was signed.
+    pub fn spawn(metrics: &Metrics, config: &IngestConfig, store: Store, followers: Followers) -> Self {
         let commit = move |batches: Arc<Vec<Batch>>| {
-            let (store, tails, indexer, signer) = (store.clone(), tails.clone(), indexer.clone(), signer.clone());
+            let (store, followers) = (store.clone(), followers.clone());
             async move {
-                signer.as_ref().map_or(Ok(()), Signer::check)?;
+                followers.check()?;
                 let (results, heads) = store.write_sound(&batches).await?;
-                if let Some(signer) = signer {
-                    signer.grown(&heads);
-                }
-                tails.publish(&heads);
-                indexer.notify_one();
+                followers.moved(&heads);
                 Ok(results)
             }
         };

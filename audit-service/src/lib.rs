@@ -14,11 +14,13 @@
 //! - [`merkle`]: the tree over a log, its tiles and its proofs. [`checkpoint`]: what is signed of it. Neither needs a
 //!   database, nor does [`verify`]: an export against what was signed.
 //! - [`ROLES`]: who may call what; `denials`: what was refused, as entries.
+//! - [`retention`]: what is old goes to the [`archive`], with its proofs; `history`: a log read through both.
 //! - [`store`]: one log an instance, without gaps; the only place that knows SQL.
 //!
-//! Invariants: an entry is never changed or removed; what is acknowledged is on disk; a sequence has no gaps; an
+//! Invariants: an entry is never changed, and never removed but into the archive; what is acknowledged is on disk; a sequence has no gaps; an
 //! event is stored once; every answer is complete at once, whatever the index has caught up with.
 
+pub mod archive;
 pub mod canonical;
 pub mod checkpoint;
 mod config;
@@ -29,9 +31,11 @@ pub mod event;
 pub mod export;
 pub mod filter;
 mod grpc;
+mod history;
 pub mod ingest;
 pub mod merkle;
 mod numbers;
+pub mod retention;
 mod roles;
 mod server;
 mod signer;
@@ -41,7 +45,7 @@ mod time;
 pub mod verify;
 mod words;
 
-pub use config::{Config, ENV_PREFIX, LogConfig, TailConfig};
+pub use config::{Config, ENV_PREFIX, LogConfig, Profile, RetentionConfig, TailConfig};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use grpc::fuzz;
 pub use roles::ROLES;

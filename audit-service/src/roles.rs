@@ -17,4 +17,10 @@ pub const ROLES: RoleTable = RoleTable::new(&[
     RoleRow::new("/activity.audit.v1.AuditTrustService/GetInclusionProof", &[SuperAdmin, Auditor]),
     RoleRow::new("/activity.audit.v1.AuditTrustService/GetConsistencyProof", &[SuperAdmin, Auditor]),
     RoleRow::new("/activity.audit.v1.AuditTrustService/ReadTile", &[SuperAdmin, Auditor]),
+    RoleRow::new("/activity.audit.v1.AuditGovernanceService/GetRetention", &[SuperAdmin, Auditor]),
+    RoleRow::new("/activity.audit.v1.AuditGovernanceService/ListArchives", &[SuperAdmin, Auditor]),
+    RoleRow::new("/activity.audit.v1.AuditGovernanceService/PlaceLegalHold", &[SuperAdmin, Auditor]),
+    // Whoever verifies the log can have it kept, and not let go of.
+    RoleRow::new("/activity.audit.v1.AuditGovernanceService/ReleaseLegalHold", &[SuperAdmin]),
+    RoleRow::new("/activity.audit.v1.AuditGovernanceService/ListLegalHolds", &[SuperAdmin, Auditor]),
 ]);

@@ -15,8 +15,10 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::grpc::{self, IngestService, QueryService, TrustService};
-use crate::ingest::Ingest;
+use crate::archive::Archive;
+use crate::grpc::{self, GovernanceService, IngestService, QueryService, TrustService};
+use crate::ingest::{Followers, Ingest};
+use crate::retention::{self, Retention, Surroundings};
 use crate::signer::Signer;
 use crate::store::{Indexer, Store};
 use crate::tail::Tails;
@@ -32,6 +34,7 @@ pub struct Server {
     store: Store,
     sealer: Sealer,
     signer: Option<Signer>,
+    surroundings: Arc<dyn Surroundings>,
 }
 
 /// Opens the ports and the database. Clients that connect from now on wait until [`Server::serve`].
@@ -46,10 +49,17 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
         Some(address) => Some(core::bind_metrics(ENV_PREFIX, address).await?),
         None => None,
     };
-    let store = Store::open(&config.database_url, &config.database).await?;
+    let archive = config.retention.archive(&config.database_url);
+    // One that is not there and not needed is not made.
+    let archive = archive.filter(|place| config.retention.days.is_some() || place.exists());
+    let archive = archive.map(|place| Archive::open(&place.to_string_lossy())).transpose()?;
+    let store =
+        Store::open_with(&config.database_url, &config.database, config.retention.database_url.as_ref()).await?;
+    let store = store.with_archive(archive);
     let sealer = Sealer::new(store.seal_key().await?);
     let signer = Signer::open(&config.log, &config.database_url, store.clone()).await?;
-    let server = Server { config, listener, metrics_listener, security, store, sealer, signer };
+    let surroundings = Arc::new(retention::Real);
+    let server = Server { config, listener, metrics_listener, security, store, sealer, signer, surroundings };
     let metrics = server.metrics_addr()?.map_or_else(|| "none".to_owned(), |at| format!("http://{at}/metrics"));
     let listen = server.local_addr()?;
     tracing::info!(%listen, metrics, database = %server.config.database_url, "audit-service is ready to serve");
@@ -60,6 +70,12 @@ impl Server {
     /// Where gRPC is served.
     pub fn local_addr(&self) -> anyhow::Result<SocketAddr> {
         self.listener.local_addr().context("the address of the listener")
+    }
+
+    /// The same server, whose retention has another clock, and is told where it stands: for tests.
+    #[must_use]
+    pub fn with_retention_in(self, surroundings: Arc<dyn Surroundings>) -> Self {
+        Self { surroundings, ..self }
     }
 
     /// Where metrics are served, if they are.
@@ -74,12 +90,12 @@ impl Server {
     /// shutdown ─▶ streams get their last answers ─▶ writer commits what it has ─▶ background tasks end ─▶ pools close
     /// ```
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { config, listener, metrics_listener, security, store, sealer, signer } = self;
+        let Self { config, listener, metrics_listener, security, store, sealer, signer, surroundings } = self;
         let metrics = Metrics::new("audit");
         let tails = Tails::default();
         let behind = Arc::new(Notify::new());
-        let ingest =
-            Ingest::spawn(&metrics, &config.ingest, store.clone(), tails.clone(), behind.clone(), signer.clone());
+        let followers = Followers::new(tails.clone(), behind.clone(), signer.clone());
+        let ingest = Ingest::spawn(&metrics, &config.ingest, store.clone(), followers.clone());
 
         // Stopped after the server: metrics tell about the drain, and tails follow until they are ended.
         let stop = CancellationToken::new();
@@ -89,6 +105,16 @@ impl Server {
         if let Some(signer) = signer.clone() {
             tasks.spawn(signer.run(stop.clone()));
         }
+        let released = Arc::new(Notify::new());
+        let retention = Retention::new(
+            &config.retention,
+            &config.log.origin,
+            store.clone(),
+            followers.clone(),
+            surroundings,
+            released.clone(),
+        );
+        tasks.spawn(retention.run(&metrics, stop.clone()));
         if store.is_shared() {
             tasks.spawn(tails.clone().poll(store.clone(), stop.clone()));
         }
@@ -103,8 +129,11 @@ impl Server {
 
         let ingest_service = IngestService::new(ingest.clone(), StreamOptions::from(&config.ingest), shutdown.clone());
         let heartbeat = Duration::from_millis(config.tail.heartbeat_ms.get());
-        let query_service = QueryService::new(store.clone(), tails, sealer, heartbeat, shutdown.clone());
-        let routes = grpc::routes(ingest_service, query_service, TrustService::new(store.clone(), signer.clone()));
+        let query_service = QueryService::new(store.clone(), tails, sealer.clone(), heartbeat, shutdown.clone());
+        let trust_service = TrustService::new(store.clone(), signer.clone());
+        let governance_service =
+            GovernanceService::new(store.clone(), followers, sealer, config.retention.clone(), released);
+        let routes = grpc::routes(ingest_service, query_service, trust_service, governance_service);
         let health = health(&store, &ingest, signer);
         let (denials, refused) = Denials::queue(&config.denials, &metrics);
         let (security, all_told) = (security.telling(denials), CancellationToken::new());
@@ -136,7 +165,12 @@ fn health(store: &Store, ingest: &Ingest, signer: Option<Signer>) -> Vec<HealthC
             async move { db.probe_reader().await }
         })
     };
-    let checks = [ingest.health(grpc::INGEST_SERVICE, store), reads(grpc::QUERY_SERVICE), reads(grpc::TRUST_SERVICE)];
+    let checks = [
+        ingest.health(grpc::INGEST_SERVICE, store),
+        reads(grpc::QUERY_SERVICE),
+        reads(grpc::TRUST_SERVICE),
+        reads(grpc::GOVERNANCE_SERVICE),
+    ];
     let fits = |check: HealthCheck| match signer.clone() {
         Some(signer) => check.only_if(move || signer.check()),
         None => check,

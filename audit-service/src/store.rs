@@ -9,17 +9,22 @@
 //! audit_producer_numbers   which numbers of a producer's epoch are there, as bitmaps
 //! audit_dropped_ranges     which numbers a producer says it dropped
 //! audit_index, _runs, _heads  the inverted index, made behind the writers from the entries alone
+//! audit_archived           of entries that are in the archive alone: ids, hashes and places; never changed
+//! audit_segments           the archive's segments; never changed. audit_sweeps: what of them was removed here
+//! audit_legal_holds        what is not removed, by whom and why
 //! audit_export_heads       heads at which an export is frozen, where they are too many for its resume token
 //! ```
 //!
 //! Writing is `write`; everything else reads, through the pool of readers, a bounded number of rows at a time. Whatever
 //! reads entries is given an [`Access`](service_core::auth::Access), and finds nothing beyond it.
 
+mod archive;
 mod candidates;
 mod checkpoints;
 mod entities;
 mod facets;
 mod frozen;
+mod holds;
 mod index;
 mod lines;
 mod merge;
@@ -29,6 +34,7 @@ mod runs;
 mod schema;
 mod search;
 mod settle;
+mod told;
 mod tree;
 mod walk;
 mod write;
@@ -41,17 +47,21 @@ use service_core::config::{DatabaseConfig, DatabaseUrl};
 use service_core::database::{self, Database, Engine};
 use service_core::error::{Error, Result};
 
+use crate::archive::Archive;
 use crate::canonical::{self, Counted, Line, Unreadable};
 use crate::event::{Entry, Key};
 use crate::merkle::Hash;
 
+pub use archive::{Kept, Segment};
 pub use checkpoints::SignedBy;
 pub(crate) use checkpoints::{NewCheckpoint, Signable};
 pub use facets::{Facet, Facets};
+pub use holds::{Hold, MAX_HOLDS, NewHold, Release};
 pub use index::{BLOCK_ENTRIES, Indexer};
 pub use read::{Page, Sought};
+pub use told::{NewSegment, Told};
 pub use tree::TreeHead;
-pub(crate) use tree::damaged_log;
+pub(crate) use tree::{damaged, damaged_log};
 pub use walk::{LogWalk, TimeWalk};
 pub use write::{EventResult, Written};
 
@@ -112,6 +122,18 @@ impl Row {
         })
     }
 
+    /// An archived entry, as it was stored.
+    pub(crate) fn archived(canonical: String) -> Result<Self> {
+        let entry = canonical::parse(&canonical).map_err(Error::internal)?;
+        Ok(Self {
+            key: entry.key(),
+            sequence: entry.sequence,
+            leaf_hash: canonical::leaf_hash(&canonical).to_vec(),
+            instance_id: entry.event.instance_id,
+            canonical,
+        })
+    }
+
     /// The entry that the row tells.
     pub fn entry(&self) -> Result<Entry> {
         canonical::parse(&self.canonical).map_err(|error| self.unreadable(error))
@@ -136,6 +158,10 @@ impl Row {
 #[derive(Debug, Clone)]
 pub struct Store {
     db: Database,
+    /// Removes what is archived: on PostgreSQL, an account of its own where there is one.
+    remover: DatabaseConnection,
+    /// Where archived entries are read.
+    archive: Option<Archive>,
     /// Entries in a block of the index.
     block_entries: u64,
     /// Entries of each log that were signed, as is known outside the database.
@@ -145,9 +171,23 @@ pub struct Store {
 impl Store {
     /// Opens the database, brings its schema up to date, and builds the trees of logs that have none yet.
     pub async fn open(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::Result<Self> {
+        Self::open_with(url, config, None).await
+    }
+
+    /// The same, with the account that removes what is archived.
+    pub async fn open_with(
+        url: &DatabaseUrl,
+        config: &DatabaseConfig,
+        remover: Option<&DatabaseUrl>,
+    ) -> anyhow::Result<Self> {
         let db = database::connect(url, config).await?;
-        db.migrate::<schema::Migrator>(schema::GRANTS).await?;
-        let store = Self { db, block_entries: BLOCK_ENTRIES, signed: Arc::default() };
+        let others = remover.map(|url| (url, schema::RETENTION_GRANTS));
+        db.migrate_for::<schema::Migrator>(schema::GRANTS, others.as_slice()).await?;
+        let remover = match remover {
+            Some(url) => db.connect_as(url, config).await?,
+            None => db.writer.clone(),
+        };
+        let store = Self { db, remover, archive: None, block_entries: BLOCK_ENTRIES, signed: Arc::default() };
         store.build_trees().await?;
         Ok(store)
     }
@@ -158,6 +198,17 @@ impl Store {
     pub fn with_block_entries(mut self, entries: u64) -> Self {
         self.block_entries = entries.clamp(1, BLOCK_ENTRIES);
         self
+    }
+
+    /// The same store, with the archive of what is not in the database any more.
+    #[must_use]
+    pub fn with_archive(self, archive: Option<Archive>) -> Self {
+        Self { archive, ..self }
+    }
+
+    /// Where archived entries are, if that is known.
+    pub(crate) fn archive(&self) -> Option<&Archive> {
+        self.archive.as_ref()
     }
 
     /// So many entries of a log were signed: a database that has fewer lost some, and takes no more.
@@ -192,6 +243,8 @@ impl Store {
 
     /// Closes the pools.
     pub async fn close(self) {
+        // That of the writer may be the same; closed twice is closed.
+        let _ = self.remover.close().await;
         self.db.close().await;
     }
 

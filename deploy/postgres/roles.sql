@@ -1,5 +1,5 @@
 -- Accounts of the services on PostgreSQL: who makes the schema, who serves, who reads
--- from a replica. Run it in the database of each service as a superuser, as often as
+-- from a replica, who removes what audit-service has archived. Run it in the database of each service as a superuser, as often as
 -- you like:
 --
 --     psql --dbname audit --file roles.sql
@@ -12,7 +12,7 @@ DO $$
 DECLARE
     account text;
 BEGIN
-    FOREACH account IN ARRAY ARRAY['activity_migrator', 'activity_writer', 'activity_reader'] LOOP
+    FOREACH account IN ARRAY ARRAY['activity_migrator', 'activity_writer', 'activity_reader', 'activity_retention'] LOOP
         IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = account) THEN
             EXECUTE format('CREATE ROLE %I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE', account);
         END IF;
@@ -24,5 +24,5 @@ END $$;
 -- Tables are made by the migrator alone, and belong to it.
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO activity_migrator;
-GRANT USAGE ON SCHEMA public TO activity_writer, activity_reader;
-REVOKE CREATE ON SCHEMA public FROM activity_writer, activity_reader;
+GRANT USAGE ON SCHEMA public TO activity_writer, activity_reader, activity_retention;
+REVOKE CREATE ON SCHEMA public FROM activity_writer, activity_reader, activity_retention;

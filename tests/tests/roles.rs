@@ -91,6 +91,7 @@ fn entry_id(instance: &str, now: SystemTime) -> String {
 
 fn table() -> Vec<Row> {
     const LOG: &[&str] = &["super_admin", "auditor"];
+    const RELEASE: &[&str] = &["super_admin"];
     const WRITE: &[&str] = &["writer"];
     const USAGE: &[&str] = &["super_admin", "billing_admin"];
     const OWN_USAGE: &[&str] = &["member"];
@@ -158,6 +159,24 @@ fn table() -> Vec<Row> {
         }),
         row("/activity.audit.v1.AuditTrustService/ReadTile", LOG, &[], Foreign::Denied, |named| {
             audit::ReadTileRequest { instance_id: instance(named), level: 0, index: 0, width: 1 }.encode_to_vec()
+        }),
+        row("/activity.audit.v1.AuditGovernanceService/GetRetention", LOG, &[], Foreign::Denied, |named| {
+            audit::GetRetentionRequest { instance_id: instance(named) }.encode_to_vec()
+        }),
+        row("/activity.audit.v1.AuditGovernanceService/ListArchives", LOG, &[], Foreign::Denied, |named| {
+            audit::ListArchivesRequest { instance_id: instance(named), ..Default::default() }.encode_to_vec()
+        }),
+        row("/activity.audit.v1.AuditGovernanceService/PlaceLegalHold", LOG, &[], Foreign::Denied, |named| {
+            let (instance_id, reason) = (instance(named), "case 17".to_owned());
+            audit::PlaceLegalHoldRequest { instance_id, reason, ..Default::default() }.encode_to_vec()
+        }),
+        row("/activity.audit.v1.AuditGovernanceService/ReleaseLegalHold", RELEASE, &[], Foreign::NotFound, |named| {
+            // Placed at the start, under the id of the entry.
+            let (hold_id, reason) = (entry_id(&instance(named), named.now), "closed".to_owned());
+            audit::ReleaseLegalHoldRequest { hold_id, reason }.encode_to_vec()
+        }),
+        row("/activity.audit.v1.AuditGovernanceService/ListLegalHolds", LOG, &[], Foreign::Denied, |named| {
+            audit::ListLegalHoldsRequest { instance_id: instance(named), ..Default::default() }.encode_to_vec()
         }),
         row("/activity.usage.v1.UsageIngestService/RecordUsage", WRITE, &[], Foreign::Rejected, |named| {
             usage::RecordUsageRequest { events: vec![new_request(named, 1_000)] }.encode_to_vec()
@@ -242,6 +261,7 @@ impl Platform {
         let usage = Service::start("usage", &url("usage").await, &settings).await;
         let platform = Self { realm, audit, usage, now: SystemTime::now(), _folder: folder };
         platform.fill().await;
+        platform.hold().await;
         platform
     }
 
@@ -275,6 +295,21 @@ impl Platform {
         ] {
             let answers = self.ask(path, message, Some(&token)).await.unwrap();
             assert_eq!(outcome(path, &answers), Outcome::Stored);
+        }
+    }
+
+    /// A hold in each instance.
+    async fn hold(&self) {
+        let token = self.realm.token("keeper", &["auditor"], &[OWN, FOREIGN]);
+        for (instance, name) in [(OWN, "mine"), (FOREIGN, "elsewhere")] {
+            let hold = audit::PlaceLegalHoldRequest {
+                instance_id: instance.into(),
+                reason: format!("{name}-case"),
+                hold_id: entry_id(instance, self.now),
+                ..Default::default()
+            };
+            let path = "/activity.audit.v1.AuditGovernanceService/PlaceLegalHold";
+            self.ask(path, hold.encode_to_vec(), Some(&token)).await.unwrap();
         }
     }
 

@@ -16,6 +16,7 @@ async fn grpcurl_lists_and_describes_every_service() {
         (
             &sandbox.audit,
             [
+                "activity.audit.v1.AuditGovernanceService",
                 "activity.audit.v1.AuditIngestService",
                 "activity.audit.v1.AuditQueryService",
                 "activity.audit.v1.AuditTrustService",

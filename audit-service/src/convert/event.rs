@@ -135,9 +135,17 @@ fn actor(wire: Option<proto::Actor>) -> Result<Actor, Violation> {
     })
 }
 
+/// The resource whose actions are entries of the service's own.
+const OWN: &str = "audit_log";
+
 fn action(wire: &str) -> Result<(), Violation> {
     required(|| "action".into(), wire, MAX_NAME_BYTES)?;
     match wire.split_once('.') {
+        // What such an entry says, the service does: nobody else is believed.
+        Some((OWN, verb)) if is_action_part(verb) => {
+            let message = format!("action is {:?}, and actions of {OWN} are those of the service alone", shown(wire));
+            Err(Violation::new(Reason::InvalidAction, "action", message))
+        }
         Some((resource, verb)) if is_action_part(resource) && is_action_part(verb) => Ok(()),
         _ => {
             let message = format!(

@@ -20,7 +20,7 @@ use crate::convert;
 use crate::event::Key;
 use crate::export::{End, Export, Format, Scope};
 use crate::filter::{Filter, Stages};
-use crate::store::{self, Range, Row, Sought, Store};
+use crate::store::{self, MAX_HOLDS, Range, Row, Sought, Store};
 use crate::tail::Tails;
 
 /// Kinds of tokens, so that none is taken for another.
@@ -64,6 +64,9 @@ impl QueryService {
 
     /// Why there is nothing at a place of a log.
     async fn no_entry_at(&self, access: &Access, instance_id: &String, sequence: u64) -> Result<Error> {
+        if let Some(gone) = self.store.gone(access, instance_id, sequence).await? {
+            return Ok(gone.into());
+        }
         Ok(Error::NotFound(match self.head(access, instance_id).await? {
             0 => format!("the log of instance {instance_id:?} has no entries"),
             head => format!("there is no entry with sequence {sequence} in this log, which ends with {}", head - 1),
@@ -93,6 +96,7 @@ impl AuditQueryService for QueryService {
             (range, Some(after))
         };
         let page = self.store.list(caller.access(), &filter, range, order, after, limit, page::MAX_PAGE_BYTES).await?;
+        self.store.refuse_removed(caller.access(), &filter, range.start_us).await?;
         let next = page.next.map(|next| self.sealer.seal(PAGE_TOKEN, &query, &Position::write(range, next)));
         Ok(Response::new(proto::ListEntriesResponse {
             entries: page.entries.into_iter().map(|(entry, leaf)| convert::entry(entry, leaf)).collect(),
@@ -118,6 +122,9 @@ impl AuditQueryService for QueryService {
                 })?;
                 match self.store.by_id(caller.access(), id).await? {
                     Sought::Found(row) => *row,
+                    Sought::Archived { instance_id, sequence } => {
+                        return Err(self.no_entry_at(caller.access(), &instance_id, sequence).await?.into());
+                    }
                     sought => {
                         if let Sought::Hidden { instance_id } = sought {
                             caller.was_hidden(Some(&instance_id), None);
@@ -160,7 +167,10 @@ impl AuditQueryService for QueryService {
         let filter = filter(&caller, request.filter, Stages::Settled)?;
         let range = time_range::resolve(request.time_range.as_ref(), clock::now_us(), WhenMissing::Last24Hours)?;
         let range = Range { start_us: range.start_us, end_us: range.end_us };
-        let facets = self.store.facets(caller.access(), &filter, range, limit).await?;
+        let facets = self.store.facets(caller.access(), &filter, range, limit).await;
+        // First: names of what was removed meanwhile cannot be read.
+        self.store.refuse_removed(caller.access(), &filter, range.start_us).await?;
+        let facets = facets?;
         Ok(Response::new(proto::ListFacetsResponse {
             actors: facet(facets.actors),
             actions: facet(facets.actions),
@@ -189,6 +199,7 @@ impl AuditQueryService for QueryService {
         // Waiting begins before the head is read, so nothing falls between the two.
         let mut tail = self.tails.follow(caller.access(), &instance_id);
         let (store, shutdown, heartbeat) = (self.store.clone(), self.shutdown.clone(), self.heartbeat);
+        let access = caller.access().clone();
         let head = self.head(caller.access(), &instance_id).await?;
         let mut next = request.from_sequence.unwrap_or(head);
         if next > head {
@@ -197,6 +208,9 @@ impl AuditQueryService for QueryService {
             let message =
                 format!("from_sequence is {next}, allowed are 0 to {head}, where the log of this instance ends");
             return Err(Error::invalid("from_sequence", message).into());
+        }
+        if let Some(gone) = self.store.gone(caller.access(), &instance_id, next).await? {
+            return Err(Error::from(gone).into());
         }
         Ok(Response::new(Box::pin(try_stream! {
             yield beat(next);
@@ -210,6 +224,10 @@ impl AuditQueryService for QueryService {
                     }
                     let from = next;
                     for row in rows.iter().filter(|row| row.sequence >= from) {
+                        if row.sequence > next {
+                            // So far behind that retention was here first: nothing is left out without a word.
+                            Err(lost(&store, &access, &instance_id, next).await)?;
+                        }
                         next = row.sequence + 1;
                         let entry = row.entry()?;
                         if filter.matches(&entry.event) {
@@ -286,12 +304,16 @@ impl AuditQueryService for QueryService {
                 log_scope(range)?
             }
         };
-        let store = self.store.clone();
+        let log = match &scope {
+            Scope::Log { instance_id, .. } => Some(instance_id.clone()),
+            Scope::Time { .. } => None,
+        };
+        let (store, access) = (self.store.clone(), caller.access().clone());
         let mut export = if token.is_empty() {
-            Export::open(store, caller.access(), filter, format, scope).await?
+            Export::open(store.clone(), caller.access(), filter, format, scope).await?
         } else {
             let payload = self.sealer.open_field("resume_token", RESUME_TOKEN, &query, &token)?;
-            Export::resume(store, caller.access(), filter, format, &payload).await?
+            Export::resume(store.clone(), caller.access(), filter, format, &payload).await?
         };
         let (sealer, shutdown) = (self.sealer.clone(), self.shutdown.clone());
         Ok(Response::new(Box::pin(try_stream! {
@@ -304,8 +326,24 @@ impl AuditQueryService for QueryService {
                     Err(Error::ShuttingDown)?;
                 }
             }
-            yield proto::ExportEntriesResponse { part: Some(Part::End(end(export.end()))) };
+            let mut end = end(export.end());
+            if let Some(instance_id) = log {
+                let kept = store.kept(&access, &instance_id).await?;
+                end.archived_through = Some(kept.map_or(0, |kept| kept.archived_through));
+                let holds = store.holds(&access, &instance_id, false, None, MAX_HOLDS).await?;
+                end.legal_hold_ids = holds.into_iter().map(|hold| hold.placed.hold_id.to_string()).collect();
+            }
+            yield proto::ExportEntriesResponse { part: Some(Part::End(end)) };
         })))
+    }
+}
+
+/// Why an entry that a tail comes to is not there.
+async fn lost(store: &Store, access: &Access, instance_id: &str, sequence: u64) -> Error {
+    match store.gone(access, instance_id, sequence).await {
+        Ok(Some(gone)) => gone.into(),
+        Ok(None) => store::damaged(instance_id, &format!("entry {sequence} is missing")),
+        Err(error) => error,
     }
 }
 
@@ -336,6 +374,8 @@ fn end(end: End) -> proto::ExportEnd {
             Scope::Time { start_us, end_us } => Some(convert::interval(start_us, end_us)),
             Scope::Log { .. } => None,
         },
+        archived_through: None,
+        legal_hold_ids: Vec::new(),
     }
 }
 
@@ -354,7 +394,7 @@ fn beat(next: u64) -> proto::TailEntriesResponse {
 
 /// What a token is bound to: what its caller may see, and the request without its token, and without what may change
 /// between pages. Our messages have no maps, so the same request always has the same bytes.
-fn query_hash(request: &impl prost::Message, access: &Access) -> [u8; 32] {
+pub(super) fn query_hash(request: &impl prost::Message, access: &Access) -> [u8; 32] {
     page::query_hash([request.encode_to_vec().as_slice(), &access.fingerprint()])
 }
 

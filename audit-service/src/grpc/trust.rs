@@ -129,7 +129,7 @@ impl AuditTrustService for TrustService {
         seen(&caller, instance_id)?;
         let sequence = request.sequence.ok_or_else(|| Error::required("sequence"))?;
         let size = self.size(caller.access(), instance_id).await?;
-        let Some(row) = self.store.by_place(caller.access(), instance_id, sequence).await?.filter(|_| sequence < size)
+        let Some(leaf) = self.store.leaf_at(caller.access(), instance_id, sequence).await?.filter(|_| sequence < size)
         else {
             let message = format!("there is no entry with sequence {sequence} in this log, which has {size}");
             return Err(Error::NotFound(message).into());
@@ -140,7 +140,7 @@ impl AuditTrustService for TrustService {
         Ok(Response::new(proto::GetInclusionProofResponse {
             sequence: Some(sequence),
             tree_size: Some(tree_size),
-            leaf_hash: row.leaf_hash,
+            leaf_hash: leaf.to_vec(),
             hashes: bytes(proof),
             root_hash: root.to_vec(),
         }))

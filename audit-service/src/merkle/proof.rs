@@ -77,6 +77,12 @@ impl Plan {
         Self { size, ranges: if size > 0 { vec![whole] } else { Vec::new() } }
     }
 
+    /// The peaks of the tree, as a [`Frontier`](super::Frontier) has them.
+    pub fn peaks(size: u64) -> Self {
+        let leaves = |subtree: Perfect| subtree.index << subtree.height..(subtree.index + 1) << subtree.height;
+        Self { size, ranges: perfect_subtrees(&(0..size)).map(leaves).collect() }
+    }
+
     /// The tiles that it needs, each with as many hashes as it has in the tree.
     pub fn tiles(&self) -> BTreeSet<TileId> {
         self.ranges.iter().flat_map(perfect_subtrees).map(|subtree| subtree.tile().0).collect()

@@ -128,7 +128,7 @@ impl Indexer {
 
     /// Makes or merges one run, if that should not wait.
     async fn pass(&self, quiet: bool, merges: &mut Merges) -> Result<Pass> {
-        let Some(lead) = self.store.lead().await? else { return Ok(Pass::Idle) };
+        let Some(lead) = self.store.lead(LEADER).await? else { return Ok(Pass::Idle) };
         let pass = self.store.index_step(quiet, merges).await;
         lead.end().await?;
         pass
@@ -136,7 +136,7 @@ impl Indexer {
 
     async fn tidy(&self) -> Result<()> {
         self.store.forget_frozen().await?;
-        let Some(lead) = self.store.lead().await? else { return Ok(()) };
+        let Some(lead) = self.store.lead(LEADER).await? else { return Ok(()) };
         self.store.settle_again().await?;
         while self.store.forget_runs().await? {
             tokio::time::sleep(TIDY_PAUSE).await;
@@ -173,9 +173,9 @@ fn pause(worked: Duration, behind: u64, quiet: bool) -> Duration {
     }
 }
 
-/// Held while a replica makes the index.
+/// Held while a replica does what one alone should.
 #[derive(Debug)]
-struct Lead {
+pub(crate) struct Lead {
     /// Its end lets go of the lock.
     transaction: Option<DatabaseTransaction>,
 }
@@ -183,7 +183,7 @@ struct Lead {
 impl Lead {
     /// Lets go at once. One that is dropped lets go when its connection is next looked at, and until then nobody
     /// leads.
-    async fn end(self) -> Result<()> {
+    pub(crate) async fn end(self) -> Result<()> {
         match self.transaction {
             Some(transaction) => Ok(transaction.rollback().await?),
             None => Ok(()),
@@ -192,9 +192,9 @@ impl Lead {
 }
 
 impl Store {
-    /// The right to make the index, unless another replica has it. It saves work that would be thrown away; that two
-    /// never index the same is seen to when they commit.
-    async fn lead(&self) -> Result<Option<Lead>> {
+    /// The right to do something, by its lock, unless another replica has it. It saves work that would be thrown away;
+    /// that two never do the same is seen to when they commit.
+    pub(crate) async fn lead(&self, lock: i64) -> Result<Option<Lead>> {
         let has_two = match self.db.engine {
             Engine::Sqlite => false,
             Engine::Postgres => self.reader().get_postgres_connection_pool().options().get_max_connections() > 1,
@@ -205,7 +205,7 @@ impl Store {
         }
         let transaction = self.reader().begin().await?;
         let sql = "SELECT pg_try_advisory_xact_lock($1)";
-        let row = transaction.query_one_raw(self.statement(sql, [LEADER.into()])).await?;
+        let row = transaction.query_one_raw(self.statement(sql, [lock.into()])).await?;
         let leads = row.map_or(Ok(false), |row| row.try_get_by_index(0))?;
         let lead = Lead { transaction: Some(transaction) };
         if leads {

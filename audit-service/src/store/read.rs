@@ -145,7 +145,13 @@ impl Store {
     /// The entry with an id.
     pub async fn by_id(&self, access: &Access, id: Uuid) -> Result<Sought> {
         Ok(match entry::Entity::find_by_id(id).one(self.reader()).await? {
-            None => Sought::Nowhere,
+            None => match self.archived_id(id).await? {
+                None => Sought::Nowhere,
+                Some((instance_id, sequence)) if access.has_instance(&instance_id) => {
+                    Sought::Archived { instance_id, sequence }
+                }
+                Some((instance_id, _)) => Sought::Hidden { instance_id },
+            },
             Some(model) if access.has_instance(&model.instance_id) => Sought::Found(Box::new(model.try_into()?)),
             Some(model) => Sought::Hidden { instance_id: model.instance_id },
         })
@@ -203,6 +209,13 @@ pub enum Sought {
     Hidden {
         /// Whose it is.
         instance_id: String,
+    },
+    /// It is in the archive alone.
+    Archived {
+        /// Whose it is.
+        instance_id: String,
+        /// Where in that log.
+        sequence: u64,
     },
     /// There is none.
     Nowhere,

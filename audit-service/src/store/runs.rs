@@ -103,8 +103,8 @@ impl Store {
             "SELECT run, entries, first_occurred_at, last_occurred_at, unsettled, '' FROM audit_index_runs \
              WHERE state = {LIVE} \
              UNION ALL \
-             SELECT 0, COALESCE(i.indexed_through, 0), h.next_sequence, 0, 0, h.instance_id FROM audit_log_heads h \
-             LEFT JOIN audit_index_heads i ON i.instance_id = h.instance_id \
+             SELECT 0, COALESCE(i.indexed_through, 0), h.next_sequence, h.archived_through, 0, h.instance_id \
+             FROM audit_log_heads h LEFT JOIN audit_index_heads i ON i.instance_id = h.instance_id \
              WHERE COALESCE(i.indexed_through, 0) < h.next_sequence"
         );
         let mut snapshot = Snapshot { taken: Instant::now(), runs: Vec::new(), behind: Vec::new() };
@@ -114,7 +114,9 @@ impl Store {
             let third = row.try_get_by_index(2)?;
             if id == 0 {
                 let instance_id = row.try_get_by_index(5)?;
-                snapshot.behind.push(Behind { instance_id, through: entries, head: unsigned(third)? });
+                // What is archived is searched no more: it needs no index.
+                let through = entries.max(unsigned(row.try_get_by_index(3)?)?);
+                snapshot.behind.push(Behind { instance_id, through, head: unsigned(third)? });
                 continue;
             }
             let unsettled = unsigned(row.try_get_by_index(4)?)?;
@@ -319,14 +321,16 @@ impl Store {
             let names = || logs.iter().map(|log| Value::from(log.instance_id.as_str()));
             transaction.execute_raw(self.statement(sql, names())).await?;
             let sql = format!(
-                "SELECT instance_id, indexed_through FROM audit_index_heads WHERE instance_id IN ({}) \
-                 ORDER BY instance_id {}",
+                "SELECT instance_id, indexed_through, (SELECT archived_through FROM audit_log_heads h \
+                 WHERE h.instance_id = audit_index_heads.instance_id) FROM audit_index_heads \
+                 WHERE instance_id IN ({}) ORDER BY instance_id {}",
                 placeholders(1, logs.len()),
                 self.for_update()
             );
             let mut stored: HashMap<String, u64> = HashMap::new();
             for row in transaction.query_all_raw(self.statement(sql, names())).await? {
-                stored.insert(row.try_get_by_index(0)?, unsigned(row.try_get_by_index(1)?)?);
+                let (through, archived): (i64, Option<i64>) = (row.try_get_by_index(1)?, row.try_get_by_index(2)?);
+                stored.insert(row.try_get_by_index(0)?, unsigned(through.max(archived.unwrap_or(0)))?);
             }
             if logs.iter().any(|log| stored.get(&log.instance_id) != Some(&log.through)) {
                 return Ok(false);

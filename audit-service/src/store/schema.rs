@@ -4,6 +4,8 @@ use sea_orm::{ConnectionTrait as _, DbBackend};
 use sea_orm_migration::{DbErr, MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait};
 use service_core::database::Grant;
 
+mod archive;
+
 pub(super) struct Migrator;
 
 /// What the account that serves may do on PostgreSQL, where another one migrates: entries are only ever added.
@@ -20,12 +22,25 @@ pub(super) const GRANTS: &[Grant] = &[
     Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "audit_index_runs" },
     Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "audit_index" },
     Grant { rights: "SELECT, INSERT, UPDATE, DELETE", on: "audit_export_heads" },
+    Grant { rights: "SELECT", on: "audit_archived" },
+    Grant { rights: "SELECT, INSERT", on: "audit_segments" },
+    Grant { rights: "SELECT, INSERT, UPDATE", on: "audit_sweeps" },
+    Grant { rights: "SELECT, INSERT, UPDATE", on: "audit_legal_holds" },
+];
+
+/// What the account that removes may do: it deletes what lies below the horizon, which it cannot move.
+pub(super) const RETENTION_GRANTS: &[Grant] = &[
+    Grant { rights: "SELECT, DELETE", on: "audit_entries" },
+    Grant { rights: "SELECT, INSERT", on: "audit_archived" },
+    Grant { rights: "SELECT, UPDATE", on: "audit_sweeps" },
+    Grant { rights: "SELECT", on: "audit_log_heads" },
+    Grant { rights: "SELECT", on: "audit_legal_holds" },
 ];
 
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Log), Box::new(ExportHeadsByAge), Box::new(Tree), Box::new(Checkpoints)]
+        vec![Box::new(Log), Box::new(ExportHeadsByAge), Box::new(Tree), Box::new(Checkpoints), Box::new(Archive)]
     }
 }
 
@@ -123,6 +138,32 @@ impl MigrationTrait for Checkpoints {
         let backend = manager.get_database_backend();
         db.execute_unprepared(&with_types(backend, CHECKPOINTS)).await?;
         for statement in if backend == DbBackend::Postgres { POSTGRES_CHECKPOINTS } else { SQLITE_CHECKPOINTS } {
+            db.execute_unprepared(statement).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What retention lets go of, and what it must not.
+struct Archive;
+
+impl MigrationName for Archive {
+    fn name(&self) -> &str {
+        "audit_0005_archive"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Archive {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let db = manager.get_connection();
+        let backend = manager.get_database_backend();
+        db.execute_unprepared(&with_types(backend, archive::TABLES)).await?;
+        for statement in if backend == DbBackend::Postgres { archive::POSTGRES } else { archive::SQLITE } {
             db.execute_unprepared(statement).await?;
         }
         Ok(())

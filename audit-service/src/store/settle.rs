@@ -19,10 +19,13 @@ const LOOKUP: usize = 128;
 /// Keeps an intent only while no outcome of its operation is there; 2 and 3 are the numbers of `Stage::Intent` and
 /// `Stage::Outcome`.
 ///
-/// Outcomes are looked up one by one, here and below, and LIMIT keeps PostgreSQL from anything else: as a join, and
-/// before it has statistics of a table that grows fast, it reads all outcomes of an instance for some of them.
-pub(super) const OPEN_INTENT: &str = "AND NOT (e.stage = 2 AND (SELECT 1 FROM audit_entries o \
-     WHERE o.instance_id = e.instance_id AND o.operation_id = e.operation_id AND o.stage = 3 LIMIT 1) IS NOT NULL)";
+/// An outcome may be in the archive already. Outcomes are looked up one by one, here and below, and LIMIT keeps
+/// PostgreSQL from anything else: as a join, and before it has statistics of a table that grows fast, it reads all
+/// outcomes of an instance for some of them.
+pub(super) const OPEN_INTENT: &str = "AND NOT (e.stage = 2 AND ((SELECT 1 FROM audit_entries o \
+     WHERE o.instance_id = e.instance_id AND o.operation_id = e.operation_id AND o.stage = 3 LIMIT 1) IS NOT NULL \
+     OR (SELECT 1 FROM audit_archived o \
+     WHERE o.instance_id = e.instance_id AND o.operation_id = e.operation_id AND o.stage = 3 LIMIT 1) IS NOT NULL))";
 
 /// An intent, and what the caller calls it.
 pub(super) struct Intent {
@@ -57,6 +60,8 @@ impl Store {
                 let sql = format!(
                     "WITH wanted (operation_id) AS (VALUES {}) SELECT w.operation_id FROM wanted w \
                      WHERE (SELECT 1 FROM audit_entries o WHERE o.instance_id = $1 \
+                     AND o.operation_id = w.operation_id AND o.stage = 3 LIMIT 1) IS NOT NULL \
+                     OR (SELECT 1 FROM audit_archived o WHERE o.instance_id = $1 \
                      AND o.operation_id = w.operation_id AND o.stage = 3 LIMIT 1) IS NOT NULL",
                     rows.join(",")
                 );
@@ -74,8 +79,10 @@ impl Store {
 
     /// Of these ranks of a run, which are intents, those whose outcome is there.
     pub(super) async fn settled_ranks(&self, run: &Run, ranks: &[u64]) -> Result<Vec<u64>> {
-        const SETTLED_ONLY: &str = "AND e.stage = 2 AND (SELECT 1 FROM audit_entries o WHERE o.instance_id = \
-            e.instance_id AND o.operation_id = e.operation_id AND o.stage = 3 LIMIT 1) IS NOT NULL";
+        const SETTLED_ONLY: &str = "AND e.stage = 2 AND ((SELECT 1 FROM audit_entries o WHERE o.instance_id = \
+            e.instance_id AND o.operation_id = e.operation_id AND o.stage = 3 LIMIT 1) IS NOT NULL OR \
+            (SELECT 1 FROM audit_archived o WHERE o.instance_id = \
+            e.instance_id AND o.operation_id = e.operation_id AND o.stage = 3 LIMIT 1) IS NOT NULL)";
         let mut settled = Vec::new();
         for ranks in ranks.chunks(LOOKUP) {
             let places: Vec<(i64, u64)> = ranks.iter().map(|rank| (run.id, *rank)).collect();

@@ -24,6 +24,11 @@ use crate::merkle::{Frontier, Hash, Plan, Tile, TileId, TileSet, WIDTH};
 
 /// Entries of a step of building.
 const STEP: u64 = 4_096;
+/// Leaf hashes of a piece of a log, whether its entries are here or in the archive.
+pub(super) const LEAVES: &str = "SELECT leaf_hash FROM (SELECT sequence, leaf_hash FROM audit_entries \
+         WHERE instance_id = $1 AND sequence >= $2 AND sequence < $3 \
+         UNION ALL SELECT sequence, leaf_hash FROM audit_archived \
+         WHERE instance_id = $1 AND sequence >= $2 AND sequence < $3) leaves ORDER BY sequence";
 /// Logs that are looked up at once.
 const LOOKUP: u32 = 500;
 
@@ -33,16 +38,23 @@ pub(super) struct Head {
     pub(super) next_sequence: u64,
     pub(super) tree_size: u64,
     pub(super) frontier: Vec<u8>,
+    /// What occurred before was let go of; 0 where nothing was.
+    pub(super) kept_from_us: i64,
 }
 
 impl Head {
     pub(super) fn new(next_sequence: i64, tree_size: i64, frontier: Vec<u8>) -> Result<Self> {
-        Ok(Self { next_sequence: unsigned(next_sequence)?, tree_size: unsigned(tree_size)?, frontier })
+        let (next_sequence, tree_size) = (unsigned(next_sequence)?, unsigned(tree_size)?);
+        Ok(Self { next_sequence, tree_size, frontier, kept_from_us: 0 })
+    }
+
+    pub(super) fn kept_from(self, kept_from_us: i64) -> Self {
+        Self { kept_from_us, ..self }
     }
 
     /// Of a log without entries.
     pub(super) fn empty() -> Self {
-        Self { next_sequence: 0, tree_size: 0, frontier: Vec::new() }
+        Self { next_sequence: 0, tree_size: 0, frontier: Vec::new(), kept_from_us: 0 }
     }
 
     fn tree(&self, instance_id: &str) -> Result<Frontier> {
@@ -151,7 +163,7 @@ impl Growth {
 
     /// The head with this tree.
     pub(super) fn head(&self, next_sequence: u64) -> Head {
-        Head { next_sequence, tree_size: self.size(), frontier: self.frontier.to_bytes() }
+        Head { next_sequence, tree_size: self.size(), frontier: self.frontier.to_bytes(), kept_from_us: 0 }
     }
 }
 
@@ -164,7 +176,7 @@ pub(super) fn tile_above(instance_id: &str, id: TileId, roots: Vec<Hash>) -> Res
 
 /// What a database says that it cannot have been told by us. Nothing is written on top of it: the client keeps what it
 /// has, until somebody has looked.
-pub(super) fn damaged(instance_id: &str, how: &str) -> Error {
+pub(crate) fn damaged(instance_id: &str, how: &str) -> Error {
     Error::storage_unavailable(Damaged { instance_id: instance_id.to_owned(), how: how.to_owned() })
 }
 
@@ -308,11 +320,7 @@ impl Store {
         let places = id.places();
         let (first, end) = (signed(places.start), signed(places.start.saturating_add(width)));
         let (sql, values) = match id.level.checked_sub(1) {
-            None => (
-                "SELECT leaf_hash FROM audit_entries WHERE instance_id = $1 AND sequence >= $2 AND sequence < $3 \
-                 ORDER BY sequence",
-                vec![instance_id.into(), first.into(), end.into()],
-            ),
+            None => (LEAVES, vec![instance_id.into(), first.into(), end.into()]),
             Some(below) => (
                 "SELECT root FROM audit_tiles WHERE instance_id = $1 AND tile >= $2 AND tile < $3 AND level = $4 \
                  ORDER BY tile",
@@ -350,7 +358,7 @@ mod tests {
 
     fn head(size: u64) -> Head {
         let frontier: Frontier = leaves(0, size).into_iter().collect();
-        Head { next_sequence: size, tree_size: size, frontier: frontier.to_bytes() }
+        Head { next_sequence: size, tree_size: size, frontier: frontier.to_bytes(), kept_from_us: 0 }
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod postgres;
 mod sqlite;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use service_core::clock;
 use service_core::database::Engine;
@@ -30,12 +31,14 @@ use service_core::error::{Error, Reason, Result, Violation};
 use service_core::numbers::Numbers;
 use uuid::Uuid;
 
+use super::told::Told;
 use super::tree::{FullTile, Growth, Head, damaged_log, tile_above};
 use super::{Heads, Store};
-use crate::event::{Dropped, Producer};
+use crate::event::{Dropped, Event, Producer};
 use crate::ingest::{Batch, Prepared};
 use crate::merkle::{Hash, TileId};
 use crate::numbers::NumberBlock;
+use crate::time::rfc3339;
 
 /// What became of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,8 +104,17 @@ impl<'a> Settling<'a> {
     }
 }
 
+/// A value in a statement that is the same on both engines.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Bind<'a> {
+    Text(&'a str),
+    Int(i64),
+    Bytes(&'a [u8]),
+    Id(Uuid),
+}
+
 /// The statements of one transaction.
-enum Transaction {
+pub(super) enum Transaction {
     Sqlite(sqlite::Transaction),
     Postgres(postgres::Transaction),
 }
@@ -122,7 +134,18 @@ impl Store {
     ///
     /// Writing the same again changes nothing, so a group whose outcome is not known may be tried again.
     pub async fn write(&self, batches: &[Batch]) -> Result<Written> {
-        self.write_all(&batches.iter().collect::<Vec<_>>()).await
+        self.write_all(&batches.iter().collect::<Vec<_>>(), None).await
+    }
+
+    /// Writes an entry of the service's own, and in the same transaction what the entry tells of. Where that is not so
+    /// any more, nothing is written: [`Error::Contention`].
+    pub async fn write_told(&self, event: Event, recorded_by: &str, told: &Told<'_>) -> Result<(u64, Heads)> {
+        let batch = Batch { events: vec![event.into()], recorded_by: recorded_by.to_owned(), ..Batch::default() };
+        let written = self.write_all(&[&batch], Some(told)).await?;
+        match written.results.first().and_then(|results| results.first()) {
+            Some(EventResult::Stored { sequence, .. }) => Ok((*sequence, written.heads)),
+            other => Err(Error::internal(anyhow::anyhow!("an entry of our own was not stored: {other:?}"))),
+        }
     }
 
     /// The same, but batches with events of a log that is damaged are answered with that, and keep no others from being
@@ -132,7 +155,7 @@ impl Store {
         loop {
             let sound = batches.iter().zip(&damaged).filter(|(_, damaged)| damaged.is_none());
             let sound: Vec<&Batch> = sound.map(|(batch, _)| batch).collect();
-            let error = match self.write_all(&sound).await {
+            let error = match self.write_all(&sound, None).await {
                 Ok(Written { results, heads }) => {
                     let mut results = results.into_iter();
                     let result = |damaged: Option<Error>| match damaged {
@@ -161,7 +184,7 @@ impl Store {
         }
     }
 
-    async fn write_all<'a>(&self, batches: &'a [&'a Batch]) -> Result<Written> {
+    async fn write_all<'a>(&self, batches: &'a [&'a Batch], told: Option<&Told<'_>>) -> Result<Written> {
         let events = || batches.iter().flat_map(|batch| &batch.events);
         let instances: BTreeSet<&str> = events().map(|event| event.instance_id.as_str()).collect();
         let dropped: Vec<&Dropped> = batches.iter().flat_map(|batch| &batch.dropped).collect();
@@ -175,6 +198,9 @@ impl Store {
         if !instances.is_empty() {
             let ids: Vec<Uuid> = events().map(|event| event.id).collect();
             let blocks: BTreeSet<NumberBlock> = blocks_of(events());
+            // An entry of our own is of now, wherever a clock was that stepped.
+            let kept_from = heads.iter().filter(|(_, head)| head.kept_from_us > 0 && told.is_none());
+            group.kept_from = kept_from.map(|(instance, head)| (instance.clone(), head.kept_from_us)).collect();
             group.trees = transaction.trees(&heads, events()).await?;
             group.known = on_engine!(&mut transaction, inner => inner.known(&ids).await)?;
             group.numbers = on_engine!(&mut transaction, inner => inner.lock_numbers(&blocks).await)?;
@@ -199,6 +225,13 @@ impl Store {
                 inner.save_dropped(&dropped, now_us).await?;
             }
         });
+        if let Some(told) = told
+            && let Some(EventResult::Stored { sequence, .. }) = results.first()
+            && !transaction.tell(told, *sequence, now_us).await?
+        {
+            on_engine!(transaction, inner => inner.rollback().await)?;
+            return Err(Error::Contention(Arc::new(anyhow::anyhow!("what an entry would tell was done meanwhile"))));
+        }
         on_engine!(transaction, inner => inner.commit().await)?;
         let mut results = results.into_iter();
         let results = batches.iter().map(|batch| results.by_ref().take(batch.events.len()).collect()).collect();
@@ -252,6 +285,11 @@ impl Store {
 }
 
 impl Transaction {
+    /// Runs a statement that is the same on both engines; how many rows it changed.
+    pub(super) async fn run(&mut self, sql: &'static str, values: &[Bind<'_>]) -> Result<u64> {
+        on_engine!(self, inner => inner.run(sql, values).await)
+    }
+
     /// The trees of these heads, ready to take the events.
     async fn trees<'a>(
         &mut self,
@@ -344,6 +382,8 @@ fn blocks_of<'a>(events: impl Iterator<Item = &'a Prepared>) -> BTreeSet<NumberB
 /// What the group knows while it decides, event by event, in order.
 #[derive(Default)]
 struct Group {
+    /// Of logs of which something was let go: what occurred before.
+    kept_from: BTreeMap<String, i64>,
     /// Of each log of the group.
     trees: BTreeMap<String, Growth>,
     /// Ids that were there before, and those that the group has stored.
@@ -368,6 +408,15 @@ impl Group {
             }
             let message = format!("id {} is known with other content, which stays; an id is for one event", event.id);
             return Ok((EventResult::Rejected(Violation::new(Reason::IdConflict, "id", message)), None));
+        }
+        if let Some(kept_from_us) = self.kept_from.get(&event.instance_id).filter(|us| event.occurred_at_us < **us) {
+            let message = format!(
+                "occurred_at is {}, and of this log what occurred before {} was archived; allowed is that time or later",
+                rfc3339(event.occurred_at_us),
+                rfc3339(*kept_from_us)
+            );
+            let violation = Violation::new(Reason::BeforeRetention, "occurred_at", message);
+            return Ok((EventResult::Rejected(violation), None));
         }
         if let Some(producer) = &event.producer
             && !self.count(producer)

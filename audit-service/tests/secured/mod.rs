@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code, unreachable_pub, reason = "a test")]
 
 use activity_proto::audit::v1 as proto;
+use activity_proto::audit::v1::audit_governance_service_client::AuditGovernanceServiceClient;
 use activity_proto::audit::v1::audit_ingest_service_client::AuditIngestServiceClient;
 use activity_proto::audit::v1::audit_query_service_client::AuditQueryServiceClient;
 use activity_proto::audit::v1::audit_trust_service_client::AuditTrustServiceClient;
@@ -38,6 +39,7 @@ pub struct Client {
     pub ingest: AuditIngestServiceClient<Authorized>,
     pub query: AuditQueryServiceClient<Authorized>,
     pub trust: AuditTrustServiceClient<Authorized>,
+    pub governance: AuditGovernanceServiceClient<Authorized>,
 }
 
 impl Service {
@@ -84,7 +86,8 @@ impl Service {
             ingest: AuditIngestServiceClient::with_interceptor(channel.clone(), bearer()),
             query: AuditQueryServiceClient::with_interceptor(channel.clone(), bearer())
                 .max_decoding_message_size(8 << 20),
-            trust: AuditTrustServiceClient::with_interceptor(channel, bearer()),
+            trust: AuditTrustServiceClient::with_interceptor(channel.clone(), bearer()),
+            governance: AuditGovernanceServiceClient::with_interceptor(channel, bearer()),
         }
     }
 

@@ -139,7 +139,7 @@ pub async fn found(store: &Store, id: Uuid) -> Option<Row> {
     match store.by_id(&full(), id).await.unwrap() {
         Sought::Found(row) => Some(*row),
         Sought::Nowhere => None,
-        hidden @ Sought::Hidden { .. } => panic!("{hidden:?}"),
+        other => panic!("{other:?}"),
     }
 }
 

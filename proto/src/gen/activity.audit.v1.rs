@@ -287,6 +287,1955 @@ impl Stage {
         }
     }
 }
+/// Narrows entries. Values in one list are alternatives; lists narrow each other.
+/// An empty filter is everything that the caller may see. At most 1,000 values a
+/// list.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditFilter {
+    /// Actor ids or display names, exact.
+    #[prost(string, repeated, tag = "1")]
+    pub actors: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Actions: exact (`model.enabled`) or all of a resource
+    /// (`mcp_oauth_client.*`).
+    #[prost(string, repeated, tag = "2")]
+    pub actions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Ids or names of any affected resource, exact.
+    #[prost(string, repeated, tag = "3")]
+    pub resources: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Types of any affected resource, exact.
+    #[prost(string, repeated, tag = "4")]
+    pub resource_types: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Instances, exact.
+    #[prost(string, repeated, tag = "5")]
+    pub instance_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Outcomes.
+    #[prost(enumeration = "Outcome", repeated, tag = "6")]
+    pub outcomes: ::prost::alloc::vec::Vec<i32>,
+    /// Changed paths, exact JSON Pointers; there is no wildcard.
+    #[prost(string, repeated, tag = "7")]
+    pub changed_paths: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Stages. None means what an operator wants to see: `STAGE_SINGLE`,
+    /// `STAGE_OUTCOME`, and intents that are still open.
+    #[prost(enumeration = "Stage", repeated, tag = "8")]
+    pub stages: ::prost::alloc::vec::Vec<i32>,
+    /// Words, at most 32, that must all occur in the entry's names, reason, values
+    /// or details; compared as lower-case alphanumeric words (`GPT-4o` is the words
+    /// `gpt` and `4o`).
+    #[prost(string, tag = "9")]
+    pub text: ::prost::alloc::string::String,
+}
+/// A query for a page.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListEntriesRequest {
+    /// Optional; default the last 24 hours. By `occurred_at`.
+    #[prost(message, optional, tag = "1")]
+    pub time_range: ::core::option::Option<super::super::common::v1::TimeRange>,
+    /// Optional; default everything.
+    #[prost(message, optional, tag = "2")]
+    pub filter: ::core::option::Option<AuditFilter>,
+    /// Optional; default 50, at most 1,000. A page ends early rather than pass
+    /// 1 MiB.
+    #[prost(int32, tag = "3")]
+    pub page_size: i32,
+    /// Optional. `next_page_token` of the page before; all else must be as it was.
+    /// The range of the first page stays in force, also where it is a preset.
+    #[prost(string, tag = "4")]
+    pub page_token: ::prost::alloc::string::String,
+    /// Optional; default newest first.
+    #[prost(enumeration = "Order", tag = "5")]
+    pub order: i32,
+}
+/// A page of entries.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListEntriesResponse {
+    /// The entries, in order.
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<AuditEntry>,
+    /// Empty on the last page. Stays good while new entries arrive; they don't
+    /// shift the pages.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+    /// The interval that the range was resolved to.
+    #[prost(message, optional, tag = "3")]
+    pub interval: ::core::option::Option<super::super::common::v1::Interval>,
+}
+/// Which entry.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetEntryRequest {
+    /// Required.
+    #[prost(oneof = "get_entry_request::Key", tags = "1, 2")]
+    pub key: ::core::option::Option<get_entry_request::Key>,
+}
+/// Nested message and enum types in `GetEntryRequest`.
+pub mod get_entry_request {
+    /// Required.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Key {
+        /// The event's id.
+        #[prost(string, tag = "1")]
+        Id(::prost::alloc::string::String),
+        /// The entry's place.
+        #[prost(message, tag = "2")]
+        Position(super::LogPosition),
+    }
+}
+/// A place in an instance's log.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogPosition {
+    /// Required.
+    #[prost(string, tag = "1")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// Required.
+    #[prost(uint64, optional, tag = "2")]
+    pub sequence: ::core::option::Option<u64>,
+}
+/// One entry.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetEntryResponse {
+    /// Always set.
+    #[prost(message, optional, tag = "1")]
+    pub entry: ::core::option::Option<AuditEntry>,
+}
+/// A query for facets.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListFacetsRequest {
+    /// Optional; default the last 24 hours.
+    #[prost(message, optional, tag = "1")]
+    pub time_range: ::core::option::Option<super::super::common::v1::TimeRange>,
+    /// Optional; default everything. The counts are of entries that match it.
+    #[prost(message, optional, tag = "2")]
+    pub filter: ::core::option::Option<AuditFilter>,
+    /// Optional; how many values a facet, default 100, at most 1,000.
+    #[prost(int32, tag = "3")]
+    pub limit: i32,
+}
+/// What a range holds.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListFacetsResponse {
+    /// Actors by id, most entries first, ties by value; so the others.
+    #[prost(message, repeated, tag = "1")]
+    pub actors: ::prost::alloc::vec::Vec<Facet>,
+    /// Actions.
+    #[prost(message, repeated, tag = "2")]
+    pub actions: ::prost::alloc::vec::Vec<Facet>,
+    /// Types of affected resources; an entry counts once a type.
+    #[prost(message, repeated, tag = "3")]
+    pub resource_types: ::prost::alloc::vec::Vec<Facet>,
+    /// Instances.
+    #[prost(message, repeated, tag = "4")]
+    pub instances: ::prost::alloc::vec::Vec<Facet>,
+    /// The interval that the range was resolved to.
+    #[prost(message, optional, tag = "5")]
+    pub interval: ::core::option::Option<super::super::common::v1::Interval>,
+}
+/// One value of a facet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Facet {
+    /// The value; of actors, the id.
+    #[prost(string, tag = "1")]
+    pub value: ::prost::alloc::string::String,
+    /// How many entries have it.
+    #[prost(uint64, optional, tag = "2")]
+    pub count: ::core::option::Option<u64>,
+}
+/// From where to follow a log.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TailEntriesRequest {
+    /// Required.
+    #[prost(string, tag = "1")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// Optional. Only what matches is delivered; `instance_ids` must be empty or
+    /// hold just the instance. No `stages` means all of them here: a tail tells
+    /// what is written.
+    #[prost(message, optional, tag = "2")]
+    pub filter: ::core::option::Option<AuditFilter>,
+    /// Optional. The first sequence wanted, at most where the log ends now (0 for an
+    /// instance without entries); absent means from now on.
+    #[prost(uint64, optional, tag = "3")]
+    pub from_sequence: ::core::option::Option<u64>,
+}
+/// An entry, or a sign of life.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TailEntriesResponse {
+    #[prost(oneof = "tail_entries_response::Event", tags = "1, 2")]
+    pub event: ::core::option::Option<tail_entries_response::Event>,
+}
+/// Nested message and enum types in `TailEntriesResponse`.
+pub mod tail_entries_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Event {
+        /// An entry that matches.
+        #[prost(message, tag = "1")]
+        Entry(super::AuditEntry),
+        /// Sent after ten seconds without an entry, and at the start.
+        #[prost(message, tag = "2")]
+        Heartbeat(super::Heartbeat),
+    }
+}
+/// How far a tail has come when there is nothing to deliver.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Heartbeat {
+    /// Everything below it has been delivered or did not match: where to resume.
+    #[prost(uint64, optional, tag = "1")]
+    pub next_sequence: ::core::option::Option<u64>,
+    /// The server's clock.
+    #[prost(message, optional, tag = "2")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// What to export.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportEntriesRequest {
+    /// Optional; default everything. No `stages` means all of them here: an export
+    /// is evidence.
+    #[prost(message, optional, tag = "3")]
+    pub filter: ::core::option::Option<AuditFilter>,
+    /// Required.
+    #[prost(enumeration = "ExportFormat", tag = "4")]
+    pub format: i32,
+    /// Optional. The last `resume_token` received; all else must be as it was.
+    #[prost(string, tag = "5")]
+    pub resume_token: ::prost::alloc::string::String,
+    /// Required.
+    #[prost(oneof = "export_entries_request::Range", tags = "1, 2")]
+    pub range: ::core::option::Option<export_entries_request::Range>,
+}
+/// Nested message and enum types in `ExportEntriesRequest`.
+pub mod export_entries_request {
+    /// Required.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Range {
+        /// Ascending by (`occurred_at`, `id`).
+        #[prost(message, tag = "1")]
+        TimeRange(super::super::super::common::v1::TimeRange),
+        /// Ascending by sequence. Also of what is archived: the same bytes.
+        #[prost(message, tag = "2")]
+        SequenceRange(super::SequenceRange),
+    }
+}
+/// A part of an instance's log: `from` \<= sequence \< `to`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SequenceRange {
+    /// Required.
+    #[prost(string, tag = "1")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// Optional; default 0.
+    #[prost(uint64, optional, tag = "2")]
+    pub from: ::core::option::Option<u64>,
+    /// Optional; default the head of the log.
+    #[prost(uint64, optional, tag = "3")]
+    pub to: ::core::option::Option<u64>,
+}
+/// A part of the export, or its end.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExportEntriesResponse {
+    #[prost(oneof = "export_entries_response::Part", tags = "1, 2")]
+    pub part: ::core::option::Option<export_entries_response::Part>,
+}
+/// Nested message and enum types in `ExportEntriesResponse`.
+pub mod export_entries_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Part {
+        /// The next bytes.
+        #[prost(message, tag = "1")]
+        Chunk(super::ExportChunk),
+        /// The last message of a whole export.
+        #[prost(message, tag = "2")]
+        End(super::ExportEnd),
+    }
+}
+/// The next bytes of an export.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportChunk {
+    /// Whole lines, up to about 256 KiB.
+    #[prost(bytes = "vec", tag = "1")]
+    pub data: ::prost::alloc::vec::Vec<u8>,
+    /// From here the export can be resumed.
+    #[prost(string, tag = "2")]
+    pub resume_token: ::prost::alloc::string::String,
+    /// Entries up to here, from the start of the export.
+    #[prost(uint64, optional, tag = "3")]
+    pub entries_so_far: ::core::option::Option<u64>,
+}
+/// What a whole export held.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExportEnd {
+    /// Entries in all.
+    #[prost(uint64, optional, tag = "1")]
+    pub entries: ::core::option::Option<u64>,
+    /// SHA-256 over all bytes of the export, from its start, resumed or not.
+    #[prost(bytes = "vec", tag = "2")]
+    pub sha256: ::prost::alloc::vec::Vec<u8>,
+    /// The logs' heads at which it was frozen, by instance.
+    #[prost(message, repeated, tag = "3")]
+    pub heads: ::prost::alloc::vec::Vec<LogHead>,
+    /// The interval that a time range was resolved to.
+    #[prost(message, optional, tag = "4")]
+    pub interval: ::core::option::Option<super::super::common::v1::Interval>,
+    /// Of a range of sequences: entries of its log below this are in the archive, and
+    /// were read from there where the database has them no more.
+    #[prost(uint64, optional, tag = "5")]
+    pub archived_through: ::core::option::Option<u64>,
+    /// Of a range of sequences: the holds that stand in its log.
+    #[prost(string, repeated, tag = "6")]
+    pub legal_hold_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// How long an instance's log was.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogHead {
+    /// The instance.
+    #[prost(string, tag = "1")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// Its number of entries: the sequence that the next entry gets.
+    #[prost(uint64, optional, tag = "2")]
+    pub size: ::core::option::Option<u64>,
+}
+/// In which order a list is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Order {
+    /// `ORDER_NEWEST_FIRST`.
+    Unspecified = 0,
+    /// Descending by (`occurred_at`, `id`). The default.
+    NewestFirst = 1,
+    /// Ascending by (`occurred_at`, `id`).
+    OldestFirst = 2,
+}
+impl Order {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ORDER_UNSPECIFIED",
+            Self::NewestFirst => "ORDER_NEWEST_FIRST",
+            Self::OldestFirst => "ORDER_OLDEST_FIRST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ORDER_UNSPECIFIED" => Some(Self::Unspecified),
+            "ORDER_NEWEST_FIRST" => Some(Self::NewestFirst),
+            "ORDER_OLDEST_FIRST" => Some(Self::OldestFirst),
+            _ => None,
+        }
+    }
+}
+/// How an export is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ExportFormat {
+    /// Refused: a format is required.
+    Unspecified = 0,
+    /// A line an entry, which is its canonical JSON (RFC 8785): the very bytes that
+    /// are hashed. `"schema":1`; lowerCamelCase names; enums by full name; absent
+    /// and default fields left out, but `sequence`; times as
+    /// `YYYY-MM-DDTHH:MM:SS.ffffffZ`; 64-bit integers as strings; `oldValue`,
+    /// `newValue` and `detailsJson` as strings that hold the JSON text as it came;
+    /// all fields but `leafHash`.
+    Jsonl = 1,
+    /// RFC 4180 with a header. A cell that a spreadsheet would run as a formula is
+    /// made inert by a leading apostrophe.
+    Csv = 2,
+}
+impl ExportFormat {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "EXPORT_FORMAT_UNSPECIFIED",
+            Self::Jsonl => "EXPORT_FORMAT_JSONL",
+            Self::Csv => "EXPORT_FORMAT_CSV",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "EXPORT_FORMAT_UNSPECIFIED" => Some(Self::Unspecified),
+            "EXPORT_FORMAT_JSONL" => Some(Self::Jsonl),
+            "EXPORT_FORMAT_CSV" => Some(Self::Csv),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod audit_query_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Answers from the audit log. What was acknowledged is in every answer at once.
+    #[derive(Debug, Clone)]
+    pub struct AuditQueryServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> AuditQueryServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> AuditQueryServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            AuditQueryServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// A page of entries, newest first by (`occurred_at`, `id`). `OUT_OF_RANGE` for
+        /// a range that begins before what retention has left of a log that is asked
+        /// for; the message says from when data are there. So `ListFacets`, and exports
+        /// by time.
+        pub async fn list_entries(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListEntriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListEntriesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditQueryService/ListEntries",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("activity.audit.v1.AuditQueryService", "ListEntries"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// One entry. `NOT_FOUND` where there is none, or none that the caller may see;
+        /// `OUT_OF_RANGE` where it is in the archive alone, with the segment's name.
+        pub async fn get_entry(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetEntryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetEntryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditQueryService/GetEntry",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("activity.audit.v1.AuditQueryService", "GetEntry"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// What a range holds, for a screen's filter boxes: the distinct actors,
+        /// actions, resource types and instances, with counts.
+        pub async fn list_facets(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListFacetsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListFacetsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditQueryService/ListFacets",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("activity.audit.v1.AuditQueryService", "ListFacets"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Follows the log of one instance: each entry once, in log order, as it is
+        /// stored. The stream has no end of its own. A client that lost its connection
+        /// goes on from the sequence after the last it saw, without loss or repeat.
+        /// `OUT_OF_RANGE` where that is in the archive: `ExportEntries` reads it there.
+        pub async fn tail_entries(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TailEntriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::TailEntriesResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditQueryService/TailEntries",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("activity.audit.v1.AuditQueryService", "TailEntries"),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Writes the entries of a range, all fields, as one file in chunks, and ends
+        /// with counts and a hash. Frozen at the heads of the logs when it was opened:
+        /// what is written meanwhile is not in it, however often it is resumed.
+        ///
+        /// A stream that breaks off has no `end`; a client goes on with the last
+        /// `resume_token` it has and gets byte for byte the rest.
+        pub async fn export_entries(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExportEntriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ExportEntriesResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditQueryService/ExportEntries",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "activity.audit.v1.AuditQueryService",
+                        "ExportEntries",
+                    ),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod audit_query_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with AuditQueryServiceServer.
+    #[async_trait]
+    pub trait AuditQueryService: std::marker::Send + std::marker::Sync + 'static {
+        /// A page of entries, newest first by (`occurred_at`, `id`). `OUT_OF_RANGE` for
+        /// a range that begins before what retention has left of a log that is asked
+        /// for; the message says from when data are there. So `ListFacets`, and exports
+        /// by time.
+        async fn list_entries(
+            &self,
+            request: tonic::Request<super::ListEntriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListEntriesResponse>,
+            tonic::Status,
+        >;
+        /// One entry. `NOT_FOUND` where there is none, or none that the caller may see;
+        /// `OUT_OF_RANGE` where it is in the archive alone, with the segment's name.
+        async fn get_entry(
+            &self,
+            request: tonic::Request<super::GetEntryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetEntryResponse>,
+            tonic::Status,
+        >;
+        /// What a range holds, for a screen's filter boxes: the distinct actors,
+        /// actions, resource types and instances, with counts.
+        async fn list_facets(
+            &self,
+            request: tonic::Request<super::ListFacetsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListFacetsResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the TailEntries method.
+        type TailEntriesStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::TailEntriesResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Follows the log of one instance: each entry once, in log order, as it is
+        /// stored. The stream has no end of its own. A client that lost its connection
+        /// goes on from the sequence after the last it saw, without loss or repeat.
+        /// `OUT_OF_RANGE` where that is in the archive: `ExportEntries` reads it there.
+        async fn tail_entries(
+            &self,
+            request: tonic::Request<super::TailEntriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::TailEntriesStream>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the ExportEntries method.
+        type ExportEntriesStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ExportEntriesResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Writes the entries of a range, all fields, as one file in chunks, and ends
+        /// with counts and a hash. Frozen at the heads of the logs when it was opened:
+        /// what is written meanwhile is not in it, however often it is resumed.
+        ///
+        /// A stream that breaks off has no `end`; a client goes on with the last
+        /// `resume_token` it has and gets byte for byte the rest.
+        async fn export_entries(
+            &self,
+            request: tonic::Request<super::ExportEntriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ExportEntriesStream>,
+            tonic::Status,
+        >;
+    }
+    /// Answers from the audit log. What was acknowledged is in every answer at once.
+    #[derive(Debug)]
+    pub struct AuditQueryServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> AuditQueryServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for AuditQueryServiceServer<T>
+    where
+        T: AuditQueryService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/activity.audit.v1.AuditQueryService/ListEntries" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListEntriesSvc<T: AuditQueryService>(pub Arc<T>);
+                    impl<
+                        T: AuditQueryService,
+                    > tonic::server::UnaryService<super::ListEntriesRequest>
+                    for ListEntriesSvc<T> {
+                        type Response = super::ListEntriesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListEntriesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditQueryService>::list_entries(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListEntriesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/activity.audit.v1.AuditQueryService/GetEntry" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetEntrySvc<T: AuditQueryService>(pub Arc<T>);
+                    impl<
+                        T: AuditQueryService,
+                    > tonic::server::UnaryService<super::GetEntryRequest>
+                    for GetEntrySvc<T> {
+                        type Response = super::GetEntryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetEntryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditQueryService>::get_entry(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetEntrySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/activity.audit.v1.AuditQueryService/ListFacets" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListFacetsSvc<T: AuditQueryService>(pub Arc<T>);
+                    impl<
+                        T: AuditQueryService,
+                    > tonic::server::UnaryService<super::ListFacetsRequest>
+                    for ListFacetsSvc<T> {
+                        type Response = super::ListFacetsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListFacetsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditQueryService>::list_facets(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListFacetsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/activity.audit.v1.AuditQueryService/TailEntries" => {
+                    #[allow(non_camel_case_types)]
+                    struct TailEntriesSvc<T: AuditQueryService>(pub Arc<T>);
+                    impl<
+                        T: AuditQueryService,
+                    > tonic::server::ServerStreamingService<super::TailEntriesRequest>
+                    for TailEntriesSvc<T> {
+                        type Response = super::TailEntriesResponse;
+                        type ResponseStream = T::TailEntriesStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TailEntriesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditQueryService>::tail_entries(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TailEntriesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/activity.audit.v1.AuditQueryService/ExportEntries" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExportEntriesSvc<T: AuditQueryService>(pub Arc<T>);
+                    impl<
+                        T: AuditQueryService,
+                    > tonic::server::ServerStreamingService<super::ExportEntriesRequest>
+                    for ExportEntriesSvc<T> {
+                        type Response = super::ExportEntriesResponse;
+                        type ResponseStream = T::ExportEntriesStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExportEntriesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditQueryService>::export_entries(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExportEntriesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for AuditQueryServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "activity.audit.v1.AuditQueryService";
+    impl<T> tonic::server::NamedService for AuditQueryServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Of which log.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetRetentionRequest {
+    /// Required.
+    #[prost(string, tag = "1")]
+    pub instance_id: ::prost::alloc::string::String,
+}
+/// How long entries stay.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetRetentionResponse {
+    /// Days that entries stay in the database after they were recorded. Absent:
+    /// for ever.
+    #[prost(uint32, optional, tag = "1")]
+    pub days: ::core::option::Option<u32>,
+    /// The rule that the period must not fall short of: `pci`, `eu-ai-act`, or
+    /// empty.
+    #[prost(string, tag = "2")]
+    pub profile: ::prost::alloc::string::String,
+    /// The fewest days that the rule allows; absent without one.
+    #[prost(uint32, optional, tag = "3")]
+    pub floor_days: ::core::option::Option<u32>,
+    /// Where entries go; empty where this service has no archive.
+    #[prost(string, tag = "4")]
+    pub archive: ::prost::alloc::string::String,
+    /// Entries below this sequence are in the archive. In the database are only
+    /// those of them that are held, or not removed yet.
+    #[prost(uint64, optional, tag = "5")]
+    pub archived_through: ::core::option::Option<u64>,
+    /// From when on the log is whole in the database, by `occurred_at`. Ranges of
+    /// time that begin before are refused (`OUT_OF_RANGE`), and so are events
+    /// (`BEFORE_RETENTION`). Absent: nothing was removed.
+    #[prost(message, optional, tag = "6")]
+    pub kept_from: ::core::option::Option<::prost_types::Timestamp>,
+    /// How many holds stand in this log.
+    #[prost(uint32, optional, tag = "7")]
+    pub legal_holds: ::core::option::Option<u32>,
+}
+/// Which segments.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListArchivesRequest {
+    /// Required.
+    #[prost(string, tag = "1")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// Optional; default 50, at most 1,000.
+    #[prost(int32, tag = "2")]
+    pub page_size: i32,
+    /// Optional. `next_page_token` of the page before; all else must be as it was.
+    #[prost(string, tag = "3")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// A page of segments.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListArchivesResponse {
+    /// In the order of their sequences, without gaps.
+    #[prost(message, repeated, tag = "1")]
+    pub segments: ::prost::alloc::vec::Vec<ArchiveSegment>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// Consecutive entries of a log in the archive.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ArchiveSegment {
+    /// First sequence in it.
+    #[prost(uint64, optional, tag = "1")]
+    pub first_sequence: ::core::option::Option<u64>,
+    /// First sequence behind it.
+    #[prost(uint64, optional, tag = "2")]
+    pub end_sequence: ::core::option::Option<u64>,
+    /// Entries in it.
+    #[prost(uint64, optional, tag = "3")]
+    pub entries: ::core::option::Option<u64>,
+    /// When its first entry occurred.
+    #[prost(message, optional, tag = "4")]
+    pub first_occurred_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When its last entry occurred.
+    #[prost(message, optional, tag = "5")]
+    pub last_occurred_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it was archived.
+    #[prost(message, optional, tag = "6")]
+    pub archived_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// The entry that tells of it (`audit_log.entries_archived`).
+    #[prost(uint64, optional, tag = "7")]
+    pub recorded_sequence: ::core::option::Option<u64>,
+    /// The object with its lines in the archive: canonical JSON, zstd.
+    #[prost(string, tag = "8")]
+    pub lines: ::prost::alloc::string::String,
+    /// Bytes of that object.
+    #[prost(uint64, optional, tag = "9")]
+    pub lines_bytes: ::core::option::Option<u64>,
+    /// SHA-256 of that object.
+    #[prost(bytes = "vec", tag = "10")]
+    pub object_sha256: ::prost::alloc::vec::Vec<u8>,
+    /// SHA-256 of the lines in it, each with its line feed.
+    #[prost(bytes = "vec", tag = "11")]
+    pub lines_sha256: ::prost::alloc::vec::Vec<u8>,
+    /// The object with its manifest: hashes, tiles, a checkpoint.
+    #[prost(string, tag = "12")]
+    pub manifest: ::prost::alloc::string::String,
+    /// SHA-256 of the manifest.
+    #[prost(bytes = "vec", tag = "13")]
+    pub manifest_sha256: ::prost::alloc::vec::Vec<u8>,
+}
+/// What to keep.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlaceLegalHoldRequest {
+    /// Required.
+    #[prost(string, tag = "1")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// Required. The matter: up to 1,024 bytes.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// Optional; default everything. No `stages` means all of them here.
+    /// `instance_ids` must be empty or hold just the instance.
+    #[prost(message, optional, tag = "3")]
+    pub filter: ::core::option::Option<AuditFilter>,
+    /// Optional; default all times. By `occurred_at`; without an end, for ever.
+    #[prost(message, optional, tag = "4")]
+    pub interval: ::core::option::Option<super::super::common::v1::Interval>,
+    /// Optional; default all sequences, also those to come.
+    #[prost(uint64, optional, tag = "5")]
+    pub from_sequence: ::core::option::Option<u64>,
+    /// Optional. First sequence that is not kept.
+    #[prost(uint64, optional, tag = "6")]
+    pub to_sequence: ::core::option::Option<u64>,
+    /// Optional; default a new one. A UUID.
+    #[prost(string, tag = "7")]
+    pub hold_id: ::prost::alloc::string::String,
+}
+/// The hold that was placed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlaceLegalHoldResponse {
+    /// With its id.
+    #[prost(message, optional, tag = "1")]
+    pub hold: ::core::option::Option<LegalHold>,
+    /// Entries below this sequence were archived before: what of them is not in the
+    /// database any more stays in the archive alone.
+    #[prost(uint64, optional, tag = "2")]
+    pub archived_through: ::core::option::Option<u64>,
+}
+/// Which hold, and why.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseLegalHoldRequest {
+    /// Required.
+    #[prost(string, tag = "1")]
+    pub hold_id: ::prost::alloc::string::String,
+    /// Required. Up to 1,024 bytes.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// The hold that was released.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseLegalHoldResponse {
+    /// As it is now.
+    #[prost(message, optional, tag = "1")]
+    pub hold: ::core::option::Option<LegalHold>,
+}
+/// Which holds.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListLegalHoldsRequest {
+    /// Required.
+    #[prost(string, tag = "1")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// Optional; default only holds that stand.
+    #[prost(bool, tag = "2")]
+    pub include_released: bool,
+    /// Optional; default 50, at most 1,000.
+    #[prost(int32, tag = "3")]
+    pub page_size: i32,
+    /// Optional. `next_page_token` of the page before; all else must be as it was.
+    #[prost(string, tag = "4")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// A page of holds.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListLegalHoldsResponse {
+    /// In the order of their ids.
+    #[prost(message, repeated, tag = "1")]
+    pub holds: ::prost::alloc::vec::Vec<LegalHold>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// Entries that stay in the database: of a log, in a range, that match.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LegalHold {
+    /// Its id.
+    #[prost(string, tag = "1")]
+    pub hold_id: ::prost::alloc::string::String,
+    /// Of which log.
+    #[prost(string, tag = "2")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// The matter.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    /// What matches.
+    #[prost(message, optional, tag = "4")]
+    pub filter: ::core::option::Option<AuditFilter>,
+    /// Times; absent: all.
+    #[prost(message, optional, tag = "5")]
+    pub interval: ::core::option::Option<super::super::common::v1::Interval>,
+    /// First sequence.
+    #[prost(uint64, optional, tag = "6")]
+    pub from_sequence: ::core::option::Option<u64>,
+    /// First sequence behind; absent: none.
+    #[prost(uint64, optional, tag = "7")]
+    pub to_sequence: ::core::option::Option<u64>,
+    /// When it was placed.
+    #[prost(message, optional, tag = "8")]
+    pub placed_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// By whom; empty where nobody is authenticated.
+    #[prost(string, tag = "9")]
+    pub placed_by: ::prost::alloc::string::String,
+    /// The entry that tells of it.
+    #[prost(uint64, optional, tag = "10")]
+    pub placed_sequence: ::core::option::Option<u64>,
+    /// When it was released; absent while it stands.
+    #[prost(message, optional, tag = "11")]
+    pub released_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// By whom.
+    #[prost(string, tag = "12")]
+    pub released_by: ::prost::alloc::string::String,
+    /// The entry that tells of the release.
+    #[prost(uint64, optional, tag = "13")]
+    pub released_sequence: ::core::option::Option<u64>,
+    /// Why it was released.
+    #[prost(string, tag = "14")]
+    pub release_reason: ::prost::alloc::string::String,
+}
+/// Generated client implementations.
+pub mod audit_governance_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// What is kept, where it goes, and what must stay.
+    ///
+    /// Entries leave the database only for the archive, and only when the deployment
+    /// configures a period. What is archived keeps its proofs: every inclusion and
+    /// consistency proof is made as before, an event that comes again is still known,
+    /// and `ExportEntries` with a `sequence_range` reads archived entries back, the
+    /// same bytes.
+    #[derive(Debug, Clone)]
+    pub struct AuditGovernanceServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> AuditGovernanceServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> AuditGovernanceServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            AuditGovernanceServiceClient::new(
+                InterceptedService::new(inner, interceptor),
+            )
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// How long the entries of a log stay in the database, and from when they are
+        /// there.
+        pub async fn get_retention(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetRetentionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetRetentionResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditGovernanceService/GetRetention",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "activity.audit.v1.AuditGovernanceService",
+                        "GetRetention",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// The archived segments of a log, in the order of their sequences.
+        pub async fn list_archives(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListArchivesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListArchivesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditGovernanceService/ListArchives",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "activity.audit.v1.AuditGovernanceService",
+                        "ListArchives",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Keeps entries of a log in the database beyond the period, until the hold is
+        /// released: those that match now, and those that come. It is an entry of that
+        /// log (`audit_log.legal_hold_placed`). What was removed before stays in the
+        /// archive.
+        ///
+        /// With a `hold_id` of the caller's making it may be called again: the same hold
+        /// is placed once, and another one of that id is refused (`ID_CONFLICT`).
+        pub async fn place_legal_hold(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PlaceLegalHoldRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PlaceLegalHoldResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditGovernanceService/PlaceLegalHold",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "activity.audit.v1.AuditGovernanceService",
+                        "PlaceLegalHold",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends a hold: what it alone held and is due is removed from then on. It is an
+        /// entry of that log (`audit_log.legal_hold_released`). `NOT_FOUND` where there
+        /// is no such hold. Releasing it again changes nothing, and answers as the first
+        /// time.
+        pub async fn release_legal_hold(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseLegalHoldRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseLegalHoldResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditGovernanceService/ReleaseLegalHold",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "activity.audit.v1.AuditGovernanceService",
+                        "ReleaseLegalHold",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// The holds of a log, in the order of their ids: those that the service made, in
+        /// the order in which they were placed.
+        pub async fn list_legal_holds(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListLegalHoldsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListLegalHoldsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditGovernanceService/ListLegalHolds",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "activity.audit.v1.AuditGovernanceService",
+                        "ListLegalHolds",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod audit_governance_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with AuditGovernanceServiceServer.
+    #[async_trait]
+    pub trait AuditGovernanceService: std::marker::Send + std::marker::Sync + 'static {
+        /// How long the entries of a log stay in the database, and from when they are
+        /// there.
+        async fn get_retention(
+            &self,
+            request: tonic::Request<super::GetRetentionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetRetentionResponse>,
+            tonic::Status,
+        >;
+        /// The archived segments of a log, in the order of their sequences.
+        async fn list_archives(
+            &self,
+            request: tonic::Request<super::ListArchivesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListArchivesResponse>,
+            tonic::Status,
+        >;
+        /// Keeps entries of a log in the database beyond the period, until the hold is
+        /// released: those that match now, and those that come. It is an entry of that
+        /// log (`audit_log.legal_hold_placed`). What was removed before stays in the
+        /// archive.
+        ///
+        /// With a `hold_id` of the caller's making it may be called again: the same hold
+        /// is placed once, and another one of that id is refused (`ID_CONFLICT`).
+        async fn place_legal_hold(
+            &self,
+            request: tonic::Request<super::PlaceLegalHoldRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PlaceLegalHoldResponse>,
+            tonic::Status,
+        >;
+        /// Ends a hold: what it alone held and is due is removed from then on. It is an
+        /// entry of that log (`audit_log.legal_hold_released`). `NOT_FOUND` where there
+        /// is no such hold. Releasing it again changes nothing, and answers as the first
+        /// time.
+        async fn release_legal_hold(
+            &self,
+            request: tonic::Request<super::ReleaseLegalHoldRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseLegalHoldResponse>,
+            tonic::Status,
+        >;
+        /// The holds of a log, in the order of their ids: those that the service made, in
+        /// the order in which they were placed.
+        async fn list_legal_holds(
+            &self,
+            request: tonic::Request<super::ListLegalHoldsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListLegalHoldsResponse>,
+            tonic::Status,
+        >;
+    }
+    /// What is kept, where it goes, and what must stay.
+    ///
+    /// Entries leave the database only for the archive, and only when the deployment
+    /// configures a period. What is archived keeps its proofs: every inclusion and
+    /// consistency proof is made as before, an event that comes again is still known,
+    /// and `ExportEntries` with a `sequence_range` reads archived entries back, the
+    /// same bytes.
+    #[derive(Debug)]
+    pub struct AuditGovernanceServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> AuditGovernanceServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>>
+    for AuditGovernanceServiceServer<T>
+    where
+        T: AuditGovernanceService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/activity.audit.v1.AuditGovernanceService/GetRetention" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetRetentionSvc<T: AuditGovernanceService>(pub Arc<T>);
+                    impl<
+                        T: AuditGovernanceService,
+                    > tonic::server::UnaryService<super::GetRetentionRequest>
+                    for GetRetentionSvc<T> {
+                        type Response = super::GetRetentionResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetRetentionRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditGovernanceService>::get_retention(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetRetentionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/activity.audit.v1.AuditGovernanceService/ListArchives" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListArchivesSvc<T: AuditGovernanceService>(pub Arc<T>);
+                    impl<
+                        T: AuditGovernanceService,
+                    > tonic::server::UnaryService<super::ListArchivesRequest>
+                    for ListArchivesSvc<T> {
+                        type Response = super::ListArchivesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListArchivesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditGovernanceService>::list_archives(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListArchivesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/activity.audit.v1.AuditGovernanceService/PlaceLegalHold" => {
+                    #[allow(non_camel_case_types)]
+                    struct PlaceLegalHoldSvc<T: AuditGovernanceService>(pub Arc<T>);
+                    impl<
+                        T: AuditGovernanceService,
+                    > tonic::server::UnaryService<super::PlaceLegalHoldRequest>
+                    for PlaceLegalHoldSvc<T> {
+                        type Response = super::PlaceLegalHoldResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PlaceLegalHoldRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditGovernanceService>::place_legal_hold(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PlaceLegalHoldSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/activity.audit.v1.AuditGovernanceService/ReleaseLegalHold" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseLegalHoldSvc<T: AuditGovernanceService>(pub Arc<T>);
+                    impl<
+                        T: AuditGovernanceService,
+                    > tonic::server::UnaryService<super::ReleaseLegalHoldRequest>
+                    for ReleaseLegalHoldSvc<T> {
+                        type Response = super::ReleaseLegalHoldResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseLegalHoldRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditGovernanceService>::release_legal_hold(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseLegalHoldSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/activity.audit.v1.AuditGovernanceService/ListLegalHolds" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListLegalHoldsSvc<T: AuditGovernanceService>(pub Arc<T>);
+                    impl<
+                        T: AuditGovernanceService,
+                    > tonic::server::UnaryService<super::ListLegalHoldsRequest>
+                    for ListLegalHoldsSvc<T> {
+                        type Response = super::ListLegalHoldsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListLegalHoldsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditGovernanceService>::list_legal_holds(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListLegalHoldsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for AuditGovernanceServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "activity.audit.v1.AuditGovernanceService";
+    impl<T> tonic::server::NamedService for AuditGovernanceServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
 /// A batch to store.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RecordEventsRequest {
@@ -794,1023 +2743,6 @@ pub mod audit_ingest_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "activity.audit.v1.AuditIngestService";
     impl<T> tonic::server::NamedService for AuditIngestServiceServer<T> {
-        const NAME: &'static str = SERVICE_NAME;
-    }
-}
-/// Narrows entries. Values in one list are alternatives; lists narrow each other.
-/// An empty filter is everything that the caller may see. At most 1,000 values a
-/// list.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AuditFilter {
-    /// Actor ids or display names, exact.
-    #[prost(string, repeated, tag = "1")]
-    pub actors: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Actions: exact (`model.enabled`) or all of a resource
-    /// (`mcp_oauth_client.*`).
-    #[prost(string, repeated, tag = "2")]
-    pub actions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Ids or names of any affected resource, exact.
-    #[prost(string, repeated, tag = "3")]
-    pub resources: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Types of any affected resource, exact.
-    #[prost(string, repeated, tag = "4")]
-    pub resource_types: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Instances, exact.
-    #[prost(string, repeated, tag = "5")]
-    pub instance_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Outcomes.
-    #[prost(enumeration = "Outcome", repeated, tag = "6")]
-    pub outcomes: ::prost::alloc::vec::Vec<i32>,
-    /// Changed paths, exact JSON Pointers; there is no wildcard.
-    #[prost(string, repeated, tag = "7")]
-    pub changed_paths: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Stages. None means what an operator wants to see: `STAGE_SINGLE`,
-    /// `STAGE_OUTCOME`, and intents that are still open.
-    #[prost(enumeration = "Stage", repeated, tag = "8")]
-    pub stages: ::prost::alloc::vec::Vec<i32>,
-    /// Words, at most 32, that must all occur in the entry's names, reason, values
-    /// or details; compared as lower-case alphanumeric words (`GPT-4o` is the words
-    /// `gpt` and `4o`).
-    #[prost(string, tag = "9")]
-    pub text: ::prost::alloc::string::String,
-}
-/// A query for a page.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListEntriesRequest {
-    /// Optional; default the last 24 hours. By `occurred_at`.
-    #[prost(message, optional, tag = "1")]
-    pub time_range: ::core::option::Option<super::super::common::v1::TimeRange>,
-    /// Optional; default everything.
-    #[prost(message, optional, tag = "2")]
-    pub filter: ::core::option::Option<AuditFilter>,
-    /// Optional; default 50, at most 1,000. A page ends early rather than pass
-    /// 1 MiB.
-    #[prost(int32, tag = "3")]
-    pub page_size: i32,
-    /// Optional. `next_page_token` of the page before; all else must be as it was.
-    /// The range of the first page stays in force, also where it is a preset.
-    #[prost(string, tag = "4")]
-    pub page_token: ::prost::alloc::string::String,
-    /// Optional; default newest first.
-    #[prost(enumeration = "Order", tag = "5")]
-    pub order: i32,
-}
-/// A page of entries.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ListEntriesResponse {
-    /// The entries, in order.
-    #[prost(message, repeated, tag = "1")]
-    pub entries: ::prost::alloc::vec::Vec<AuditEntry>,
-    /// Empty on the last page. Stays good while new entries arrive; they don't
-    /// shift the pages.
-    #[prost(string, tag = "2")]
-    pub next_page_token: ::prost::alloc::string::String,
-    /// The interval that the range was resolved to.
-    #[prost(message, optional, tag = "3")]
-    pub interval: ::core::option::Option<super::super::common::v1::Interval>,
-}
-/// Which entry.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct GetEntryRequest {
-    /// Required.
-    #[prost(oneof = "get_entry_request::Key", tags = "1, 2")]
-    pub key: ::core::option::Option<get_entry_request::Key>,
-}
-/// Nested message and enum types in `GetEntryRequest`.
-pub mod get_entry_request {
-    /// Required.
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Key {
-        /// The event's id.
-        #[prost(string, tag = "1")]
-        Id(::prost::alloc::string::String),
-        /// The entry's place.
-        #[prost(message, tag = "2")]
-        Position(super::LogPosition),
-    }
-}
-/// A place in an instance's log.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct LogPosition {
-    /// Required.
-    #[prost(string, tag = "1")]
-    pub instance_id: ::prost::alloc::string::String,
-    /// Required.
-    #[prost(uint64, optional, tag = "2")]
-    pub sequence: ::core::option::Option<u64>,
-}
-/// One entry.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct GetEntryResponse {
-    /// Always set.
-    #[prost(message, optional, tag = "1")]
-    pub entry: ::core::option::Option<AuditEntry>,
-}
-/// A query for facets.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListFacetsRequest {
-    /// Optional; default the last 24 hours.
-    #[prost(message, optional, tag = "1")]
-    pub time_range: ::core::option::Option<super::super::common::v1::TimeRange>,
-    /// Optional; default everything. The counts are of entries that match it.
-    #[prost(message, optional, tag = "2")]
-    pub filter: ::core::option::Option<AuditFilter>,
-    /// Optional; how many values a facet, default 100, at most 1,000.
-    #[prost(int32, tag = "3")]
-    pub limit: i32,
-}
-/// What a range holds.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ListFacetsResponse {
-    /// Actors by id, most entries first, ties by value; so the others.
-    #[prost(message, repeated, tag = "1")]
-    pub actors: ::prost::alloc::vec::Vec<Facet>,
-    /// Actions.
-    #[prost(message, repeated, tag = "2")]
-    pub actions: ::prost::alloc::vec::Vec<Facet>,
-    /// Types of affected resources; an entry counts once a type.
-    #[prost(message, repeated, tag = "3")]
-    pub resource_types: ::prost::alloc::vec::Vec<Facet>,
-    /// Instances.
-    #[prost(message, repeated, tag = "4")]
-    pub instances: ::prost::alloc::vec::Vec<Facet>,
-    /// The interval that the range was resolved to.
-    #[prost(message, optional, tag = "5")]
-    pub interval: ::core::option::Option<super::super::common::v1::Interval>,
-}
-/// One value of a facet.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Facet {
-    /// The value; of actors, the id.
-    #[prost(string, tag = "1")]
-    pub value: ::prost::alloc::string::String,
-    /// How many entries have it.
-    #[prost(uint64, optional, tag = "2")]
-    pub count: ::core::option::Option<u64>,
-}
-/// From where to follow a log.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct TailEntriesRequest {
-    /// Required.
-    #[prost(string, tag = "1")]
-    pub instance_id: ::prost::alloc::string::String,
-    /// Optional. Only what matches is delivered; `instance_ids` must be empty or
-    /// hold just the instance. No `stages` means all of them here: a tail tells
-    /// what is written.
-    #[prost(message, optional, tag = "2")]
-    pub filter: ::core::option::Option<AuditFilter>,
-    /// Optional. The first sequence wanted, at most where the log ends now (0 for an
-    /// instance without entries); absent means from now on.
-    #[prost(uint64, optional, tag = "3")]
-    pub from_sequence: ::core::option::Option<u64>,
-}
-/// An entry, or a sign of life.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct TailEntriesResponse {
-    #[prost(oneof = "tail_entries_response::Event", tags = "1, 2")]
-    pub event: ::core::option::Option<tail_entries_response::Event>,
-}
-/// Nested message and enum types in `TailEntriesResponse`.
-pub mod tail_entries_response {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Event {
-        /// An entry that matches.
-        #[prost(message, tag = "1")]
-        Entry(super::AuditEntry),
-        /// Sent after ten seconds without an entry, and at the start.
-        #[prost(message, tag = "2")]
-        Heartbeat(super::Heartbeat),
-    }
-}
-/// How far a tail has come when there is nothing to deliver.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Heartbeat {
-    /// Everything below it has been delivered or did not match: where to resume.
-    #[prost(uint64, optional, tag = "1")]
-    pub next_sequence: ::core::option::Option<u64>,
-    /// The server's clock.
-    #[prost(message, optional, tag = "2")]
-    pub time: ::core::option::Option<::prost_types::Timestamp>,
-}
-/// What to export.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ExportEntriesRequest {
-    /// Optional; default everything. No `stages` means all of them here: an export
-    /// is evidence.
-    #[prost(message, optional, tag = "3")]
-    pub filter: ::core::option::Option<AuditFilter>,
-    /// Required.
-    #[prost(enumeration = "ExportFormat", tag = "4")]
-    pub format: i32,
-    /// Optional. The last `resume_token` received; all else must be as it was.
-    #[prost(string, tag = "5")]
-    pub resume_token: ::prost::alloc::string::String,
-    /// Required.
-    #[prost(oneof = "export_entries_request::Range", tags = "1, 2")]
-    pub range: ::core::option::Option<export_entries_request::Range>,
-}
-/// Nested message and enum types in `ExportEntriesRequest`.
-pub mod export_entries_request {
-    /// Required.
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Range {
-        /// Ascending by (`occurred_at`, `id`).
-        #[prost(message, tag = "1")]
-        TimeRange(super::super::super::common::v1::TimeRange),
-        /// Ascending by sequence.
-        #[prost(message, tag = "2")]
-        SequenceRange(super::SequenceRange),
-    }
-}
-/// A part of an instance's log: `from` \<= sequence \< `to`.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct SequenceRange {
-    /// Required.
-    #[prost(string, tag = "1")]
-    pub instance_id: ::prost::alloc::string::String,
-    /// Optional; default 0.
-    #[prost(uint64, optional, tag = "2")]
-    pub from: ::core::option::Option<u64>,
-    /// Optional; default the head of the log.
-    #[prost(uint64, optional, tag = "3")]
-    pub to: ::core::option::Option<u64>,
-}
-/// A part of the export, or its end.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ExportEntriesResponse {
-    #[prost(oneof = "export_entries_response::Part", tags = "1, 2")]
-    pub part: ::core::option::Option<export_entries_response::Part>,
-}
-/// Nested message and enum types in `ExportEntriesResponse`.
-pub mod export_entries_response {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Part {
-        /// The next bytes.
-        #[prost(message, tag = "1")]
-        Chunk(super::ExportChunk),
-        /// The last message of a whole export.
-        #[prost(message, tag = "2")]
-        End(super::ExportEnd),
-    }
-}
-/// The next bytes of an export.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ExportChunk {
-    /// Whole lines, up to about 256 KiB.
-    #[prost(bytes = "vec", tag = "1")]
-    pub data: ::prost::alloc::vec::Vec<u8>,
-    /// From here the export can be resumed.
-    #[prost(string, tag = "2")]
-    pub resume_token: ::prost::alloc::string::String,
-    /// Entries up to here, from the start of the export.
-    #[prost(uint64, optional, tag = "3")]
-    pub entries_so_far: ::core::option::Option<u64>,
-}
-/// What a whole export held.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ExportEnd {
-    /// Entries in all.
-    #[prost(uint64, optional, tag = "1")]
-    pub entries: ::core::option::Option<u64>,
-    /// SHA-256 over all bytes of the export, from its start, resumed or not.
-    #[prost(bytes = "vec", tag = "2")]
-    pub sha256: ::prost::alloc::vec::Vec<u8>,
-    /// The logs' heads at which it was frozen, by instance.
-    #[prost(message, repeated, tag = "3")]
-    pub heads: ::prost::alloc::vec::Vec<LogHead>,
-    /// The interval that a time range was resolved to.
-    #[prost(message, optional, tag = "4")]
-    pub interval: ::core::option::Option<super::super::common::v1::Interval>,
-}
-/// How long an instance's log was.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct LogHead {
-    /// The instance.
-    #[prost(string, tag = "1")]
-    pub instance_id: ::prost::alloc::string::String,
-    /// Its number of entries: the sequence that the next entry gets.
-    #[prost(uint64, optional, tag = "2")]
-    pub size: ::core::option::Option<u64>,
-}
-/// In which order a list is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum Order {
-    /// `ORDER_NEWEST_FIRST`.
-    Unspecified = 0,
-    /// Descending by (`occurred_at`, `id`). The default.
-    NewestFirst = 1,
-    /// Ascending by (`occurred_at`, `id`).
-    OldestFirst = 2,
-}
-impl Order {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "ORDER_UNSPECIFIED",
-            Self::NewestFirst => "ORDER_NEWEST_FIRST",
-            Self::OldestFirst => "ORDER_OLDEST_FIRST",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "ORDER_UNSPECIFIED" => Some(Self::Unspecified),
-            "ORDER_NEWEST_FIRST" => Some(Self::NewestFirst),
-            "ORDER_OLDEST_FIRST" => Some(Self::OldestFirst),
-            _ => None,
-        }
-    }
-}
-/// How an export is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum ExportFormat {
-    /// Refused: a format is required.
-    Unspecified = 0,
-    /// A line an entry, which is its canonical JSON (RFC 8785): the very bytes that
-    /// are hashed. `"schema":1`; lowerCamelCase names; enums by full name; absent
-    /// and default fields left out, but `sequence`; times as
-    /// `YYYY-MM-DDTHH:MM:SS.ffffffZ`; 64-bit integers as strings; `oldValue`,
-    /// `newValue` and `detailsJson` as strings that hold the JSON text as it came;
-    /// all fields but `leafHash`.
-    Jsonl = 1,
-    /// RFC 4180 with a header. A cell that a spreadsheet would run as a formula is
-    /// made inert by a leading apostrophe.
-    Csv = 2,
-}
-impl ExportFormat {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "EXPORT_FORMAT_UNSPECIFIED",
-            Self::Jsonl => "EXPORT_FORMAT_JSONL",
-            Self::Csv => "EXPORT_FORMAT_CSV",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "EXPORT_FORMAT_UNSPECIFIED" => Some(Self::Unspecified),
-            "EXPORT_FORMAT_JSONL" => Some(Self::Jsonl),
-            "EXPORT_FORMAT_CSV" => Some(Self::Csv),
-            _ => None,
-        }
-    }
-}
-/// Generated client implementations.
-pub mod audit_query_service_client {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    use tonic::codegen::http::Uri;
-    /// Answers from the audit log. What was acknowledged is in every answer at once.
-    #[derive(Debug, Clone)]
-    pub struct AuditQueryServiceClient<T> {
-        inner: tonic::client::Grpc<T>,
-    }
-    impl<T> AuditQueryServiceClient<T>
-    where
-        T: tonic::client::GrpcService<tonic::body::Body>,
-        T::Error: Into<StdError>,
-        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
-        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
-    {
-        pub fn new(inner: T) -> Self {
-            let inner = tonic::client::Grpc::new(inner);
-            Self { inner }
-        }
-        pub fn with_origin(inner: T, origin: Uri) -> Self {
-            let inner = tonic::client::Grpc::with_origin(inner, origin);
-            Self { inner }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> AuditQueryServiceClient<InterceptedService<T, F>>
-        where
-            F: tonic::service::Interceptor,
-            T::ResponseBody: Default,
-            T: tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-                Response = http::Response<
-                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
-                >,
-            >,
-            <T as tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
-        {
-            AuditQueryServiceClient::new(InterceptedService::new(inner, interceptor))
-        }
-        /// Compress requests with the given encoding.
-        ///
-        /// This requires the server to support it otherwise it might respond with an
-        /// error.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.send_compressed(encoding);
-            self
-        }
-        /// Enable decompressing responses.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.accept_compressed(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_decoding_message_size(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_encoding_message_size(limit);
-            self
-        }
-        /// A page of entries, newest first by (`occurred_at`, `id`).
-        pub async fn list_entries(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ListEntriesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ListEntriesResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/activity.audit.v1.AuditQueryService/ListEntries",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(
-                    GrpcMethod::new("activity.audit.v1.AuditQueryService", "ListEntries"),
-                );
-            self.inner.unary(req, path, codec).await
-        }
-        /// One entry. `NOT_FOUND` where there is none, or none that the caller may see.
-        pub async fn get_entry(
-            &mut self,
-            request: impl tonic::IntoRequest<super::GetEntryRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::GetEntryResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/activity.audit.v1.AuditQueryService/GetEntry",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(
-                    GrpcMethod::new("activity.audit.v1.AuditQueryService", "GetEntry"),
-                );
-            self.inner.unary(req, path, codec).await
-        }
-        /// What a range holds, for a screen's filter boxes: the distinct actors,
-        /// actions, resource types and instances, with counts.
-        pub async fn list_facets(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ListFacetsRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ListFacetsResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/activity.audit.v1.AuditQueryService/ListFacets",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(
-                    GrpcMethod::new("activity.audit.v1.AuditQueryService", "ListFacets"),
-                );
-            self.inner.unary(req, path, codec).await
-        }
-        /// Follows the log of one instance: each entry once, in log order, as it is
-        /// stored. The stream has no end of its own. A client that lost its connection
-        /// goes on from the sequence after the last it saw, without loss or repeat.
-        pub async fn tail_entries(
-            &mut self,
-            request: impl tonic::IntoRequest<super::TailEntriesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<tonic::codec::Streaming<super::TailEntriesResponse>>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/activity.audit.v1.AuditQueryService/TailEntries",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(
-                    GrpcMethod::new("activity.audit.v1.AuditQueryService", "TailEntries"),
-                );
-            self.inner.server_streaming(req, path, codec).await
-        }
-        /// Writes the entries of a range, all fields, as one file in chunks, and ends
-        /// with counts and a hash. Frozen at the heads of the logs when it was opened:
-        /// what is written meanwhile is not in it, however often it is resumed.
-        ///
-        /// A stream that breaks off has no `end`; a client goes on with the last
-        /// `resume_token` it has and gets byte for byte the rest.
-        pub async fn export_entries(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ExportEntriesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<tonic::codec::Streaming<super::ExportEntriesResponse>>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/activity.audit.v1.AuditQueryService/ExportEntries",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(
-                    GrpcMethod::new(
-                        "activity.audit.v1.AuditQueryService",
-                        "ExportEntries",
-                    ),
-                );
-            self.inner.server_streaming(req, path, codec).await
-        }
-    }
-}
-/// Generated server implementations.
-pub mod audit_query_service_server {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    /// Generated trait containing gRPC methods that should be implemented for use with AuditQueryServiceServer.
-    #[async_trait]
-    pub trait AuditQueryService: std::marker::Send + std::marker::Sync + 'static {
-        /// A page of entries, newest first by (`occurred_at`, `id`).
-        async fn list_entries(
-            &self,
-            request: tonic::Request<super::ListEntriesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ListEntriesResponse>,
-            tonic::Status,
-        >;
-        /// One entry. `NOT_FOUND` where there is none, or none that the caller may see.
-        async fn get_entry(
-            &self,
-            request: tonic::Request<super::GetEntryRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::GetEntryResponse>,
-            tonic::Status,
-        >;
-        /// What a range holds, for a screen's filter boxes: the distinct actors,
-        /// actions, resource types and instances, with counts.
-        async fn list_facets(
-            &self,
-            request: tonic::Request<super::ListFacetsRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ListFacetsResponse>,
-            tonic::Status,
-        >;
-        /// Server streaming response type for the TailEntries method.
-        type TailEntriesStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::TailEntriesResponse, tonic::Status>,
-            >
-            + std::marker::Send
-            + 'static;
-        /// Follows the log of one instance: each entry once, in log order, as it is
-        /// stored. The stream has no end of its own. A client that lost its connection
-        /// goes on from the sequence after the last it saw, without loss or repeat.
-        async fn tail_entries(
-            &self,
-            request: tonic::Request<super::TailEntriesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<Self::TailEntriesStream>,
-            tonic::Status,
-        >;
-        /// Server streaming response type for the ExportEntries method.
-        type ExportEntriesStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::ExportEntriesResponse, tonic::Status>,
-            >
-            + std::marker::Send
-            + 'static;
-        /// Writes the entries of a range, all fields, as one file in chunks, and ends
-        /// with counts and a hash. Frozen at the heads of the logs when it was opened:
-        /// what is written meanwhile is not in it, however often it is resumed.
-        ///
-        /// A stream that breaks off has no `end`; a client goes on with the last
-        /// `resume_token` it has and gets byte for byte the rest.
-        async fn export_entries(
-            &self,
-            request: tonic::Request<super::ExportEntriesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<Self::ExportEntriesStream>,
-            tonic::Status,
-        >;
-    }
-    /// Answers from the audit log. What was acknowledged is in every answer at once.
-    #[derive(Debug)]
-    pub struct AuditQueryServiceServer<T> {
-        inner: Arc<T>,
-        accept_compression_encodings: EnabledCompressionEncodings,
-        send_compression_encodings: EnabledCompressionEncodings,
-        max_decoding_message_size: Option<usize>,
-        max_encoding_message_size: Option<usize>,
-    }
-    impl<T> AuditQueryServiceServer<T> {
-        pub fn new(inner: T) -> Self {
-            Self::from_arc(Arc::new(inner))
-        }
-        pub fn from_arc(inner: Arc<T>) -> Self {
-            Self {
-                inner,
-                accept_compression_encodings: Default::default(),
-                send_compression_encodings: Default::default(),
-                max_decoding_message_size: None,
-                max_encoding_message_size: None,
-            }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> InterceptedService<Self, F>
-        where
-            F: tonic::service::Interceptor,
-        {
-            InterceptedService::new(Self::new(inner), interceptor)
-        }
-        /// Enable decompressing requests with the given encoding.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.accept_compression_encodings.enable(encoding);
-            self
-        }
-        /// Compress responses with the given encoding, if the client supports it.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.send_compression_encodings.enable(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.max_decoding_message_size = Some(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.max_encoding_message_size = Some(limit);
-            self
-        }
-    }
-    impl<T, B> tonic::codegen::Service<http::Request<B>> for AuditQueryServiceServer<T>
-    where
-        T: AuditQueryService,
-        B: Body + std::marker::Send + 'static,
-        B::Error: Into<StdError> + std::marker::Send + 'static,
-    {
-        type Response = http::Response<tonic::body::Body>;
-        type Error = std::convert::Infallible;
-        type Future = BoxFuture<Self::Response, Self::Error>;
-        fn poll_ready(
-            &mut self,
-            _cx: &mut Context<'_>,
-        ) -> Poll<std::result::Result<(), Self::Error>> {
-            Poll::Ready(Ok(()))
-        }
-        fn call(&mut self, req: http::Request<B>) -> Self::Future {
-            match req.uri().path() {
-                "/activity.audit.v1.AuditQueryService/ListEntries" => {
-                    #[allow(non_camel_case_types)]
-                    struct ListEntriesSvc<T: AuditQueryService>(pub Arc<T>);
-                    impl<
-                        T: AuditQueryService,
-                    > tonic::server::UnaryService<super::ListEntriesRequest>
-                    for ListEntriesSvc<T> {
-                        type Response = super::ListEntriesResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ListEntriesRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as AuditQueryService>::list_entries(&inner, request)
-                                    .await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ListEntriesSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/activity.audit.v1.AuditQueryService/GetEntry" => {
-                    #[allow(non_camel_case_types)]
-                    struct GetEntrySvc<T: AuditQueryService>(pub Arc<T>);
-                    impl<
-                        T: AuditQueryService,
-                    > tonic::server::UnaryService<super::GetEntryRequest>
-                    for GetEntrySvc<T> {
-                        type Response = super::GetEntryResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::GetEntryRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as AuditQueryService>::get_entry(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = GetEntrySvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/activity.audit.v1.AuditQueryService/ListFacets" => {
-                    #[allow(non_camel_case_types)]
-                    struct ListFacetsSvc<T: AuditQueryService>(pub Arc<T>);
-                    impl<
-                        T: AuditQueryService,
-                    > tonic::server::UnaryService<super::ListFacetsRequest>
-                    for ListFacetsSvc<T> {
-                        type Response = super::ListFacetsResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ListFacetsRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as AuditQueryService>::list_facets(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ListFacetsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/activity.audit.v1.AuditQueryService/TailEntries" => {
-                    #[allow(non_camel_case_types)]
-                    struct TailEntriesSvc<T: AuditQueryService>(pub Arc<T>);
-                    impl<
-                        T: AuditQueryService,
-                    > tonic::server::ServerStreamingService<super::TailEntriesRequest>
-                    for TailEntriesSvc<T> {
-                        type Response = super::TailEntriesResponse;
-                        type ResponseStream = T::TailEntriesStream;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::ResponseStream>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::TailEntriesRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as AuditQueryService>::tail_entries(&inner, request)
-                                    .await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = TailEntriesSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.server_streaming(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/activity.audit.v1.AuditQueryService/ExportEntries" => {
-                    #[allow(non_camel_case_types)]
-                    struct ExportEntriesSvc<T: AuditQueryService>(pub Arc<T>);
-                    impl<
-                        T: AuditQueryService,
-                    > tonic::server::ServerStreamingService<super::ExportEntriesRequest>
-                    for ExportEntriesSvc<T> {
-                        type Response = super::ExportEntriesResponse;
-                        type ResponseStream = T::ExportEntriesStream;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::ResponseStream>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ExportEntriesRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as AuditQueryService>::export_entries(&inner, request)
-                                    .await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ExportEntriesSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.server_streaming(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                _ => {
-                    Box::pin(async move {
-                        let mut response = http::Response::new(
-                            tonic::body::Body::default(),
-                        );
-                        let headers = response.headers_mut();
-                        headers
-                            .insert(
-                                tonic::Status::GRPC_STATUS,
-                                (tonic::Code::Unimplemented as i32).into(),
-                            );
-                        headers
-                            .insert(
-                                http::header::CONTENT_TYPE,
-                                tonic::metadata::GRPC_CONTENT_TYPE,
-                            );
-                        Ok(response)
-                    })
-                }
-            }
-        }
-    }
-    impl<T> Clone for AuditQueryServiceServer<T> {
-        fn clone(&self) -> Self {
-            let inner = self.inner.clone();
-            Self {
-                inner,
-                accept_compression_encodings: self.accept_compression_encodings,
-                send_compression_encodings: self.send_compression_encodings,
-                max_decoding_message_size: self.max_decoding_message_size,
-                max_encoding_message_size: self.max_encoding_message_size,
-            }
-        }
-    }
-    /// Generated gRPC service name
-    pub const SERVICE_NAME: &str = "activity.audit.v1.AuditQueryService";
-    impl<T> tonic::server::NamedService for AuditQueryServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

@@ -29,6 +29,97 @@ pub struct DroppedRange {
     #[prost(uint64, optional, tag = "3")]
     pub last_sequence: ::core::option::Option<u64>,
 }
+/// A window of time. Every answer says which interval it was resolved to.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TimeRange {
+    /// Optional; default `UTC`. An IANA name such as `Asia/Kathmandu`, in any case.
+    /// It decides where days, weeks (from Monday) and months begin, daylight saving
+    /// included. An unknown name is refused with `INVALID_ARGUMENT`.
+    #[prost(string, tag = "3")]
+    pub time_zone: ::prost::alloc::string::String,
+    /// Optional. A query without a range means `TIME_RANGE_PRESET_LAST_24_HOURS`;
+    /// an export without one is refused.
+    #[prost(oneof = "time_range::Range", tags = "1, 2")]
+    pub range: ::core::option::Option<time_range::Range>,
+}
+/// Nested message and enum types in `TimeRange`.
+pub mod time_range {
+    /// Optional. A query without a range means `TIME_RANGE_PRESET_LAST_24_HOURS`;
+    /// an export without one is refused.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Range {
+        /// A window that ends now, by the server's clock.
+        #[prost(enumeration = "super::TimeRangePreset", tag = "1")]
+        Preset(i32),
+        /// A window with given ends.
+        #[prost(message, tag = "2")]
+        Interval(super::Interval),
+    }
+}
+/// Half open: `start` \<= t \< `end`. Truncated to microseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Interval {
+    /// Required in a request.
+    #[prost(message, optional, tag = "1")]
+    pub start: ::core::option::Option<::prost_types::Timestamp>,
+    /// Optional; absent means now. Must not be before `start`. An end equal to
+    /// `start` is an empty interval, and an answer over it is empty, not an error.
+    #[prost(message, optional, tag = "2")]
+    pub end: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Windows with a name; each ends now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TimeRangePreset {
+    /// Refused when given; leave the range out for the default.
+    Unspecified = 0,
+    /// The 60 minutes before now.
+    LastHour = 1,
+    /// The 24 hours before now. The default.
+    Last24Hours = 2,
+    /// The 168 hours before now.
+    Last7Days = 3,
+    /// The 720 hours before now.
+    Last30Days = 4,
+    /// Since midnight in `time_zone`.
+    Today = 5,
+    /// Since the first of the month in `time_zone`.
+    MonthToDate = 6,
+    /// Since the first of January, April, July or October in `time_zone`.
+    QuarterToDate = 7,
+}
+impl TimeRangePreset {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TIME_RANGE_PRESET_UNSPECIFIED",
+            Self::LastHour => "TIME_RANGE_PRESET_LAST_HOUR",
+            Self::Last24Hours => "TIME_RANGE_PRESET_LAST_24_HOURS",
+            Self::Last7Days => "TIME_RANGE_PRESET_LAST_7_DAYS",
+            Self::Last30Days => "TIME_RANGE_PRESET_LAST_30_DAYS",
+            Self::Today => "TIME_RANGE_PRESET_TODAY",
+            Self::MonthToDate => "TIME_RANGE_PRESET_MONTH_TO_DATE",
+            Self::QuarterToDate => "TIME_RANGE_PRESET_QUARTER_TO_DATE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TIME_RANGE_PRESET_UNSPECIFIED" => Some(Self::Unspecified),
+            "TIME_RANGE_PRESET_LAST_HOUR" => Some(Self::LastHour),
+            "TIME_RANGE_PRESET_LAST_24_HOURS" => Some(Self::Last24Hours),
+            "TIME_RANGE_PRESET_LAST_7_DAYS" => Some(Self::Last7Days),
+            "TIME_RANGE_PRESET_LAST_30_DAYS" => Some(Self::Last30Days),
+            "TIME_RANGE_PRESET_TODAY" => Some(Self::Today),
+            "TIME_RANGE_PRESET_MONTH_TO_DATE" => Some(Self::MonthToDate),
+            "TIME_RANGE_PRESET_QUARTER_TO_DATE" => Some(Self::QuarterToDate),
+            _ => None,
+        }
+    }
+}
 /// The closed list of reasons for which a call or a single event is refused.
 ///
 /// A call that fails carries the bare name (`INVALID_ARGUMENT`, without the
@@ -172,97 +263,6 @@ impl ErrorReason {
             "ERROR_REASON_CONTENTION" => Some(Self::Contention),
             "ERROR_REASON_DEADLINE_EXCEEDED" => Some(Self::DeadlineExceeded),
             "ERROR_REASON_INTERNAL" => Some(Self::Internal),
-            _ => None,
-        }
-    }
-}
-/// A window of time. Every answer says which interval it was resolved to.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct TimeRange {
-    /// Optional; default `UTC`. An IANA name such as `Asia/Kathmandu`, in any case.
-    /// It decides where days, weeks (from Monday) and months begin, daylight saving
-    /// included. An unknown name is refused with `INVALID_ARGUMENT`.
-    #[prost(string, tag = "3")]
-    pub time_zone: ::prost::alloc::string::String,
-    /// Optional. A query without a range means `TIME_RANGE_PRESET_LAST_24_HOURS`;
-    /// an export without one is refused.
-    #[prost(oneof = "time_range::Range", tags = "1, 2")]
-    pub range: ::core::option::Option<time_range::Range>,
-}
-/// Nested message and enum types in `TimeRange`.
-pub mod time_range {
-    /// Optional. A query without a range means `TIME_RANGE_PRESET_LAST_24_HOURS`;
-    /// an export without one is refused.
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Range {
-        /// A window that ends now, by the server's clock.
-        #[prost(enumeration = "super::TimeRangePreset", tag = "1")]
-        Preset(i32),
-        /// A window with given ends.
-        #[prost(message, tag = "2")]
-        Interval(super::Interval),
-    }
-}
-/// Half open: `start` \<= t \< `end`. Truncated to microseconds.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Interval {
-    /// Required in a request.
-    #[prost(message, optional, tag = "1")]
-    pub start: ::core::option::Option<::prost_types::Timestamp>,
-    /// Optional; absent means now. Must not be before `start`. An end equal to
-    /// `start` is an empty interval, and an answer over it is empty, not an error.
-    #[prost(message, optional, tag = "2")]
-    pub end: ::core::option::Option<::prost_types::Timestamp>,
-}
-/// Windows with a name; each ends now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum TimeRangePreset {
-    /// Refused when given; leave the range out for the default.
-    Unspecified = 0,
-    /// The 60 minutes before now.
-    LastHour = 1,
-    /// The 24 hours before now. The default.
-    Last24Hours = 2,
-    /// The 168 hours before now.
-    Last7Days = 3,
-    /// The 720 hours before now.
-    Last30Days = 4,
-    /// Since midnight in `time_zone`.
-    Today = 5,
-    /// Since the first of the month in `time_zone`.
-    MonthToDate = 6,
-    /// Since the first of January, April, July or October in `time_zone`.
-    QuarterToDate = 7,
-}
-impl TimeRangePreset {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "TIME_RANGE_PRESET_UNSPECIFIED",
-            Self::LastHour => "TIME_RANGE_PRESET_LAST_HOUR",
-            Self::Last24Hours => "TIME_RANGE_PRESET_LAST_24_HOURS",
-            Self::Last7Days => "TIME_RANGE_PRESET_LAST_7_DAYS",
-            Self::Last30Days => "TIME_RANGE_PRESET_LAST_30_DAYS",
-            Self::Today => "TIME_RANGE_PRESET_TODAY",
-            Self::MonthToDate => "TIME_RANGE_PRESET_MONTH_TO_DATE",
-            Self::QuarterToDate => "TIME_RANGE_PRESET_QUARTER_TO_DATE",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "TIME_RANGE_PRESET_UNSPECIFIED" => Some(Self::Unspecified),
-            "TIME_RANGE_PRESET_LAST_HOUR" => Some(Self::LastHour),
-            "TIME_RANGE_PRESET_LAST_24_HOURS" => Some(Self::Last24Hours),
-            "TIME_RANGE_PRESET_LAST_7_DAYS" => Some(Self::Last7Days),
-            "TIME_RANGE_PRESET_LAST_30_DAYS" => Some(Self::Last30Days),
-            "TIME_RANGE_PRESET_TODAY" => Some(Self::Today),
-            "TIME_RANGE_PRESET_MONTH_TO_DATE" => Some(Self::MonthToDate),
-            "TIME_RANGE_PRESET_QUARTER_TO_DATE" => Some(Self::QuarterToDate),
             _ => None,
         }
     }

@@ -10,7 +10,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Postgres, Row as _};
 use uuid::Uuid;
 
-use super::{Known, NewRow, Settling};
+use super::{Bind, Known, NewRow, Settling};
 use crate::event::Dropped;
 use crate::merkle::Hash;
 use crate::numbers::NumberBlock;
@@ -24,7 +24,7 @@ const COPY_BEGIN: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// Its last ones.
 const COPY_END: [u8; 2] = (-1_i16).to_be_bytes();
 
-pub(super) struct Transaction(sqlx::Transaction<'static, Postgres>);
+pub(in crate::store) struct Transaction(sqlx::Transaction<'static, Postgres>);
 
 impl Transaction {
     pub(super) async fn begin(writer: &DatabaseConnection) -> Result<Self> {
@@ -39,6 +39,16 @@ impl Transaction {
         Ok(self.0.rollback().await?)
     }
 
+    pub(super) async fn run(&mut self, sql: &'static str, values: &[Bind<'_>]) -> Result<u64> {
+        let query = values.iter().fold(sqlx::query(sql), |query, value| match *value {
+            Bind::Text(text) => query.bind(text.to_owned()),
+            Bind::Int(number) => query.bind(number),
+            Bind::Bytes(bytes) => query.bind(bytes.to_vec()),
+            Bind::Id(id) => query.bind(id),
+        });
+        Ok(query.execute(&mut *self.0).await?.rows_affected())
+    }
+
     /// Makes heads that are not there, locks those that are, one by one in the order of the names: with two passes,
     /// one could hold a head and wait for another that is being made.
     pub(super) async fn lock_heads(&mut self, instances: &BTreeSet<&str>) -> Result<BTreeMap<String, Head>> {
@@ -47,13 +57,16 @@ impl Transaction {
             "INSERT INTO audit_log_heads AS kept (instance_id, next_sequence) \
              SELECT instance, 0 FROM unnest($1::text[]) AS new (instance) ORDER BY instance COLLATE \"C\" \
              ON CONFLICT (instance_id) DO UPDATE SET next_sequence = kept.next_sequence \
-             RETURNING instance_id, next_sequence, tree_size, frontier",
+             RETURNING instance_id, next_sequence, tree_size, frontier, kept_from",
         )
         .bind(names)
         .fetch_all(&mut *self.0)
         .await?;
         rows.iter()
-            .map(|row| Ok((row.try_get(0)?, Head::new(row.try_get(1)?, row.try_get(2)?, row.try_get(3)?)?)))
+            .map(|row| {
+                let head = Head::new(row.try_get(1)?, row.try_get(2)?, row.try_get(3)?)?;
+                Ok((row.try_get(0)?, head.kept_from(row.try_get(4)?)))
+            })
             .collect()
     }
 
@@ -65,8 +78,11 @@ impl Transaction {
         let rows = sqlx::query(
             "SELECT wanted.instance, found.hashes \
              FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS wanted (instance, first, after) \
-             CROSS JOIN LATERAL (SELECT array_agg(leaf_hash ORDER BY sequence) AS hashes FROM audit_entries \
-                 WHERE instance_id = wanted.instance AND sequence >= wanted.first AND sequence < wanted.after) found",
+             CROSS JOIN LATERAL (SELECT array_agg(leaf_hash ORDER BY sequence) AS hashes FROM ( \
+                 SELECT sequence, leaf_hash FROM audit_entries \
+                 WHERE instance_id = wanted.instance AND sequence >= wanted.first AND sequence < wanted.after \
+                 UNION ALL SELECT sequence, leaf_hash FROM audit_archived \
+                 WHERE instance_id = wanted.instance AND sequence >= wanted.first AND sequence < wanted.after) e) found",
         )
         .bind(names)
         .bind(first)
@@ -116,10 +132,13 @@ impl Transaction {
     }
 
     pub(super) async fn known(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Known>> {
-        let rows = sqlx::query("SELECT id, content_hash, sequence, leaf_hash FROM audit_entries WHERE id = ANY($1)")
-            .bind(ids)
-            .fetch_all(&mut *self.0)
-            .await?;
+        let rows = sqlx::query(
+            "SELECT id, content_hash, sequence, leaf_hash FROM audit_entries WHERE id = ANY($1) \
+             UNION ALL SELECT id, content_hash, sequence, leaf_hash FROM audit_archived WHERE id = ANY($1)",
+        )
+        .bind(ids)
+        .fetch_all(&mut *self.0)
+        .await?;
         let known = |row: &PgRow| {
             let known = Known {
                 content_hash: hash(row.try_get(1)?)?,

@@ -14,11 +14,11 @@ use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Arguments as _, Row as _, Sqlite};
 use uuid::Uuid;
 
-use super::{Known, NewRow, Settling};
+use super::{Bind, Known, NewRow, Settling};
 use crate::event::Dropped;
 use crate::merkle::Hash;
 use crate::numbers::NumberBlock;
-use crate::store::tree::{FullTile, Head};
+use crate::store::tree::{FullTile, Head, LEAVES};
 use crate::store::{hash, signed, unsigned};
 
 const INSERT_COLUMNS: usize = 9;
@@ -29,11 +29,13 @@ static INSERTS: LazyLock<[(usize, String); 3]> = LazyLock::new(|| [64, 8, 1].map
 /// Rows that are made at once.
 const PIECE: usize = 64;
 
-/// SELECT statements by their number of ids, the largest first.
+/// SELECT statements by their number of ids, the largest first. Each id is bound once for what is
+/// here, and once for what is archived.
 static KNOWN: LazyLock<[(usize, String); 3]> = LazyLock::new(|| {
     [256, 16, 1].map(|ids| {
         let list = vec!["?"; ids].join(",");
-        (ids, format!("SELECT id, content_hash, sequence, leaf_hash FROM audit_entries WHERE id IN ({list})"))
+        let of = |table| format!("SELECT id, content_hash, sequence, leaf_hash FROM {table} WHERE id IN ({list})");
+        (ids, format!("{} UNION ALL {}", of("audit_entries"), of("audit_archived")))
     })
 });
 
@@ -59,7 +61,7 @@ fn pieces<'a, T>(
     })
 }
 
-pub(super) struct Transaction(sqlx::Transaction<'static, Sqlite>);
+pub(in crate::store) struct Transaction(sqlx::Transaction<'static, Sqlite>);
 
 impl Transaction {
     pub(super) async fn begin(writer: &DatabaseConnection) -> Result<Self> {
@@ -74,12 +76,27 @@ impl Transaction {
         Ok(self.0.rollback().await?)
     }
 
+    pub(super) async fn run(&mut self, sql: &'static str, values: &[Bind<'_>]) -> Result<u64> {
+        let query = values.iter().fold(sqlx::query(sql), |query, value| match *value {
+            Bind::Text(text) => query.bind(text.to_owned()),
+            Bind::Int(number) => query.bind(number),
+            Bind::Bytes(bytes) => query.bind(bytes.to_vec()),
+            Bind::Id(id) => query.bind(id),
+        });
+        Ok(query.execute(&mut *self.0).await?.rows_affected())
+    }
+
     pub(super) async fn lock_heads(&mut self, instances: &BTreeSet<&str>) -> Result<BTreeMap<String, Head>> {
         let mut heads = BTreeMap::new();
         for instance in instances {
-            let sql = "SELECT next_sequence, tree_size, frontier FROM audit_log_heads WHERE instance_id = $1";
+            let sql =
+                "SELECT next_sequence, tree_size, frontier, kept_from FROM audit_log_heads WHERE instance_id = $1";
             let row = sqlx::query(sql).bind(*instance).fetch_optional(&mut *self.0).await?;
-            let head = row.map(|row| Head::new(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)).transpose()?;
+            let head = row.map(|row| {
+                let head = Head::new(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)?;
+                Ok::<_, Error>(head.kept_from(row.try_get(3)?))
+            });
+            let head = head.transpose()?;
             heads.insert((*instance).to_owned(), head.unwrap_or_else(Head::empty));
         }
         Ok(heads)
@@ -89,15 +106,12 @@ impl Transaction {
     pub(super) async fn leaves(&mut self, wanted: &[(&str, Range<u64>)]) -> Result<HashMap<String, Vec<Hash>>> {
         let mut leaves = HashMap::new();
         for (instance, range) in wanted {
-            let hashes: Vec<Vec<u8>> = sqlx::query_scalar(
-                "SELECT leaf_hash FROM audit_entries WHERE instance_id = $1 AND sequence >= $2 AND sequence < $3 \
-                 ORDER BY sequence",
-            )
-            .bind(*instance)
-            .bind(signed(range.start))
-            .bind(signed(range.end))
-            .fetch_all(&mut *self.0)
-            .await?;
+            let hashes: Vec<Vec<u8>> = sqlx::query_scalar(LEAVES)
+                .bind(*instance)
+                .bind(signed(range.start))
+                .bind(signed(range.end))
+                .fetch_all(&mut *self.0)
+                .await?;
             leaves.insert((*instance).to_owned(), hashes.into_iter().map(hash).collect::<Result<_>>()?);
         }
         Ok(leaves)
@@ -135,7 +149,7 @@ impl Transaction {
     pub(super) async fn known(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Known>> {
         let mut known = HashMap::new();
         for (ids, sql) in pieces(ids, &*KNOWN) {
-            let query = ids.iter().fold(sqlx::query(sql), |query, id| query.bind(*id));
+            let query = ids.iter().chain(ids).fold(sqlx::query(sql), |query, id| query.bind(*id));
             for row in query.fetch_all(&mut *self.0).await? {
                 let row: &SqliteRow = &row;
                 let known_row = Known {
