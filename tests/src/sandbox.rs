@@ -107,6 +107,13 @@ impl Service {
         self.process.kill();
     }
 
+    /// Of the program `archivist`: how much later it is for retention from the next start on, and where it dies.
+    pub fn archivist(&mut self, ahead_days: u32, dies_at: &str) {
+        self.settings.retain(|(key, _)| !key.starts_with("ARCHIVIST_"));
+        self.settings.push(("ARCHIVIST_AHEAD_DAYS".to_owned(), ahead_days.to_string()));
+        self.settings.push(("ARCHIVIST_DIES_AT".to_owned(), dies_at.to_owned()));
+    }
+
     /// Starts it again on the same data and the same port.
     pub async fn start_again(&mut self) {
         let (process, address) = launch(self.name, &self.settings, &self.address).await;
@@ -117,7 +124,9 @@ impl Service {
 
 async fn launch(name: &str, settings: &[(String, String)], listen: &str) -> (ChildProcess, String) {
     let program = format!("{name}-service");
-    let mut command = Command::new(binary(&program));
+    // Another program that serves the same way may stand in for it.
+    let own = settings.iter().find(|(key, _)| key.ends_with("_PROGRAM")).map_or(&program, |(_, own)| own);
+    let mut command = Command::new(binary(own));
     command
         .env(format!("{}_LISTEN", name.to_uppercase()), listen)
         .envs(settings.iter().map(|(key, value)| (key, value)));

@@ -26,6 +26,7 @@ struct Accounts {
     writer: String,
     migrator: String,
     reader: String,
+    retention: String,
 }
 
 /// Roles are the server's, and not of one database: who makes them twice at once fails.
@@ -41,7 +42,7 @@ async fn database() -> Accounts {
         sqlx::raw_sql(AssertSqlSafe(roles.clone())).execute(&mut connection).await.unwrap();
     }
     let url = |name: &str| owner.replacen("postgres@", &format!("activity_{name}@"), 1);
-    Accounts { writer: url("writer"), migrator: url("migrator"), reader: url("reader") }
+    Accounts { writer: url("writer"), migrator: url("migrator"), reader: url("reader"), retention: url("retention") }
 }
 
 /// Why PostgreSQL refuses a statement: its state.
@@ -58,6 +59,55 @@ async fn refuses_all(url: &str, statements: &[&str]) {
     for sql in statements {
         assert_eq!(refused(&mut connection, sql).await, NOT_ALLOWED, "{sql}");
     }
+}
+
+/// What is archived is removed by an account that does nothing else, and cannot do it alone.
+#[tokio::test]
+async fn archived_entries_are_removed_by_an_account_of_their_own() {
+    if Postgres::skipped() {
+        return;
+    }
+    let accounts = database().await;
+    let folder = tempfile::tempdir().unwrap();
+    let archive = folder.path().display().to_string();
+    let settings = [
+        ("DATABASE__MIGRATOR_URL", accounts.migrator.as_str()),
+        ("RETENTION__DAYS", "1"),
+        ("RETENTION__ARCHIVE", &archive),
+        ("RETENTION__DATABASE_URL", &accounts.retention),
+        ("PROGRAM", "archivist"),
+    ];
+    let mut service = Service::start("audit", &accounts.writer, &settings).await;
+    let now = SystemTime::now();
+    let request = RecordEventsRequest { events: (0..EVENTS).map(|n| events::audit(now, n)).collect() };
+    AuditIngestServiceClient::new(service.channel()).record_events(request).await.unwrap();
+    service.kill();
+    service.archivist(2, "");
+    service.start_again().await;
+    let mut owner = PgConnection::connect(&accounts.migrator).await.unwrap();
+    let mut count = async |sql: &'static str| sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut owner).await.unwrap();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while count("SELECT COUNT(*) FROM audit_archived").await < EVENTS.cast_signed() {
+        assert!(tokio::time::Instant::now() < deadline, "nothing is removed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // The entry that tells of it is left.
+    assert_eq!(count("SELECT COUNT(*) FROM audit_entries").await, 1);
+
+    refuses_all(&accounts.writer, &["DELETE FROM audit_entries", "INSERT INTO audit_archived SELECT 1"]).await;
+    let others = [
+        "UPDATE audit_log_heads SET archived_through = 101",
+        "INSERT INTO audit_segments SELECT * FROM audit_segments",
+        "UPDATE audit_legal_holds SET released_at = 1",
+        "UPDATE audit_entries SET canonical = ''",
+        "DELETE FROM audit_archived",
+        "DELETE FROM audit_tiles",
+        "ALTER TABLE audit_entries DISABLE TRIGGER ALL",
+    ];
+    refuses_all(&accounts.retention, &others).await;
+    let mut retention = PgConnection::connect(&accounts.retention).await.unwrap();
+    const RAISED: &str = "P0001";
+    assert_eq!(refused(&mut retention, "DELETE FROM audit_entries").await, RAISED, "above the horizon");
 }
 
 #[tokio::test]
