@@ -107,10 +107,10 @@ impl Service {
         self.process.kill();
     }
 
-    /// Of the program `archivist`: how much later it is for retention from the next start on, and where it dies.
-    pub fn archivist(&mut self, ahead_days: u32, dies_at: &str) {
+    /// Of the program `archivist`, from the next start on: what is due, and where it dies.
+    pub fn archivist(&mut self, due_before_us: i64, dies_at: &str) {
         self.settings.retain(|(key, _)| !key.starts_with("ARCHIVIST_"));
-        self.settings.push(("ARCHIVIST_AHEAD_DAYS".to_owned(), ahead_days.to_string()));
+        self.settings.push(("ARCHIVIST_DUE_BEFORE_US".to_owned(), due_before_us.to_string()));
         self.settings.push(("ARCHIVIST_DIES_AT".to_owned(), dies_at.to_owned()));
     }
 

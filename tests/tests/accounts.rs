@@ -82,7 +82,7 @@ async fn archived_entries_are_removed_by_an_account_of_their_own() {
     let request = RecordEventsRequest { events: (0..EVENTS).map(|n| events::audit(now, n)).collect() };
     AuditIngestServiceClient::new(service.channel()).record_events(request).await.unwrap();
     service.kill();
-    service.archivist(2, "");
+    service.archivist(service_core::clock::now_us(), "");
     service.start_again().await;
     let mut owner = PgConnection::connect(&accounts.migrator).await.unwrap();
     let mut count = async |sql: &'static str| sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut owner).await.unwrap();

@@ -1,5 +1,6 @@
-//! audit-service for retention drills: the same server, for whose retention it is `ARCHIVIST_AHEAD_DAYS` later, and which
-//! kills itself, as kill -9 does, when that has reached a step for the nth time: `ARCHIVIST_DIES_AT=Swept:3`.
+//! audit-service for retention drills: the same server, for whose retention it is a day after `ARCHIVIST_DUE_BEFORE_US`, so
+//! that with a period of one day just what was recorded before is due; and which kills itself, as kill -9 does, when that
+//! has reached a step for the nth time: `ARCHIVIST_DIES_AT=Swept:3`.
 #![expect(clippy::expect_used, reason = "a program of the tests: a panic is its failure")]
 
 use std::sync::Arc;
@@ -12,14 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 #[derive(Debug)]
 struct World {
-    ahead_us: i64,
+    now_us: i64,
     dies_at: Option<(String, u32)>,
     reached: AtomicU32,
 }
 
 impl Surroundings for World {
     fn now_us(&self) -> i64 {
-        clock::now_us() + self.ahead_us
+        self.now_us
     }
 
     fn reached(&self, step: Step) {
@@ -42,12 +43,13 @@ impl Surroundings for World {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let variable = |name: &str| std::env::var(name).ok();
-    let ahead: i64 = variable("ARCHIVIST_AHEAD_DAYS").map_or(0, |days| days.parse().expect("days"));
+    let due_before = variable("ARCHIVIST_DUE_BEFORE_US").map(|us| us.parse().expect("microseconds"));
+    let now_us = due_before.map_or_else(clock::now_us, |us: i64| us + 86_400_000_000);
     let dies_at = variable("ARCHIVIST_DIES_AT").filter(|at| !at.is_empty()).map(|at| {
         let (step, times) = at.split_once(':').expect("STEP:TIMES");
         (step.to_owned(), times.parse().expect("a number"))
     });
-    let world = World { ahead_us: ahead * 86_400_000_000, dies_at, reached: AtomicU32::new(0) };
+    let world = World { now_us, dies_at, reached: AtomicU32::new(0) };
     let config: Config = config::load(ENV_PREFIX, None, std::env::vars())?;
     let _telemetry = telemetry::init(&config.telemetry, "audit-service")?;
     let stop = CancellationToken::new();
