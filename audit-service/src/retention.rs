@@ -44,7 +44,7 @@ use crate::store::{Kept, LogWalk, NewSegment, Row, Store, Told, damaged};
 /// The action of the entry that tells of a segment.
 pub const ARCHIVED: &str = "audit_log.entries_archived";
 /// Who records it.
-const RECORDED_BY: &str = "audit-service";
+pub(crate) const RECORDED_BY: &str = "audit-service";
 
 /// Time between two looks.
 const INTERVAL: Duration = Duration::from_secs(3_600);

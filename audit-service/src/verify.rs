@@ -7,6 +7,8 @@
 //!
 //! It says what it found and how far the evidence reaches; what nobody signed, it does not call valid.
 
+mod archived;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -91,6 +93,12 @@ struct Log {
     producers: BTreeMap<(String, u64), Vec<u64>>,
     /// By size: the root, and the newest time of a cosignature.
     checkpoints: BTreeMap<u64, (Hash, Option<u64>)>,
+    /// By where a segment of the archive ends: which entry tells of it, and the frontier there.
+    told: BTreeMap<u64, (u64, Frontier)>,
+    /// What segments have, and which of it no line has.
+    archived: Vec<(u64, Hash)>,
+    from_archive: Vec<(u64, Hash)>,
+    segments: Vec<archived::Verified>,
 }
 
 /// An export that is being verified.
@@ -207,8 +215,12 @@ impl Verifier {
             Ok(_) => return self.report.found(Verdict::Altered, format!("line {number} is not in canonical form")),
             Err(error) => return self.report.found(Verdict::Altered, format!("line {number}: {error}")),
         };
+        let told = archived::told(&entry);
         let log = self.logs.entry(entry.event.instance_id).or_default();
         log.leaves.push((entry.sequence, canonical::leaf_hash(line)));
+        if let Some((end, frontier)) = told {
+            log.told.insert(end, (entry.sequence, frontier));
+        }
         if let Some(producer) = entry.event.producer {
             log.producers.entry((producer.id, producer.epoch)).or_default().push(producer.sequence);
         }
@@ -233,7 +245,7 @@ impl Verifier {
             end.heads.keys().for_each(|instance| {
                 self.logs.entry(instance.clone()).or_default();
             });
-        } else {
+        } else if self.logs.values().any(|log| !log.leaves.is_empty()) {
             let what =
                 "without the export's end message, entries behind a log's newest checkpoint can be gone unnoticed";
             report.findings.push(what.to_owned());
@@ -267,11 +279,16 @@ impl Log {
     /// Entries that are as they were signed.
     fn finish(&mut self, instance: &str, head: Option<u64>, report: &mut Report) -> u64 {
         self.leaves.sort_unstable_by_key(|(sequence, _)| *sequence);
+        if self.leaves.is_empty() && !self.segments.is_empty() && head.is_none() {
+            return self.only_segments(instance, report);
+        }
+        self.with_archived(instance, report);
         for pair in self.leaves.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
             report.found(Verdict::Altered, format!("log {instance:?}: sequence {} is there twice", pair[0].0));
         }
-        let mut next = 0;
-        let mut whole = 0;
+        let begin = self.begin(instance, report);
+        let mut next = begin.size();
+        let mut whole = begin.size();
         let mut gaps = false;
         for (sequence, _) in &self.leaves {
             if *sequence > next {
@@ -291,15 +308,17 @@ impl Log {
             report.found(Verdict::Incomplete, what);
         }
         self.producers(instance, report);
-        self.compare(instance, whole, next, report)
+        self.compare(instance, begin, whole, next, report)
     }
 
     /// Compares the roots of what is whole from the beginning with what was signed; entries of which that holds.
-    fn compare(&self, instance: &str, whole: u64, entries: u64, report: &mut Report) -> u64 {
-        let mut frontier = Frontier::default();
+    fn compare(&self, instance: &str, begin: Frontier, whole: u64, entries: u64, report: &mut Report) -> u64 {
+        let first = begin.size();
+        let mut frontier = begin;
         let mut leaves = self.leaves.iter();
-        let (mut proven, mut cosigned) = (0, None);
-        for (size, (root, at_s)) in self.checkpoints.range(..=whole) {
+        let (mut proven, mut cosigned) = (first, None);
+        // Roots over less than what is archived are others' to compare.
+        for (size, (root, at_s)) in self.checkpoints.range(first..=whole) {
             leaves.by_ref().take((size - frontier.size()) as usize).for_each(|(_, leaf)| {
                 frontier.push(*leaf);
             });
@@ -310,30 +329,32 @@ impl Log {
                     size.saturating_sub(1)
                 );
                 report.found(Verdict::Altered, what);
-                return proven;
+                return proven - first;
             }
             proven = *size;
             cosigned = at_s.map(|at_s| (*size, at_s)).or(cosigned);
         }
         if proven < entries {
-            let what = match proven {
+            let what = match proven - first {
                 0 => format!("log {instance:?}: no checkpoint by a pinned key is over its entries"),
                 _ => format!("log {instance:?}: entries {proven} to {} are under no checkpoint", entries - 1),
             };
             report.found(Verdict::NotEstablished, what);
         }
-        if proven > 0 {
+        if proven > first {
             let when = cosigned.map_or_else(
                 || "signed, not cosigned".to_owned(),
                 |(size, at_s)| {
                     format!("signed; the first {size} were there at {at_s} s since 1970, which was cosigned")
                 },
             );
-            report
-                .findings
-                .push(format!("log {instance:?}: the first {proven} entries are as they were signed ({when})"));
+            let which = match first {
+                0 => format!("the first {proven} entries"),
+                _ => format!("entries {first} to {}", proven - 1),
+            };
+            report.findings.push(format!("log {instance:?}: {which} are as they were signed ({when})"));
         }
-        proven
+        proven - first
     }
 
     /// Numbers of producers that are not in the export. They may be in another log, or were dropped; that is for who knows

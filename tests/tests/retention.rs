@@ -203,16 +203,26 @@ async fn drill(engine: Engine) {
     lines.extend(export(&service, entries / 2).await);
     assert!(lines == whole, "archive and database are the log");
     std::fs::write(&exported, lines).unwrap();
-    let output = Command::new(testkit::binary("standalone"))
-        .args(["verify", "--key", &key, "--export"])
-        .arg(&exported)
-        .arg("--checkpoints")
-        .arg(&checkpoint)
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{text}");
-    assert!(text.contains(&format!("the first {head} entries are as they were signed")), "{text}");
+    let verify = |export: Option<&Path>, archive: Option<&Path>| {
+        let mut command = Command::new(testkit::binary("standalone"));
+        command.args(["verify", "--key", &key, "--checkpoints"]).arg(&checkpoint);
+        export.map(|export| command.arg("--export").arg(export));
+        archive.map(|archive| command.arg("--archive").arg(archive));
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let valid = |(status, text): (Option<i32>, String), what: &str| {
+        assert!(status == Some(0) && text.contains(what), "{status:?}, no {what:?} in {text}");
+    };
+    let (all, half) = (format!("the first {head} entries are as they were signed"), entries / 2);
+    valid(verify(Some(&exported), None), &all);
+    // What is left by itself says what is archived; with the archive, or the archive alone, all is there again.
+    let left = place("left.jsonl");
+    std::fs::write(&left, export(&service, half).await).unwrap();
+    valid(verify(Some(&left), None), &format!("entries 0 to {} were archived by policy", half - 1));
+    valid(verify(Some(&left), None), &format!("entries {half} to {} are as they were signed", head - 1));
+    valid(verify(Some(&left), Some(Path::new(&archive))), &all);
+    valid(verify(None, Some(Path::new(&archive))), &format!("{half} entries of"));
 
     // Nothing is in neither place, and nothing but its hashes in both.
     service.kill();

@@ -272,3 +272,49 @@ fn a_key_vouches_for_logs_of_its_own_name_alone() {
     let new = SigningKey::generate("localhost/audit", KeyKind::Log).unwrap().0;
     assert!(Verifier::new([foreign.keys(), vec![new.verifier().clone()]].concat()).is_ok());
 }
+
+/// A log whose first six entries are archived, as the eighth tells.
+fn archived(frontier_of: u64) -> Evidence {
+    let mut evidence = evidence();
+    let frontier: Frontier =
+        evidence.lines[..frontier_of as usize].iter().map(|line| canonical::leaf_hash(line)).collect();
+    let hex = |hash: &Hash| hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let peaks: Vec<String> = frontier.peaks().iter().map(hex).collect();
+    let mut tells = entry(7);
+    tells.event.action = crate::retention::ARCHIVED.into();
+    tells.recorded_by = "audit-service".into();
+    tells.event.details_json = serde_json::json!({ "end_sequence": "6", "frontier": peaks }).to_string();
+    evidence.lines[7] = canonical::to_string(&tells);
+    let signing = [&evidence.key, &evidence.witness];
+    evidence.notes = [4, 7, 10].map(|size| note(&evidence.lines, size, &signing)).to_vec();
+    evidence
+}
+
+#[test]
+fn what_is_archived_by_policy_is_told_from_what_is_missing() {
+    let evidence = archived(6);
+    let left = &evidence.lines[6..];
+    let report = evidence.verify(left);
+    assert_found(&report, Verdict::Valid, "entries 0 to 5 were archived by policy, as entry 7 tells");
+    assert_found(&report, Verdict::Valid, "entries 6 to 9 are as they were signed");
+    assert_found(&evidence.verify(&evidence.lines), Verdict::Valid, "the first 10 entries are as they were signed");
+    // More is gone than was archived, or the entry that tells of it.
+    assert_found(&evidence.verify(&evidence.lines[7..]), Verdict::Incomplete, "entries 0 to 6 are missing");
+    let without = [&left[..1], &left[2..]].concat();
+    assert_found(&evidence.verify(&without), Verdict::Incomplete, "entries 0 to 5 are missing");
+    // What is left was changed.
+    let mut changed = left.to_vec();
+    changed[3] = changed[3].replacen("2023", "2022", 1).replacen("2024", "2022", 1).replacen("2026", "2022", 1);
+    assert_ne!(changed, left);
+    assert_found(&evidence.verify(&changed), Verdict::Altered, "are not those that were signed");
+}
+
+#[test]
+fn a_frontier_that_was_never_the_logs_leads_to_no_signed_root() {
+    // Of as many peaks as the size that it is told for, and of other leaves.
+    let evidence = archived(5);
+    assert_found(&evidence.verify(&evidence.lines[6..]), Verdict::Altered, "are not those that were signed");
+    // Of another number of peaks, it is none.
+    let evidence = archived(4);
+    assert_found(&evidence.verify(&evidence.lines[6..]), Verdict::Incomplete, "entries 0 to 5 are missing");
+}

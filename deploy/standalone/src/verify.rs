@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use audit_service::archive::Manifest;
 use audit_service::checkpoint::VerifierKey;
 use audit_service::verify::{End, Verifier};
 use clap::Args;
@@ -16,8 +17,12 @@ use crate::refused;
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
     /// The export: lines of canonical JSON, as ExportEntries writes them (JSONL).
-    #[arg(long, value_name = "FILE.jsonl")]
-    export: PathBuf,
+    #[arg(long, value_name = "FILE.jsonl", required_unless_present = "archive")]
+    export: Option<PathBuf>,
+    /// The archive's folder, or a copy: every segment in it is verified by itself, and with an export
+    /// it makes up for what retention has removed.
+    #[arg(long, value_name = "FOLDER")]
+    archive: Option<PathBuf>,
     /// The export's end message as JSON: {"entries": "3", "sha256": "…", "heads": […]}. It
     /// tells what is missing at the end that no checkpoint covers; without it, that goes
     /// unnoticed.
@@ -51,10 +56,15 @@ pub fn run(args: VerifyArgs) -> Result<u8> {
             Ok(())
         })?;
     }
-    lines(&args.export, |line| {
-        verifier.line(line);
-        Ok(())
-    })?;
+    if let Some(export) = &args.export {
+        lines(export, |line| {
+            verifier.line(line);
+            Ok(())
+        })?;
+    }
+    if let Some(folder) = &args.archive {
+        segments(folder, &mut verifier)?;
+    }
     if let Some(file) = &args.end {
         verifier.end(end(file)?);
     }
@@ -80,6 +90,27 @@ fn lines(file: &Path, mut each: impl FnMut(&str) -> Result<()>) -> Result<()> {
         }
         each(line.strip_suffix('\n').unwrap_or(&line))?;
     }
+}
+
+/// Every segment in a folder of the archive, one in memory at a time.
+fn segments(folder: &Path, verifier: &mut Verifier) -> Result<()> {
+    let listed = std::fs::read_dir(folder).and_then(|listed| listed.collect::<std::io::Result<Vec<_>>>());
+    let mut paths: Vec<PathBuf> =
+        listed.map_err(|error| unreadable(folder, &error))?.into_iter().map(|entry| entry.path()).collect();
+    paths.sort();
+    for path in paths {
+        if path.is_dir() {
+            segments(&path, verifier)?;
+        } else if path.extension().is_some_and(|extension| extension == "json") {
+            let bytes = std::fs::read(&path).map_err(|error| unreadable(&path, &error))?;
+            let manifest = Manifest::parse(&bytes)
+                .map_err(|error| refused(format!("{} is no manifest: {error}", path.display())))?;
+            let lines = path.with_extension("jsonl.zst");
+            let data = std::fs::read(&lines).map_err(|error| unreadable(&lines, &error))?;
+            verifier.segment(&manifest, data);
+        }
+    }
+    Ok(())
 }
 
 fn end(file: &Path) -> Result<End> {

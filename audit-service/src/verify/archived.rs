@@ -1,0 +1,144 @@
+//! What an export has not because it is in the archive: told from what is missing, and verified where the segments are.
+//!
+//! An entry that tells of a segment has the frontier behind it. With that the roots over what is left are made as if all
+//! were there: had somebody else put such an entry there, or another frontier, no signed root would come of it.
+
+use serde_json::Value;
+
+use super::{Log, Report, Verdict, Verifier};
+use crate::archive::Manifest;
+use crate::canonical;
+use crate::checkpoint::{KeyKind, Note, Untrusted};
+use crate::event::Entry;
+use crate::merkle::{Frontier, Hash};
+use crate::retention::{ARCHIVED, RECORDED_BY};
+
+/// A segment that was verified.
+#[derive(Debug)]
+pub(super) struct Verified {
+    first: u64,
+    end: u64,
+    /// Whether a pinned key has signed the root that it is under.
+    signed: bool,
+}
+
+/// What an entry tells: the first sequence behind its segment, and the frontier there.
+pub(super) fn told(entry: &Entry) -> Option<(u64, Frontier)> {
+    if entry.event.action != ARCHIVED || entry.recorded_by != RECORDED_BY {
+        return None;
+    }
+    let details: Value = serde_json::from_str(&entry.event.details_json).ok()?;
+    let end: u64 = details["end_sequence"].as_str()?.parse().ok()?;
+    let peaks = details["frontier"].as_array()?.iter().map(|peak| unhex(peak.as_str()?)).collect::<Option<_>>()?;
+    Some((end, Frontier::new(end, peaks)?))
+}
+
+fn unhex(text: &str) -> Option<Hash> {
+    let pair = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
+    let bytes: Vec<u8> = (0..64).step_by(2).map(pair).collect::<Option<_>>()?;
+    (text.len() == 64).then(|| bytes.try_into().ok()).flatten()
+}
+
+impl Verifier {
+    /// Takes a segment of the archive: its manifest, and the object with its lines.
+    pub fn segment(&mut self, manifest: &Manifest, data: Vec<u8>) {
+        let (instance, first, end) = (&manifest.instance_id, manifest.first_sequence, manifest.end_sequence);
+        let mut leaves = Vec::new();
+        let mut numbers = (first..).into_iter();
+        let verified = manifest.verify(data, |line| {
+            leaves.extend(numbers.next().map(|number| (number, canonical::leaf_hash(line))));
+        });
+        let signed = match verified {
+            Ok(()) => self.signed(manifest),
+            Err(why) => Err(why.to_string()),
+        };
+        match signed {
+            Ok(signed) => {
+                let log = self.logs.entry(instance.clone()).or_default();
+                log.archived.extend(leaves);
+                log.segments.push(Verified { first, end, signed });
+            }
+            Err(why) => {
+                let what = format!("log {instance:?}: the segment of entries {first} to {}: {why}", end - 1);
+                self.report.found(Verdict::Altered, what);
+            }
+        }
+    }
+
+    /// Whether a pinned key of the segment's log has signed its checkpoint.
+    fn signed(&self, manifest: &Manifest) -> Result<bool, String> {
+        let Some(checkpoint) = manifest.signed().map_err(|why| why.to_string())? else { return Ok(false) };
+        let note = manifest.checkpoint.as_ref().and_then(|note| note.parse::<Note>().ok());
+        let signed = match note.map(|note| note.verify(&self.keys)) {
+            Some(Ok(signed)) => signed,
+            Some(Err(Untrusted::Nobody)) | None => return Ok(false),
+            Some(Err(error)) => return Err(error.to_string()),
+        };
+        let ours = |key: &crate::checkpoint::VerifierKey| {
+            key.kind() == KeyKind::Log && checkpoint.origin == format!("{}/{}", key.name(), manifest.instance_id)
+        };
+        Ok(signed.iter().any(|signed| ours(&self.keys[signed.key])))
+    }
+}
+
+impl Log {
+    /// Takes what segments have of it beside its own lines. Where both have an entry it is the same.
+    pub(super) fn with_archived(&mut self, instance: &str, report: &mut Report) {
+        self.archived.sort_unstable();
+        self.archived.dedup();
+        for (sequence, leaf) in std::mem::take(&mut self.archived) {
+            match self.leaves.binary_search_by_key(&sequence, |(sequence, _)| *sequence) {
+                Ok(at) if self.leaves[at].1 == leaf => {}
+                Ok(_) => {
+                    let what = format!("log {instance:?}: entry {sequence} is another one in the archive");
+                    report.found(Verdict::Altered, what);
+                }
+                Err(_) => self.from_archive.push((sequence, leaf)),
+            }
+        }
+        self.leaves.append(&mut self.from_archive);
+        self.leaves.sort_unstable();
+    }
+
+    /// Says how far the segments of a log reach of which there is nothing else; entries that are as they were signed.
+    pub(super) fn only_segments(&mut self, instance: &str, report: &mut Report) -> u64 {
+        self.segments.sort_unstable_by_key(|segment| segment.first);
+        let (mut next, mut proven) = (0, 0);
+        for segment in &self.segments {
+            let last = segment.end - 1;
+            if segment.first > next {
+                let what =
+                    format!("log {instance:?}: the segments of entries {next} to {} are missing", segment.first - 1);
+                report.found(Verdict::Incomplete, what);
+            }
+            next = next.max(segment.end);
+            if segment.signed {
+                proven += segment.end - segment.first;
+            } else {
+                let what = format!(
+                    "log {instance:?}: the segment of entries {} to {last} is under no checkpoint by a pinned key",
+                    segment.first
+                );
+                report.found(Verdict::NotEstablished, what);
+            }
+        }
+        let segments = self.segments.len();
+        report.findings.push(format!(
+            "log {instance:?}: {proven} entries of {segments} segments of the archive are as they were signed, each in its \
+             place"
+        ));
+        proven
+    }
+
+    /// Where the lines begin, if what is before is archived by what one of them says.
+    pub(super) fn begin(&self, instance: &str, report: &mut Report) -> Frontier {
+        let Some((first, _)) = self.leaves.first().filter(|(first, _)| *first > 0) else { return Frontier::default() };
+        let Some((sequence, frontier)) = self.told.get(first) else { return Frontier::default() };
+        report.findings.push(format!(
+            "log {instance:?}: entries 0 to {} were archived by policy, as entry {sequence} tells; they are not in this \
+             export (--archive verifies them)",
+            first - 1
+        ));
+        frontier.clone()
+    }
+}
