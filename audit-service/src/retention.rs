@@ -265,7 +265,10 @@ impl Retention {
         let first = kept.archived_through;
         let planned = Some(kept.planned_through).filter(|end| *end > first);
         let before_us = self.surroundings.now_us().saturating_sub(i64::from(days).saturating_mul(DAY_US));
-        let to = planned.unwrap_or(kept.head.size);
+        let to = match planned {
+            Some(planned) => planned,
+            None => self.signed(instance_id, kept).await?,
+        };
         let mut walk = LogWalk::new(&Access::unrestricted(), instance_id, first, to);
         let mut making = Making { builder: SegmentBuilder::new().map_err(Error::internal)?, own: true, done: false };
         while !making.done {
@@ -290,6 +293,14 @@ impl Retention {
         }
     }
 
+    /// Entries of a log that are under a checkpoint, or all where none are made.
+    async fn signed(&self, instance_id: &str, kept: &Kept) -> Result<u64> {
+        let Some(signer) = self.followers.signer() else { return Ok(kept.head.size) };
+        let newest = signer.checkpoint(&Access::unrestricted(), instance_id, None).await?;
+        let size = |note: String| Ok(checkpoint_of(&note)?.size.min(kept.head.size));
+        newest.map_or(Ok(0), size)
+    }
+
     /// What proves a segment: tiles of the tree that was signed, or of the present one where nothing is.
     async fn proof(&self, instance_id: &str, kept: &Kept, first: u64, end: u64) -> Result<Proof> {
         let access = Access::unrestricted();
@@ -299,8 +310,7 @@ impl Retention {
                 let unsigned =
                     || Error::storage_unavailable(anyhow::anyhow!("no checkpoint is over {end} entries yet"));
                 let note = signer.checkpoint(&access, instance_id, Some(end)).await?.ok_or_else(unsigned)?;
-                let text: Note = note.parse().map_err(Error::internal)?;
-                let signed = Checkpoint::parse(text.text()).map_err(Error::internal)?;
+                let signed = checkpoint_of(&note)?;
                 (Some(note), signed.size, signed.root)
             }
         };
@@ -343,6 +353,11 @@ impl Retention {
         let tiles = self.store.tiles(&Access::unrestricted(), instance_id, &plan).await?;
         Ok(plan.prove(&tiles).map_err(Error::internal)?.first().copied())
     }
+}
+
+fn checkpoint_of(note: &str) -> Result<Checkpoint> {
+    let note: Note = note.parse().map_err(Error::internal)?;
+    Checkpoint::parse(note.text()).map_err(Error::internal)
 }
 
 /// A segment in the making.

@@ -44,7 +44,7 @@ impl Verifier {
     pub fn segment(&mut self, manifest: &Manifest, data: Vec<u8>) {
         let (instance, first, end) = (&manifest.instance_id, manifest.first_sequence, manifest.end_sequence);
         let mut leaves = Vec::new();
-        let mut numbers = (first..).into_iter();
+        let mut numbers = first..;
         let verified = manifest.verify(data, |line| {
             leaves.extend(numbers.next().map(|number| (number, canonical::leaf_hash(line))));
         });

@@ -8,7 +8,7 @@ use activity_proto::audit::v1::audit_query_service_client::AuditQueryServiceClie
 use activity_proto::audit::v1::audit_trust_service_client::AuditTrustServiceClient;
 use activity_proto::common::v1 as common;
 use audit_service::store::Store;
-use audit_service::{Config, ENV_PREFIX};
+use audit_service::{Config, ENV_PREFIX, Server};
 use service_core::clock::to_timestamp;
 use service_core::config::{self, DatabaseConfig, DatabaseUrl};
 use std::net::SocketAddr;
@@ -44,6 +44,10 @@ pub struct Client {
 
 impl Service {
     pub async fn start(change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_as(change, |server| server).await
+    }
+
+    pub async fn start_as(change: impl FnOnce(&mut Config), own: impl FnOnce(Server) -> Server) -> Self {
         let (realm, folder) = (Realm::new(), tempfile::tempdir().unwrap());
         let url = DatabaseUrl::sqlite(folder.path().join("audit.db"));
         let env = realm.settings().into_iter().map(|(key, value)| (format!("{ENV_PREFIX}_{key}"), value));
@@ -53,7 +57,7 @@ impl Service {
         config.database_url = url.clone();
         config.tail.heartbeat_ms = 50.try_into().unwrap();
         change(&mut config);
-        let server = audit_service::bind(config).await.unwrap();
+        let server = own(audit_service::bind(config).await.unwrap());
         let address = server.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(server.serve(shutdown.clone()));
