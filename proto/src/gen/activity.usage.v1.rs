@@ -177,7 +177,8 @@ pub struct UsageRequest {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// The writer's numbering.
+    /// The writer's numbering; absent where the writer gave none, and for callers
+    /// who do not see everything: a number tells how much others write.
     #[prost(message, optional, tag = "20")]
     pub producer: ::core::option::Option<super::super::common::v1::Producer>,
     /// Further conditions of its price.
@@ -1429,7 +1430,8 @@ pub struct ListBreakdownRequest {
     /// Optional; default everything.
     #[prost(message, optional, tag = "2")]
     pub filter: ::core::option::Option<UsageFilter>,
-    /// Required: one to three, each once.
+    /// Required: one to three, each once. To a caller who sees its own usage only
+    /// (a member), `MODEL` and `API_KEY` are allowed, others `PERMISSION_DENIED`.
     #[prost(enumeration = "Dimension", repeated, tag = "3")]
     pub group_by: ::prost::alloc::vec::Vec<i32>,
     /// Optional; default the cost. Descending; ties in the ascending order of the
@@ -1488,7 +1490,8 @@ pub struct GetTimeSeriesRequest {
     /// Required.
     #[prost(enumeration = "Bucket", tag = "3")]
     pub bucket: i32,
-    /// Optional: up to three, each once; none gives one series of everything.
+    /// Optional: up to three, each once; none gives one series of everything. For
+    /// a member as in `ListBreakdown`.
     #[prost(enumeration = "Dimension", repeated, tag = "4")]
     pub group_by: ::prost::alloc::vec::Vec<i32>,
     /// Optional; how many series beside `other`, default 10, at most 100.
