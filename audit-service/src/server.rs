@@ -127,7 +127,8 @@ impl Server {
             });
         }
 
-        let ingest_service = IngestService::new(ingest.clone(), StreamOptions::from(&config.ingest), shutdown.clone());
+        let options = StreamOptions::from(&config.ingest);
+        let ingest_service = IngestService::new(ingest.clone(), options, metrics.clone(), shutdown.clone());
         let heartbeat = Duration::from_millis(config.tail.heartbeat_ms.get());
         let query_service = QueryService::new(store.clone(), tails, sealer.clone(), heartbeat, shutdown.clone());
         let trust_service = TrustService::new(store.clone(), signer.clone());

@@ -91,10 +91,15 @@ impl Service {
 
     /// The sum of a metric over all its labels; zero where it has none yet.
     pub async fn metric(&self, name: &str) -> f64 {
+        self.metric_of(name, "").await
+    }
+
+    /// The sum of a metric over those of its labels that `has` names, as `result="accepted"`.
+    pub async fn metric_of(&self, name: &str, has: &str) -> f64 {
         let log = self.process.log();
         let page = log.rsplit_once("http://").and_then(|(_, rest)| rest.split_once("/metrics"));
         let (address, _) = page.expect("the log says where metrics are, unless a test wants none");
-        metric(address, name, "").await.unwrap_or(0.0)
+        metric(address, name, has).await.unwrap_or(0.0)
     }
 
     /// A connection made at its first call, and anew when it broke.

@@ -14,7 +14,7 @@ use activity_proto::usage::v1::usage_ingest_service_client::UsageIngestServiceCl
 use activity_proto::usage::v1::usage_query_service_client::UsageQueryServiceClient;
 use activity_proto::usage::v1::{
     Bucket, Dimension, GetTimeSeriesRequest, ListBreakdownRequest, ListRequestsRequest, RecordUsageRequest,
-    StreamUsageRequest, UsageEvent,
+    StreamUsageRequest, UsageEvent, UsageFilter,
 };
 use e2e::{Engine, Sandbox, events, raw};
 use prost::Message;
@@ -199,6 +199,36 @@ async fn the_same_id_with_other_content_is_a_conflict_and_the_first_stays() {
 }
 
 #[tokio::test]
+async fn what_becomes_of_events_is_counted() {
+    let sandbox = Sandbox::start(Engine::Sqlite).await;
+    let now = SystemTime::now();
+    let soon = now + Duration::from_secs(120);
+
+    let mut audit = AuditIngestServiceClient::new(sandbox.audit.channel());
+    let (known, mut conflict, mut bad) = (events::audit(now, 1), events::audit(now, 1), events::audit(now, 3));
+    conflict.reason = "another".into();
+    bad.action = "Enable Model".into();
+    let events = vec![known.clone(), known, conflict, events::audit(now, 2), bad, events::audit(soon, 4)];
+    audit.record_events(RecordEventsRequest { events }).await.unwrap();
+
+    let mut usage = UsageIngestServiceClient::new(sandbox.usage.channel());
+    let (known, mut conflict, mut bad) = (events::usage(now, 1), events::usage(now, 1), events::usage(now, 3));
+    conflict.user_id = "another".into();
+    bad.provider.clear();
+    let events = vec![known.clone(), known, conflict, events::usage(now, 2), bad, events::usage(soon, 4)];
+    usage.record_usage(RecordUsageRequest { events }).await.unwrap();
+
+    for (service, refused) in [(&sandbox.audit, "INVALID_ACTION"), (&sandbox.usage, "REQUIRED")] {
+        for (result, events) in [("accepted", 3.0), ("duplicate", 1.0), ("ID_CONFLICT", 1.0), (refused, 1.0)] {
+            let counted = service.metric_of("activity_events_total", &format!("result=\"{result}\"")).await;
+            assert_eq!(counted, events, "{result} of {service:?}");
+        }
+        assert_eq!(service.metric("activity_events_total").await, 6.0);
+        assert_eq!(service.metric("activity_events_ahead_total").await, 1.0);
+    }
+}
+
+#[tokio::test]
 async fn an_empty_batch_is_fine() {
     let sandbox = Sandbox::start(Engine::Sqlite).await;
     let answer = AuditIngestServiceClient::new(sandbox.audit.channel())
@@ -312,6 +342,14 @@ async fn bad_queries_say_which_field_and_why() {
         list(ListEntriesRequest { filter: Some(filter), ..base() }).await,
         argument("INVALID_ACTION", "filter.actions[0]")
     );
+    let filter = AuditFilter { actors: vec!["a".into(); 1001], ..AuditFilter::default() };
+    assert_eq!(
+        list(ListEntriesRequest { filter: Some(filter), ..base() }).await,
+        argument("INVALID_ARGUMENT", "filter.actors")
+    );
+    let filter = UsageFilter { user_ids: vec!["u".into(); 1001], ..UsageFilter::default() };
+    let status = usage.list_requests(ListRequestsRequest { filter: Some(filter), ..Default::default() }).await;
+    assert_eq!(refusal(&status.unwrap_err()), argument("INVALID_ARGUMENT", "filter.user_ids"));
     let backwards = Interval {
         start: Some(Timestamp { seconds: 1_700_000_000, nanos: 0 }),
         end: Some(Timestamp { seconds: 1_600_000_000, nanos: 0 }),
@@ -364,8 +402,7 @@ async fn a_page_token_serves_its_own_query_only() {
     assert!(!page_token.is_empty());
 
     let mut other = ListRequestsRequest { page_token: page_token.clone(), ..request.clone() };
-    other.filter =
-        Some(activity_proto::usage::v1::UsageFilter { user_ids: vec!["user-1".into()], ..Default::default() });
+    other.filter = Some(UsageFilter { user_ids: vec!["user-1".into()], ..Default::default() });
     let status = client.list_requests(other).await.unwrap_err();
     assert_eq!(refusal(&status).1, "INVALID_PAGE_TOKEN");
 

@@ -15,6 +15,7 @@ use service_core::config::IngestConfig;
 use service_core::ingest_stream::StreamOptions;
 use service_core::page::Sealer;
 use service_core::server::{HealthCheck, MAX_INGEST_MESSAGE_BYTES, MAX_QUERY_MESSAGE_BYTES, MAX_RESPONSE_BYTES};
+use service_core::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding;
 use tonic::service::RoutesBuilder;
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     pub(crate) sealer: Sealer,
     pub(crate) writer: Writer,
     pub(crate) stream: StreamOptions,
+    pub(crate) metrics: Metrics,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -41,9 +43,10 @@ impl Shared {
         sealer: Sealer,
         writer: Writer,
         config: &IngestConfig,
+        metrics: Metrics,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { store, book, sealer, writer, stream: StreamOptions::from(config), shutdown }
+        Self { store, book, sealer, writer, stream: StreamOptions::from(config), metrics, shutdown }
     }
 
     /// The services with their limits, and how each is probed.

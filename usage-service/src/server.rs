@@ -93,6 +93,7 @@ impl Server {
             Sealer::new(self.seal_key),
             writer.clone(),
             &self.config.ingest,
+            metrics.clone(),
             shutdown.clone(),
         );
         let stop = CancellationToken::new();

@@ -10,6 +10,7 @@ use service_core::auth::Caller;
 use service_core::clock;
 use service_core::error::{Error, Result, Violation};
 use service_core::ingest_stream::{self, StreamOptions};
+use service_core::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -27,13 +28,14 @@ const TURN: usize = 128;
 pub(crate) struct IngestService {
     ingest: Ingest,
     options: StreamOptions,
+    metrics: Metrics,
     shutdown: CancellationToken,
 }
 
 impl IngestService {
     /// The service over a writer. Streams end when `shutdown` is cancelled.
-    pub(crate) fn new(ingest: Ingest, options: StreamOptions, shutdown: CancellationToken) -> Self {
-        Self { ingest, options, shutdown }
+    pub(crate) fn new(ingest: Ingest, options: StreamOptions, metrics: Metrics, shutdown: CancellationToken) -> Self {
+        Self { ingest, options, metrics, shutdown }
     }
 }
 
@@ -45,7 +47,7 @@ impl AuditIngestService for IngestService {
     ) -> Result<Response<proto::RecordEventsResponse>, Status> {
         let caller = Caller::of(&request)?;
         let settling = submit(&self.ingest, &caller, request.into_inner().events, Vec::new()).await?;
-        Ok(Response::new(settling.answer().await?))
+        Ok(Response::new(settling.answer(&self.metrics).await?))
     }
 
     type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<proto::StreamEventsResponse, Status>> + Send>>;
@@ -55,19 +57,19 @@ impl AuditIngestService for IngestService {
         request: Request<Streaming<proto::StreamEventsRequest>>,
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
         let caller = Caller::of(&request)?;
-        let ingest = self.ingest.clone();
+        let (ingest, metrics) = (self.ingest.clone(), self.metrics.clone());
         let stream = ingest_stream::run(
             request,
             self.options,
             self.shutdown.clone(),
             |batch: &proto::StreamEventsRequest| batch.batch_id,
             move |batch: proto::StreamEventsRequest| {
-                let (ingest, caller) = (ingest.clone(), caller.clone());
+                let (ingest, caller, metrics) = (ingest.clone(), caller.clone(), metrics.clone());
                 async move {
                     let batch_id = batch.batch_id;
                     let answering = submit(&ingest, &caller, batch.events, batch.dropped).await?;
                     Ok(async move {
-                        let answer = answering.answer().await?;
+                        let answer = answering.answer(&metrics).await?;
                         Ok(proto::StreamEventsResponse {
                             batch_id,
                             accepted: answer.accepted,
@@ -113,7 +115,8 @@ async fn submit(
             Err(violation) => refused_ranges.push(violation),
         }
     }
-    Ok(Answering { ids, refused_ranges, settling: ingest.submit(checked).await? })
+    let ahead = checked.batch.events.iter().filter(|event| event.occurred_at_us > now_us).count();
+    Ok(Answering { ids, ahead, refused_ranges, settling: ingest.submit(checked).await? })
 }
 
 fn at_most(what: &str, given: usize, allowed: usize) -> Result<()> {
@@ -127,12 +130,14 @@ fn at_most(what: &str, given: usize, allowed: usize) -> Result<()> {
 struct Answering {
     /// As they came, for the receipts.
     ids: Vec<String>,
+    /// Those that happened later than now.
+    ahead: usize,
     refused_ranges: Vec<Violation>,
     settling: Settling,
 }
 
 impl Answering {
-    async fn answer(self) -> Result<proto::RecordEventsResponse> {
+    async fn answer(self, metrics: &Metrics) -> Result<proto::RecordEventsResponse> {
         let results = self.settling.settled().await?;
         let (mut accepted, mut duplicates) = (0, 0);
         let mut rejected = Vec::new();
@@ -155,6 +160,8 @@ impl Answering {
         }
         // A range has no index among the events; the field says which it is.
         rejected.extend(self.refused_ranges.into_iter().map(|violation| refusal(None, violation)));
+        metrics.answered(accepted, duplicates, rejected.iter().map(proto::RejectedEvent::reason));
+        metrics.ahead(self.ahead);
         Ok(proto::RecordEventsResponse { accepted: Some(accepted), duplicate: Some(duplicates), rejected, receipts })
     }
 }

@@ -9,6 +9,8 @@
 //! | `activity_group_commit_events` | | events in one transaction |
 //! | `activity_group_commit_seconds` | | time of one transaction |
 //! | `activity_group_commit_queue_events` | | events that wait for the writer |
+//! | `activity_events_total` | result | events that were answered: `accepted`, `duplicate`, or the reason why not |
+//! | `activity_events_ahead_total` | | accepted events that happened later than this server's clock: clocks differ |
 //! | `activity_storage_errors_total` | kind | database errors, of the whole process |
 //! | `activity_connections` | | connections open now, handshakes included |
 //! | `activity_connections_refused_total` | why | closed before a call: `peer_cap`, `handshake` |
@@ -35,6 +37,8 @@ use prometheus::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::error::{Reason, reason_name};
+
 /// From a call that finds everything in memory to one at its time limit.
 const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
 const BATCHES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0];
@@ -59,6 +63,8 @@ pub struct Metrics {
     rpcs_in_progress: IntGauge,
     healthy: IntGaugeVec,
     group: GroupMetrics,
+    events: IntCounterVec,
+    events_ahead: IntCounter,
     connections: IntGauge,
     connections_refused: IntCounterVec,
     auth: IntCounterVec,
@@ -99,6 +105,11 @@ impl Metrics {
                 opts("activity_healthy", "1 while the probe of storage succeeds"),
                 &["probe"],
             )),
+            events: made(IntCounterVec::new(opts("activity_events_total", "events that were answered"), &["result"])),
+            events_ahead: made(IntCounter::with_opts(opts(
+                "activity_events_ahead_total",
+                "accepted events that happened later than this server's clock",
+            ))),
             connections: made(IntGauge::with_opts(opts("activity_connections", "connections open now"))),
             connections_refused: made(IntCounterVec::new(
                 opts("activity_connections_refused_total", "connections closed before a call"),
@@ -142,12 +153,14 @@ impl Metrics {
             },
             registry,
         };
-        let collectors: [Box<dyn Collector>; 17] = [
+        let collectors: [Box<dyn Collector>; 19] = [
             Box::new(STORAGE_ERRORS.clone()),
             Box::new(metrics.rpcs.clone()),
             Box::new(metrics.rpc_seconds.clone()),
             Box::new(metrics.rpcs_in_progress.clone()),
             Box::new(metrics.healthy.clone()),
+            Box::new(metrics.events.clone()),
+            Box::new(metrics.events_ahead.clone()),
             Box::new(metrics.connections.clone()),
             Box::new(metrics.connections_refused.clone()),
             Box::new(metrics.auth.clone()),
@@ -193,6 +206,20 @@ impl Metrics {
         self.rpcs_in_progress.dec();
         self.rpcs.with_label_values(&[method, code]).inc();
         self.rpc_seconds.with_label_values(&[method]).observe(took.as_secs_f64());
+    }
+
+    /// What became of the events of a batch: how many are new, how many were known, and why each other was refused.
+    pub fn answered(&self, accepted: u32, duplicate: u32, refused: impl IntoIterator<Item = Reason>) {
+        self.events.with_label_values(&["accepted"]).inc_by(accepted.into());
+        self.events.with_label_values(&["duplicate"]).inc_by(duplicate.into());
+        for reason in refused {
+            self.events.with_label_values(&[reason_name(reason)]).inc();
+        }
+    }
+
+    /// Events of a batch that happened later than now by this server's clock, and were taken all the same.
+    pub fn ahead(&self, events: usize) {
+        self.events_ahead.inc_by(u64::try_from(events).unwrap_or(u64::MAX));
     }
 
     pub(crate) fn connection_opened(&self) {

@@ -65,13 +65,18 @@ impl Shared {
                 Err(violation) => rejected.push(rejection(None, violation.within(&format!("dropped[{number}]")))),
             }
         }
+        let ahead = batch.requests.iter().filter(|request| request.event.occurred_at_us > now_us).count();
         let pending = ingest::submit(&self.writer, batch).await?;
+        let metrics = self.metrics.clone();
         Ok(async move {
             let mut settled = Settled { accepted: 0, duplicate: 0, rejected };
             for (index, outcome) in indexes.into_iter().zip(pending.await?) {
                 settled.count(index, outcome);
             }
             settled.rejected.sort_by_key(|rejected| rejected.index.unwrap_or(u32::MAX));
+            let reasons = settled.rejected.iter().map(proto::RejectedEvent::reason);
+            metrics.answered(settled.accepted, settled.duplicate, reasons);
+            metrics.ahead(ahead);
             Ok(settled)
         })
     }
