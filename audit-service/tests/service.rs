@@ -18,6 +18,7 @@ use proto::tail_entries_response::Event as Told;
 use service_core::clock::{now_us, to_timestamp};
 use service_core::config::DatabaseUrl;
 use sha2::{Digest as _, Sha256};
+use sqlx::Connection as _;
 use support::id_at;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -36,12 +37,14 @@ struct Service {
 impl Service {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut config = Config {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            metrics_listen: None,
-            database_url: DatabaseUrl::sqlite(folder.path().join("audit.db")),
-            ..Config::default()
-        };
+        let database_url = DatabaseUrl::sqlite(folder.path().join("audit.db"));
+        Self::start_on(database_url, folder).await
+    }
+
+    async fn start_on(database_url: DatabaseUrl, folder: tempfile::TempDir) -> Self {
+        let mut config =
+            Config { listen: "127.0.0.1:0".parse().unwrap(), metrics_listen: None, database_url, ..Config::default() };
+        config.log.folder = Some(folder.path().to_owned());
         config.tail.heartbeat_ms = NonZeroU64::new(100).unwrap();
         let server = audit_service::bind(config).await.unwrap();
         let address = format!("http://{}", server.local_addr().unwrap());
@@ -366,6 +369,31 @@ async fn an_export_of_many_instances_resumes() {
     let rest = service.export(proto::ExportEntriesRequest { resume_token: token, ..request }).await;
     assert_eq!(rest.data(), whole.data()[whole.chunks[0].data.len()..]);
     assert_eq!(rest.end, whole.end);
+    service.stop().await;
+}
+
+/// A lock on the table stands for entries without end among which none is asked for.
+#[tokio::test]
+async fn a_stop_ends_an_export_that_finds_nothing_on_its_way() {
+    if testkit::Postgres::skipped() {
+        return;
+    }
+    let url = testkit::Postgres::shared().await.create_database().await;
+    let mut service = Service::start_on(DatabaseUrl::new(url.clone()).unwrap(), tempfile::tempdir().unwrap()).await;
+    service.record(vec![event(now_us())]).await;
+    let mut outside = sqlx::PgConnection::connect(&url).await.unwrap();
+    let mut locked = outside.begin().await.unwrap();
+    sqlx::query("LOCK TABLE audit_entries IN ACCESS EXCLUSIVE MODE").execute(&mut *locked).await.unwrap();
+    let request = proto::ExportEntriesRequest {
+        range: Some(Range::TimeRange(last_days(1))),
+        format: proto::ExportFormat::Jsonl.into(),
+        ..Default::default()
+    };
+    let mut export = service.query.export_entries(request).await.unwrap().into_inner();
+    service.shutdown.cancel();
+    let status = export.message().await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "SHUTTING_DOWN"));
+    locked.rollback().await.unwrap();
     service.stop().await;
 }
 

@@ -317,14 +317,18 @@ impl AuditQueryService for QueryService {
         };
         let (sealer, shutdown) = (self.sealer.clone(), self.shutdown.clone());
         Ok(Response::new(Box::pin(try_stream! {
-            while let Some(data) = export.chunk().await? {
+            loop {
+                // A chunk of rare entries may be long in coming: a stop does not wait for it, the client resumes.
+                let chunk = tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => Err(Error::ShuttingDown),
+                    chunk = export.chunk() => chunk,
+                };
+                let Some(data) = chunk? else { break };
                 let resume_token = sealer.seal(RESUME_TOKEN, &query, &export.save()?);
                 let entries_so_far = Some(export.entries());
                 let chunk = proto::ExportChunk { data, resume_token, entries_so_far };
                 yield proto::ExportEntriesResponse { part: Some(Part::Chunk(chunk)) };
-                if shutdown.is_cancelled() {
-                    Err(Error::ShuttingDown)?;
-                }
             }
             let mut end = end(export.end());
             if let Some(instance_id) = log {

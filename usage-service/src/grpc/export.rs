@@ -123,11 +123,13 @@ impl Requests {
             let sees_producers = sees_producers(&self.scope.access);
             let mut ahead = Some(self.fetch(Next { after: self.progress.after, limit: PAGE_ROWS }));
             while let Some(fetching) = ahead {
-                if self.shared.shutdown.is_cancelled() {
-                    // The client resumes from its last token, here or at a replica.
-                    Err(Error::ShuttingDown)?;
-                }
-                let page = fetching.await.map_err(Error::internal)??;
+                // A page of rare rows may be long in coming: a stop does not wait for it, the client resumes from its
+                // last token, here or at a replica.
+                let page = tokio::select! {
+                    biased;
+                    () = self.shared.shutdown.cancelled() => Err(Error::ShuttingDown),
+                    page = fetching => page.map_err(Error::internal).flatten(),
+                }?;
                 ahead = page.next.map(|next| self.fetch(next));
                 for row in page.rows() {
                     let mut row = row?;
