@@ -196,7 +196,10 @@ fn too_many_points(query: &SeriesQuery, series: usize, buckets: usize) -> Error 
     Error::invalid_because(
         Reason::TooManyPoints,
         "bucket",
-        format!("{series} series of {buckets} points are more than the {MAX_POINTS} allowed; {advice}"),
+        format!(
+            "bucket BUCKET_{} gives {series} series of {buckets} points, allowed are {MAX_POINTS} points in all; {advice}",
+            query.bucket.name(),
+        ),
     )
 }
 

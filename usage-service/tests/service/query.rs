@@ -180,6 +180,7 @@ async fn series_have_every_bucket_and_refuse_too_many() {
     };
     let status = service.query.clone().get_time_series(request.clone()).await.unwrap_err();
     assert_eq!(refusal(&status), ("TOO_MANY_POINTS".into(), "bucket".into()));
+    assert!(status.message().starts_with("bucket BUCKET_"), "{}", status.message());
     assert!(status.message().contains("BUCKET_HOUR would fit"), "{}", status.message());
     let fitting = GetTimeSeriesRequest { bucket: Bucket::Hour.into(), limit: 2, ..request };
     let answer = service.query.clone().get_time_series(fitting).await.unwrap().into_inner();
