@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use activity_proto::audit::v1 as proto;
 use prost::Message;
+use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::event::AuditEvent;
 use crate::config::{OnRejected, Rejected, RejectedEvent};
+use crate::diff::{Diff, Secrets};
 use crate::error::{Error, Rejection};
 use crate::feed::Feed;
 use crate::outbox::Outbox;
@@ -29,6 +31,7 @@ pub struct Audit {
     pub(crate) feed: Arc<Feed<Waiter>>,
     pub(crate) reader: Reader,
     pub(crate) timeout: Duration,
+    pub(crate) secrets: Arc<Secrets>,
 }
 
 /// Who waits for an event's receipt.
@@ -112,6 +115,22 @@ pub struct Receipt {
 }
 
 impl Audit {
+    /// What an action changed, with the secrets that the SDK was told of
+    /// ([`Builder::secrets`](crate::Builder::secrets)).
+    pub fn diff(&self, old: &impl Serialize, new: &impl Serialize) -> Diff {
+        self.secrets.diff(old, new)
+    }
+
+    /// As [`Diff::created`], with the SDK's secrets.
+    pub fn created(&self, new: &impl Serialize) -> Diff {
+        self.secrets.created(new)
+    }
+
+    /// As [`Diff::deleted`], with the SDK's secrets.
+    pub fn deleted(&self, old: &impl Serialize) -> Diff {
+        self.secrets.deleted(old)
+    }
+
     /// Records one action, and returns once it is safe: with a
     /// [`spool`](crate::Builder::spool) once it is on the local disk, synced; without one once
     /// the service has it on its own.

@@ -13,6 +13,7 @@ use crate::GatewaySdk;
 use crate::audit::event::AuditEvent;
 use crate::audit::{Audit, AuditLane, Waiter};
 use crate::credentials::{Access, Credentials};
+use crate::diff::Secrets;
 use crate::endpoint::{Connections, Target};
 use crate::error::{Error, Rejection};
 use crate::feed::{Feed, MAX_EVENT_BYTES};
@@ -159,6 +160,7 @@ pub struct Builder {
     audit_spool: u64,
     spool_sync: Duration,
     on_pressure: OnPressure,
+    secrets: Secrets,
 }
 
 impl Default for Builder {
@@ -193,6 +195,7 @@ impl Default for Builder {
             audit_spool: 1024 * 1024 * 1024,
             spool_sync: Duration::from_secs(1),
             on_pressure: OnPressure::default(),
+            secrets: Secrets::default(),
         }
     }
 }
@@ -385,6 +388,13 @@ impl Builder {
         self
     }
 
+    /// What [`Audit::diff`] takes for a secret, and the key of the tokens that it shows instead.
+    /// Default: the names of [`Secrets::default`], and no key.
+    pub fn secrets(mut self, secrets: Secrets) -> Self {
+        self.secrets = secrets;
+        self
+    }
+
     /// Starts the SDK on the tokio runtime it is called in. Connects when there is
     /// something to send or to ask; either service may be away.
     ///
@@ -438,6 +448,7 @@ impl Builder {
             )),
             reader: reader(AuditLane::NAME, &audit_target),
             timeout: self.audit_timeout,
+            secrets: Arc::new(self.secrets),
         };
         Ok(GatewaySdk { usage, audit, producer_id: outboxes.producer_id.into() })
     }

@@ -16,6 +16,7 @@
 //! | [`GatewaySdk`], [`Builder`] | building, flushing, shutting down, counters |
 //! | [`Usage`] | recording requests; summaries, breakdowns, series, exports, prices |
 //! | [`Audit`] | recording administrative actions; entries, tail, export |
+//! | [`Diff`], [`Secrets`] | what a change has changed, without what nobody may read |
 //! | `spool` | the design of the files that events wait in, and what each crash leaves |
 //! | `queue` | the bounded queue in memory, where no folder for a spool was given |
 //! | `sender` | batches, acknowledgements, reconnecting, the one bad event |
@@ -101,6 +102,7 @@
 mod audit;
 mod config;
 mod credentials;
+mod diff;
 mod endpoint;
 mod error;
 mod feed;
@@ -134,6 +136,7 @@ pub use crate::audit::tail::TailQuery;
 pub use crate::audit::{Audit, Receipt, Recorded};
 pub use crate::config::{Builder, Rejected, RejectedEvent, SpoolPressure};
 pub use crate::credentials::{Credentials, Token};
+pub use crate::diff::{Diff, Secrets, secret};
 pub use crate::error::{AccessProblem, Error, FieldViolation, Rejection, ServiceError};
 pub use crate::query::export::{ExportFormat, ExportProgress, Exported};
 pub use crate::query::{Page, TimeRange};

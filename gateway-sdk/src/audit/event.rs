@@ -7,7 +7,7 @@ use activity_proto::audit::v1 as proto;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::{ActorKind, Outcome, Stage, id};
+use crate::{ActorKind, Diff, Outcome, Stage, id};
 
 /// One administrative action, ready to be recorded.
 ///
@@ -203,7 +203,7 @@ impl AuditEventBuilder {
     }
 
     /// One changed value: where (a JSON Pointer), what it was, what it is. `None` where
-    /// there was or is none. Never pass a secret.
+    /// there was or is none. Never pass a secret; [`diff`](Self::diff) takes care of that.
     pub fn change(self, path: impl Into<String>, old: Option<Value>, new: Option<Value>) -> Self {
         let text = |value: Option<Value>| value.map(|value| value.to_string());
         self.change_json(path, text(old), text(new))
@@ -213,6 +213,12 @@ impl AuditEventBuilder {
     /// kept as they are.
     pub fn change_json(mut self, path: impl Into<String>, old: Option<String>, new: Option<String>) -> Self {
         self.message.changes.push(proto::Change { path: path.into(), old_value: old, new_value: new });
+        self
+    }
+
+    /// What it changed, after what was given before; see [`Diff`].
+    pub fn diff(mut self, diff: Diff) -> Self {
+        self.message.changes.extend(diff.into_changes());
         self
     }
 
