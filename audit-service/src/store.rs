@@ -61,7 +61,7 @@ pub use index::{BLOCK_ENTRIES, Indexer};
 pub use read::{Page, Sought};
 pub use told::{NewSegment, Told};
 pub use tree::TreeHead;
-pub(crate) use tree::{damaged, damaged_log};
+pub(crate) use tree::{damaged, damaged_log, lost};
 pub use walk::{LogWalk, TimeWalk};
 pub use write::{EventResult, Written};
 
@@ -189,6 +189,7 @@ impl Store {
         };
         let store = Self { db, remover, archive: None, block_entries: BLOCK_ENTRIES, signed: Arc::default() };
         store.build_trees().await?;
+        store.know_recorded().await?;
         Ok(store)
     }
 

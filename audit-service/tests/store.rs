@@ -42,6 +42,7 @@ on_both_engines! {
     the_log_is_walked_by_sequence,
     pages_of_a_walk_are_bounded_in_bytes,
     the_database_refuses_to_change_entries,
+    times_of_recording_never_go_back,
     large_batches_are_stored_whole,
 }
 
@@ -490,6 +491,32 @@ async fn pages_of_a_walk_are_bounded_in_bytes(home: &Home) {
         }
         assert_eq!(rows, 830, "walk {walk}");
     }
+}
+
+async fn times_of_recording_never_go_back(home: &Home) {
+    let store = home.open().await;
+    let recorded = async |event: Event| {
+        let id = event.id;
+        write(&store, [event]).await;
+        found(&store, id).await.unwrap().entry().unwrap().recorded_at_us
+    };
+    let before = recorded(event(T0)).await;
+    // A replica whose clock was an hour ahead has written, or this one's was and was stepped back.
+    let db = Database::connect(home.url.expose()).await.unwrap();
+    let ahead = before + 3_600_000_000;
+    db.execute_unprepared(&format!("UPDATE audit_log_heads SET last_recorded_at = {ahead}")).await.unwrap();
+    assert_eq!(recorded(event(T0)).await, ahead);
+    assert_eq!(recorded(event(T0)).await, ahead);
+    // Other logs have their own time.
+    let other = event_with(T0, |event| event.instance_id = "other".into());
+    assert!((before..ahead).contains(&recorded(other).await));
+    // A database from before heads had that time.
+    db.execute_unprepared("UPDATE audit_log_heads SET last_recorded_at = 0").await.unwrap();
+    store.close().await;
+    let store = home.open().await;
+    let last = event(T0);
+    write(&store, [last.clone()]).await;
+    assert_eq!(found(&store, last.id).await.unwrap().entry().unwrap().recorded_at_us, ahead);
 }
 
 async fn the_database_refuses_to_change_entries(home: &Home) {

@@ -185,6 +185,7 @@ impl Rejection {
             reason: error.reason.unwrap_or(match error.code {
                 Code::ResourceExhausted | Code::OutOfRange => ErrorReason::TooLarge,
                 Code::Internal => ErrorReason::Internal,
+                Code::DataLoss => ErrorReason::DataLoss,
                 _ => ErrorReason::InvalidArgument,
             }),
             message: error.message,

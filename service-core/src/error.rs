@@ -107,6 +107,8 @@ pub enum Error {
     Contention(Arc<anyhow::Error>),
     /// It took longer than it may. `DEADLINE_EXCEEDED`.
     DeadlineExceeded(String),
+    /// What is stored is not what was stored; the text says what of it. `DATA_LOSS`.
+    DataLoss(String),
     /// A defect. Logged with its cause, which the client does not see. `INTERNAL`.
     Internal(Arc<anyhow::Error>),
 }
@@ -151,6 +153,7 @@ impl Error {
             Self::ShuttingDown => Reason::ShuttingDown,
             Self::Contention(_) => Reason::Contention,
             Self::DeadlineExceeded(_) => Reason::DeadlineExceeded,
+            Self::DataLoss(_) => Reason::DataLoss,
             Self::Internal(_) => Reason::Internal,
         }
     }
@@ -188,6 +191,7 @@ pub(crate) fn code(reason: Reason) -> Code {
         Reason::StorageUnavailable | Reason::ShuttingDown => Code::Unavailable,
         Reason::Contention => Code::Aborted,
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
+        Reason::DataLoss => Code::DataLoss,
         Reason::Unspecified | Reason::Internal => Code::Internal,
     }
 }
@@ -226,7 +230,8 @@ impl fmt::Display for Error {
             | Self::OutOfRange(message)
             | Self::PermissionDenied(message)
             | Self::Overloaded(message)
-            | Self::DeadlineExceeded(message) => f.write_str(message),
+            | Self::DeadlineExceeded(message)
+            | Self::DataLoss(message) => f.write_str(message),
             Self::Unauthenticated(message) => f.write_str(message),
             Self::StorageUnavailable(_) => f.write_str("storage is not available; nothing was changed; try again"),
             Self::ShuttingDown => f.write_str("the server is stopping; connect again"),
@@ -282,7 +287,8 @@ impl From<Error> for Status {
             | Error::PermissionDenied(_)
             | Error::Overloaded(_)
             | Error::ShuttingDown
-            | Error::DeadlineExceeded(_) => {}
+            | Error::DeadlineExceeded(_)
+            | Error::DataLoss(_) => {}
         }
         status_with(reason, &message, details)
     }

@@ -40,7 +40,14 @@ pub(super) const RETENTION_GRANTS: &[Grant] = &[
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Log), Box::new(ExportHeadsByAge), Box::new(Tree), Box::new(Checkpoints), Box::new(Archive)]
+        vec![
+            Box::new(Log),
+            Box::new(ExportHeadsByAge),
+            Box::new(Tree),
+            Box::new(Checkpoints),
+            Box::new(Archive),
+            Box::new(Recorded),
+        ]
     }
 }
 
@@ -167,6 +174,28 @@ impl MigrationTrait for Archive {
             db.execute_unprepared(statement).await?;
         }
         Ok(())
+    }
+}
+
+/// When the last entry of each log was recorded.
+struct Recorded;
+
+impl MigrationName for Recorded {
+    fn name(&self) -> &str {
+        "audit_0006_recorded"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Recorded {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let sql = "ALTER TABLE audit_log_heads ADD COLUMN last_recorded_at {int} NOT NULL DEFAULT 0";
+        let sql = with_types(manager.get_database_backend(), sql);
+        manager.get_connection().execute_unprepared(&sql).await.map(drop)
     }
 }
 

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::PoisonError;
 
+use sea_orm::ConnectionTrait as _;
 use service_core::auth::Access;
 use service_core::error::{Error, Result};
 
@@ -40,21 +41,24 @@ pub(super) struct Head {
     pub(super) frontier: Vec<u8>,
     /// What occurred before was let go of; 0 where nothing was.
     pub(super) kept_from_us: i64,
+    /// When its last entry was recorded; 0 where that is not known.
+    pub(super) recorded_us: i64,
 }
 
 impl Head {
     pub(super) fn new(next_sequence: i64, tree_size: i64, frontier: Vec<u8>) -> Result<Self> {
         let (next_sequence, tree_size) = (unsigned(next_sequence)?, unsigned(tree_size)?);
-        Ok(Self { next_sequence, tree_size, frontier, kept_from_us: 0 })
+        Ok(Self { next_sequence, tree_size, frontier, kept_from_us: 0, recorded_us: 0 })
     }
 
-    pub(super) fn kept_from(self, kept_from_us: i64) -> Self {
-        Self { kept_from_us, ..self }
+    /// The same with its times.
+    pub(super) fn with(self, kept_from_us: i64, recorded_us: i64) -> Self {
+        Self { kept_from_us, recorded_us, ..self }
     }
 
     /// Of a log without entries.
     pub(super) fn empty() -> Self {
-        Self { next_sequence: 0, tree_size: 0, frontier: Vec::new(), kept_from_us: 0 }
+        Self { next_sequence: 0, tree_size: 0, frontier: Vec::new(), kept_from_us: 0, recorded_us: 0 }
     }
 
     fn tree(&self, instance_id: &str) -> Result<Frontier> {
@@ -86,6 +90,7 @@ pub(super) struct FullTile {
 pub(super) struct Growth {
     frontier: Frontier,
     grown_from: u64,
+    recorded_us: i64,
     /// Leaves behind the last full tile, where another one may get full; nobody needs them otherwise.
     partial: Option<Vec<Hash>>,
     full: Vec<FullTile>,
@@ -101,7 +106,7 @@ impl Growth {
             _ if in_tile + most < WIDTH => None,
             _ => Some(Vec::with_capacity(WIDTH as usize)),
         };
-        Ok(Self { frontier, grown_from, partial, full: Vec::new() })
+        Ok(Self { frontier, grown_from, recorded_us: head.recorded_us, partial, full: Vec::new() })
     }
 
     /// Sequences of the leaves that must be [loaded](Self::load) first.
@@ -122,6 +127,13 @@ impl Growth {
         }
         self.partial = Some(leaves);
         Ok(())
+    }
+
+    /// When the next entry is recorded: now, or where a clock was stepped back, or another replica's is behind, when the
+    /// last one was. So the times of a log are in its order.
+    pub(super) fn recorded_us(&mut self, now_us: i64) -> i64 {
+        self.recorded_us = self.recorded_us.max(now_us);
+        self.recorded_us
     }
 
     /// Adds an entry's leaf.
@@ -163,7 +175,8 @@ impl Growth {
 
     /// The head with this tree.
     pub(super) fn head(&self, next_sequence: u64) -> Head {
-        Head { next_sequence, tree_size: self.size(), frontier: self.frontier.to_bytes(), kept_from_us: 0 }
+        let (tree_size, frontier) = (self.size(), self.frontier.to_bytes());
+        Head { next_sequence, tree_size, frontier, kept_from_us: 0, recorded_us: self.recorded_us }
     }
 }
 
@@ -185,6 +198,17 @@ pub(crate) fn damaged_log(error: &Error) -> Option<&str> {
     match error {
         Error::StorageUnavailable(cause) => cause.downcast_ref::<Damaged>().map(|damaged| damaged.instance_id.as_str()),
         _ => None,
+    }
+}
+
+/// The same for whoever reads: what is missing or changed does not come back by trying again.
+pub(crate) fn lost(error: Error) -> Error {
+    match &error {
+        Error::StorageUnavailable(cause) if cause.is::<Damaged>() => {
+            tracing::error!(cause = %cause, "what is stored cannot be answered with");
+            Error::DataLoss(cause.to_string())
+        }
+        _ => error,
     }
 }
 
@@ -220,6 +244,30 @@ impl Store {
                 let (instance_id, entries): (String, i64) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
                 tracing::info!(instance_id, entries, "building the tree over a log that has none");
                 self.build_tree(&instance_id).await?;
+            }
+        }
+    }
+
+    /// Tells the heads of logs from before they knew it when their last entries were recorded.
+    pub(super) async fn know_recorded(&self) -> Result<()> {
+        let mut after = String::new();
+        loop {
+            let sql = format!(
+                "SELECT h.instance_id, e.canonical FROM audit_log_heads h JOIN audit_entries e \
+                 ON e.instance_id = h.instance_id AND e.sequence = h.next_sequence - 1 \
+                 WHERE h.last_recorded_at = 0 AND h.instance_id > $1 ORDER BY h.instance_id LIMIT {LOOKUP}"
+            );
+            let rows = self.read(sql, vec![after.as_str().into()]).await?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            after = last.try_get_by_index(0)?;
+            for row in rows {
+                let (instance_id, line): (String, String) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
+                // One that cannot be read is found by who checks the log.
+                let Ok(entry) = canonical::parse(&line) else { continue };
+                let sql =
+                    "UPDATE audit_log_heads SET last_recorded_at = $2 WHERE instance_id = $1 AND last_recorded_at = 0";
+                let values = [instance_id.into(), entry.recorded_at_us.into()];
+                self.db.writer.execute_raw(self.statement(sql, values)).await?;
             }
         }
     }
@@ -358,7 +406,7 @@ mod tests {
 
     fn head(size: u64) -> Head {
         let frontier: Frontier = leaves(0, size).into_iter().collect();
-        Head { next_sequence: size, tree_size: size, frontier: frontier.to_bytes(), kept_from_us: 0 }
+        Head { next_sequence: size, tree_size: size, frontier: frontier.to_bytes(), kept_from_us: 0, recorded_us: 0 }
     }
 
     #[test]

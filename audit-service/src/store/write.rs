@@ -433,7 +433,7 @@ impl Group {
             .get_mut(&event.instance_id)
             .ok_or_else(|| Error::internal(anyhow::anyhow!("no head was locked for an instance of the group")))?;
         let sequence = tree.size();
-        let (canonical, leaf_hash) = event.prefix.finish(sequence, now_us, recorded_by);
+        let (canonical, leaf_hash) = event.prefix.finish(sequence, tree.recorded_us(now_us), recorded_by);
         tree.push(leaf_hash)?;
         let content_hash = event.prefix.content_hash;
         self.known.insert(event.id, Known { content_hash, sequence, leaf_hash });

@@ -578,8 +578,16 @@ pub struct ExportEnd {
     /// Of a range of sequences: the holds that stand in its log.
     #[prost(string, repeated, tag = "6")]
     pub legal_hold_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// When it was opened, by the server's clock: what was signed from then on may be
+    /// over entries that it has not.
+    #[prost(message, optional, tag = "7")]
+    pub frozen_at: ::core::option::Option<::prost_types::Timestamp>,
 }
-/// How long an instance's log was.
+/// How long an instance's log was, and what connects that with a checkpoint: a log
+/// that grows is seldom signed at exactly the size at which an export is frozen.
+///
+/// All but the size is there at the end of a JSONL export of a log that is signed;
+/// an export of more than 1,000 logs has it of the first 1,000.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogHead {
     /// The instance.
@@ -588,6 +596,17 @@ pub struct LogHead {
     /// Its number of entries: the sequence that the next entry gets.
     #[prost(uint64, optional, tag = "2")]
     pub size: ::core::option::Option<u64>,
+    /// The root of the tree over them, 32 bytes.
+    #[prost(bytes = "vec", tag = "3")]
+    pub root_hash: ::prost::alloc::vec::Vec<u8>,
+    /// A checkpoint over as many entries or more, the oldest: a signed note as
+    /// `GetCheckpoint` answers. The end waits for it a few seconds at most.
+    #[prost(string, tag = "4")]
+    pub checkpoint: ::prost::alloc::string::String,
+    /// That the checkpoint's tree began as this one (RFC 6962, section 2.1.2): hashes
+    /// of 32 bytes, none where it is the same.
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    pub consistency_hashes: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 /// In which order a list is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

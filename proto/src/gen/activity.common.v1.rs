@@ -196,6 +196,9 @@ pub enum ErrorReason {
     DeadlineExceeded = 25,
     /// A defect of the server (`INTERNAL`); its log has the cause.
     Internal = 26,
+    /// What is stored is not what was stored: an entry is missing or was changed, or
+    /// its tree was (`DATA_LOSS`); the message says which. Trying again does not help.
+    DataLoss = 27,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -231,6 +234,7 @@ impl ErrorReason {
             Self::Contention => "ERROR_REASON_CONTENTION",
             Self::DeadlineExceeded => "ERROR_REASON_DEADLINE_EXCEEDED",
             Self::Internal => "ERROR_REASON_INTERNAL",
+            Self::DataLoss => "ERROR_REASON_DATA_LOSS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -263,6 +267,7 @@ impl ErrorReason {
             "ERROR_REASON_CONTENTION" => Some(Self::Contention),
             "ERROR_REASON_DEADLINE_EXCEEDED" => Some(Self::DeadlineExceeded),
             "ERROR_REASON_INTERNAL" => Some(Self::Internal),
+            "ERROR_REASON_DATA_LOSS" => Some(Self::DataLoss),
             _ => None,
         }
     }

@@ -57,7 +57,7 @@ impl Transaction {
             "INSERT INTO audit_log_heads AS kept (instance_id, next_sequence) \
              SELECT instance, 0 FROM unnest($1::text[]) AS new (instance) ORDER BY instance COLLATE \"C\" \
              ON CONFLICT (instance_id) DO UPDATE SET next_sequence = kept.next_sequence \
-             RETURNING instance_id, next_sequence, tree_size, frontier, kept_from",
+             RETURNING instance_id, next_sequence, tree_size, frontier, kept_from, last_recorded_at",
         )
         .bind(names)
         .fetch_all(&mut *self.0)
@@ -65,7 +65,7 @@ impl Transaction {
         rows.iter()
             .map(|row| {
                 let head = Head::new(row.try_get(1)?, row.try_get(2)?, row.try_get(3)?)?;
-                Ok((row.try_get(0)?, head.kept_from(row.try_get(4)?)))
+                Ok((row.try_get(0)?, head.with(row.try_get(4)?, row.try_get(5)?)))
             })
             .collect()
     }
@@ -217,16 +217,19 @@ impl Transaction {
         let names: Vec<&str> = heads.iter().map(|(instance, _)| *instance).collect();
         let next: Vec<i64> = heads.iter().map(|(_, head)| signed(head.next_sequence)).collect();
         let sizes: Vec<i64> = heads.iter().map(|(_, head)| signed(head.tree_size)).collect();
+        let recorded: Vec<i64> = heads.iter().map(|(_, head)| head.recorded_us).collect();
         let frontiers: Vec<&[u8]> = heads.iter().map(|(_, head)| head.frontier.as_slice()).collect();
         sqlx::query(
-            "UPDATE audit_log_heads SET next_sequence = new.next, tree_size = new.size, frontier = new.frontier \
-             FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[]) AS new (instance, next, size, frontier) \
-             WHERE instance_id = new.instance",
+            "UPDATE audit_log_heads SET next_sequence = new.next, tree_size = new.size, frontier = new.frontier, \
+             last_recorded_at = new.recorded \
+             FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bigint[]) \
+             AS new (instance, next, size, frontier, recorded) WHERE instance_id = new.instance",
         )
         .bind(names)
         .bind(next)
         .bind(sizes)
         .bind(frontiers)
+        .bind(recorded)
         .execute(&mut *self.0)
         .await?;
         Ok(())

@@ -89,12 +89,12 @@ impl Transaction {
     pub(super) async fn lock_heads(&mut self, instances: &BTreeSet<&str>) -> Result<BTreeMap<String, Head>> {
         let mut heads = BTreeMap::new();
         for instance in instances {
-            let sql =
-                "SELECT next_sequence, tree_size, frontier, kept_from FROM audit_log_heads WHERE instance_id = $1";
+            let sql = "SELECT next_sequence, tree_size, frontier, kept_from, last_recorded_at FROM audit_log_heads \
+                       WHERE instance_id = $1";
             let row = sqlx::query(sql).bind(*instance).fetch_optional(&mut *self.0).await?;
             let head = row.map(|row| {
                 let head = Head::new(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)?;
-                Ok::<_, Error>(head.kept_from(row.try_get(3)?))
+                Ok::<_, Error>(head.with(row.try_get(3)?, row.try_get(4)?))
             });
             let head = head.transpose()?;
             heads.insert((*instance).to_owned(), head.unwrap_or_else(Head::empty));
@@ -206,14 +206,17 @@ impl Transaction {
     pub(super) async fn save_heads(&mut self, heads: &[(&str, Head)]) -> Result<()> {
         for (instance, head) in heads {
             sqlx::query(
-                "INSERT INTO audit_log_heads (instance_id, next_sequence, tree_size, frontier) VALUES ($1, $2, $3, $4) \
+                "INSERT INTO audit_log_heads (instance_id, next_sequence, tree_size, frontier, last_recorded_at) \
+                 VALUES ($1, $2, $3, $4, $5) \
                  ON CONFLICT (instance_id) DO UPDATE SET next_sequence = excluded.next_sequence, \
-                 tree_size = excluded.tree_size, frontier = excluded.frontier",
+                 tree_size = excluded.tree_size, frontier = excluded.frontier, \
+                 last_recorded_at = excluded.last_recorded_at",
             )
             .bind(*instance)
             .bind(signed(head.next_sequence))
             .bind(signed(head.tree_size))
             .bind(head.frontier.as_slice())
+            .bind(head.recorded_us)
             .execute(&mut *self.0)
             .await?;
         }
