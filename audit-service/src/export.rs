@@ -13,6 +13,7 @@ use std::vec;
 
 use serde::{Deserialize, Serialize};
 use service_core::auth::Access;
+use service_core::clock;
 use service_core::error::{Error, Reason, Result};
 use sha2::digest::common::hazmat::{SerializableState as _, SerializedState};
 use sha2::{Digest as _, Sha256};
@@ -70,6 +71,9 @@ struct Saved {
     /// SHA-256 so far, in hex.
     sha256: String,
     heads: SavedHeads,
+    /// When it was opened; 0 in a token from before that was told.
+    #[serde(default)]
+    frozen_us: i64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -116,6 +120,7 @@ pub struct Export {
     heads: Heads,
     /// The digest of the heads, where they are kept in the database.
     kept: Option<[u8; 32]>,
+    frozen_us: i64,
     ahead: Option<Ahead>,
     rows: vec::IntoIter<Row>,
     after: Option<(i64, Uuid)>,
@@ -131,6 +136,7 @@ pub struct Export {
 struct Frozen {
     heads: Heads,
     kept: Option<[u8; 32]>,
+    frozen_us: i64,
 }
 
 /// The next rows on their way, with the walk that goes on behind them; without rows at the end.
@@ -177,6 +183,8 @@ pub struct End {
     pub sha256: [u8; 32],
     /// Where it was frozen.
     pub heads: Heads,
+    /// When that was.
+    pub frozen_us: i64,
     /// The scope as it was resolved when it was opened.
     pub scope: Scope,
 }
@@ -185,6 +193,8 @@ impl Export {
     /// Opens an export of what may be seen, frozen at the heads of now.
     pub async fn open(store: Store, access: &Access, filter: Filter, format: Format, scope: Scope) -> Result<Self> {
         let filter = filter.within(access);
+        // Before the heads are read: what was signed before that is in it.
+        let frozen_us = clock::now_us();
         let instances = filter.as_ref().map(|filter| filter.instance_ids.values()).unwrap_or_default();
         let (heads, scope) = match scope {
             Scope::Log { instance_id, from, to } => {
@@ -198,7 +208,7 @@ impl Export {
         };
         let large = serde_json::to_string(&heads).map_err(Error::internal)?.len() > TOKEN_HEADS_BYTES;
         let kept = if large { Some(store.freeze(&heads).await?) } else { None };
-        Ok(Self::at(store.for_export().await, access, filter, format, scope, Frozen { heads, kept }, None))
+        Ok(Self::at(store.for_export().await, access, filter, format, scope, Frozen { heads, kept, frozen_us }, None))
     }
 
     /// Goes on behind the chunk that came with a token's payload. Access, filter and format are the same as when it was
@@ -213,8 +223,8 @@ impl Export {
             }
         };
         let store = store.for_export().await;
-        let mut export =
-            Self::at(store, access, filter.within(access), format, saved.scope, Frozen { heads, kept }, saved.after);
+        let frozen = Frozen { heads, kept, frozen_us: saved.frozen_us };
+        let mut export = Self::at(store, access, filter.within(access), format, saved.scope, frozen, saved.after);
         export.entries = saved.entries;
         export.sha256 = sha256;
         export.fresh = false;
@@ -227,7 +237,7 @@ impl Export {
         filter: Option<Filter>,
         format: Format,
         scope: Scope,
-        Frozen { heads, kept }: Frozen,
+        Frozen { heads, kept, frozen_us }: Frozen,
         after: Option<(i64, Uuid)>,
     ) -> Self {
         let walk = match &scope {
@@ -252,6 +262,7 @@ impl Export {
             scope,
             heads,
             kept,
+            frozen_us,
             ahead,
             rows: Vec::new().into_iter(),
             after,
@@ -331,13 +342,20 @@ impl Export {
             entries: self.entries,
             sha256: hex(&self.sha256),
             heads,
+            frozen_us: self.frozen_us,
         };
         saved.write()
     }
 
     /// What the export held, once no chunk is left.
     pub fn end(self) -> End {
-        End { entries: self.entries, sha256: self.sha256.finalize().into(), heads: self.heads, scope: self.scope }
+        End {
+            entries: self.entries,
+            sha256: self.sha256.finalize().into(),
+            heads: self.heads,
+            frozen_us: self.frozen_us,
+            scope: self.scope,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use service_core::auth::Access;
 use service_core::error::{Error, Result};
 
 use crate::archive::{Lines, data_name, sha256};
-use crate::store::{LogWalk, Row, Segment, Store, damaged};
+use crate::store::{LogWalk, Row, Segment, Store, damaged, lost};
 
 /// A walk along one log.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl History {
             match store.segment_of(&self.access, &self.instance_id, self.next).await? {
                 Some(segment) => self.there = Some((self.open(store, &segment).await?, segment.sequences.start)),
                 None if read == 0 => return Ok(Vec::new()),
-                None => return Err(damaged(&self.instance_id, &format!("entry {} is missing", self.next))),
+                None => return Err(lost(damaged(&self.instance_id, &format!("entry {} is missing", self.next)))),
             }
         }
         Ok(Vec::new())

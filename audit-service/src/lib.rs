@@ -12,7 +12,7 @@
 //! - [`event`]: what an event and an entry are. [`canonical`]: the JSON that is hashed, stored and exported.
 //! - [`filter`]: which entries a query wants; `words`: how a text is split.
 //! - [`merkle`]: the tree over a log, its tiles and its proofs. [`checkpoint`]: what is signed of it. Neither needs a
-//!   database, nor does [`verify`]: an export against what was signed.
+//!   database, nor does [`verify`]: an export against what was signed. `prover`: proofs of what is stored.
 //! - [`ROLES`]: who may call what; `denials`: what was refused, as entries.
 //! - [`retention`]: what is old goes to the [`archive`], with its proofs; `history`: a log read through both.
 //! - [`store`]: one log an instance, without gaps; the only place that knows SQL.
@@ -35,6 +35,7 @@ mod history;
 pub mod ingest;
 pub mod merkle;
 mod numbers;
+mod prover;
 pub mod retention;
 mod roles;
 mod server;

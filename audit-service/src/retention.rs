@@ -343,7 +343,7 @@ impl Retention {
             return Err(wrong("its tree is another one"));
         }
         let checked =
-            tokio::task::spawn_blocking(move || manifest.verify(data, |_| ()).and_then(|()| manifest.frontier()));
+            tokio::task::spawn_blocking(move || manifest.verify(data, |_, _| ()).and_then(|()| manifest.frontier()));
         checked.await.map_err(Error::internal)?.map_err(|error| wrong(&error.to_string()))
     }
 

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::archive::Archive;
 use crate::grpc::{self, GovernanceService, IngestService, QueryService, TrustService};
 use crate::ingest::{Followers, Ingest};
+use crate::prover::Prover;
 use crate::retention::{self, Retention, Surroundings};
 use crate::signer::Signer;
 use crate::store::{Indexer, Store};
@@ -130,8 +131,10 @@ impl Server {
         let options = StreamOptions::from(&config.ingest);
         let ingest_service = IngestService::new(ingest.clone(), options, metrics.clone(), shutdown.clone());
         let heartbeat = Duration::from_millis(config.tail.heartbeat_ms.get());
-        let query_service = QueryService::new(store.clone(), tails, sealer.clone(), heartbeat, shutdown.clone());
-        let trust_service = TrustService::new(store.clone(), signer.clone());
+        let prover = Prover::new(store.clone(), signer.clone());
+        let query_service =
+            QueryService::new(store.clone(), tails, sealer.clone(), prover.clone(), heartbeat, shutdown.clone());
+        let trust_service = TrustService::new(store.clone(), prover);
         let governance_service =
             GovernanceService::new(store.clone(), followers, sealer, config.retention.clone(), released);
         let routes = grpc::routes(ingest_service, query_service, trust_service, governance_service);

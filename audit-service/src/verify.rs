@@ -1,146 +1,97 @@
 //! Verifying an export without a server: what it holds against what was signed, by a key that was told another way.
 //!
 //! ```text
-//! lines ─▶ leaf hashes ─▶ by log and sequence ─▶ roots at the sizes of checkpoints ─┐
-//! notes ─▶ signatures by pinned keys ─▶ checkpoints ────────────────────────────────┴─▶ findings ─▶ verdict
+//! notes ─▶ signatures by pinned keys ─▶ checkpoints ─┐
+//! end ─▶ heads, each with a proof up to a checkpoint ┴▶ sizes and roots ─┐
+//! lines ─▶ leaf hashes ─▶ by log and sequence ─▶ roots at those sizes ───┴─▶ findings ─▶ verdict
 //! ```
 //!
-//! It says what it found and how far the evidence reaches; what nobody signed, it does not call valid.
+//! It says what it found and how far the evidence reaches; what nobody signed, it does not call valid. Evidence is taken
+//! before the lines, so that of the lines only roots are held: memory is the same for ten entries and for ten million.
 
 mod archived;
+mod end;
+mod forest;
+mod log;
+mod producers;
+mod report;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::{self, BufRead, Read as _};
+use std::ops::RangeInclusive;
+use std::str::FromStr;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+use crate::archive::Manifest;
 use crate::canonical;
-use crate::checkpoint::{Checkpoint, KeyKind, Note, Untrusted, VerifierKey};
-use crate::merkle::{Frontier, Hash};
+use crate::checkpoint::{Checkpoint, KeyKind, Note, Untrusted, VerifierKey, WrongKey};
+use crate::event::Entry;
+use crate::merkle::verify_consistency;
 
-/// Findings of one kind that are kept with their words; of more, the number.
-const TOLD: usize = 100;
+use forest::Subtree;
+use log::{Log, Root};
 
-/// What came of it, from the best to the worst.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
-    /// Every entry is as it was signed, and none of those that were signed is missing.
-    Valid,
-    /// Nothing contradicts it, but no key was pinned, or entries, or all there is, are under no checkpoint by one.
-    NotEstablished,
-    /// Entries are missing.
-    Incomplete,
-    /// Something is not as it was signed.
-    Altered,
-}
+pub use end::{End, Head};
+pub use report::{Report, Verdict};
 
-impl Verdict {
-    /// The exit status of a command.
-    pub fn exit_code(self) -> u8 {
-        match self {
-            Self::Valid => 0,
-            Self::Altered => 1,
-            Self::Incomplete => 2,
-            Self::NotEstablished => 3,
-        }
-    }
-}
+/// A line is an entry, whose event has 64 KiB at most.
+pub const MAX_LINE_BYTES: usize = 1024 * 1024;
 
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Valid => "valid",
-            Self::NotEstablished => "not established",
-            Self::Incomplete => "incomplete",
-            Self::Altered => "altered",
-        })
-    }
-}
-
-/// The end message of an export.
+/// A key that is believed, for trees of these sizes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct End {
-    /// Entries in it.
-    pub entries: u64,
-    /// SHA-256 over its bytes.
-    pub sha256: Vec<u8>,
-    /// Entries in each log when it was opened.
-    pub heads: BTreeMap<String, u64>,
+pub struct PinnedKey {
+    /// The key.
+    pub key: VerifierKey,
+    /// What it may have signed. A key that was replaced is believed up to the size at which it was.
+    pub sizes: RangeInclusive<u64>,
 }
 
-impl End {
-    /// From protobuf's JSON, where numbers of 64 bits are strings.
-    pub fn from_json(text: &str) -> Option<Self> {
-        let value: Value = serde_json::from_str(text).ok()?;
-        let number = |value: &Value| value.as_u64().or_else(|| value.as_str()?.parse().ok());
-        let heads = value["heads"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let head = |head: &Value| Some((head["instanceId"].as_str()?.to_owned(), number(&head["size"])?));
-        Some(Self {
-            entries: number(&value["entries"])?,
-            sha256: BASE64.decode(value["sha256"].as_str()?).ok()?,
-            heads: heads.iter().map(head).collect::<Option<_>>()?,
-        })
+impl From<VerifierKey> for PinnedKey {
+    fn from(key: VerifierKey) -> Self {
+        Self { key, sizes: 0..=u64::MAX }
     }
 }
 
-/// What is known of one log.
-#[derive(Debug, Default)]
-struct Log {
-    leaves: Vec<(u64, Hash)>,
-    producers: BTreeMap<(String, u64), Vec<u64>>,
-    /// By size: the root, and the newest time of a cosignature.
-    checkpoints: BTreeMap<u64, (Hash, Option<u64>)>,
-    /// By where a segment of the archive ends: which entry tells of it, and the frontier there.
-    told: BTreeMap<u64, (u64, Frontier)>,
-    /// What segments have, and which of it no line has.
-    archived: Vec<(u64, Hash)>,
-    from_archive: Vec<(u64, Hash)>,
-    segments: Vec<archived::Verified>,
-}
-
-/// An export that is being verified.
-#[derive(Debug)]
-pub struct Verifier {
-    keys: Vec<VerifierKey>,
-    logs: BTreeMap<String, Log>,
-    lines: u64,
-    sha256: Sha256,
-    end: Option<End>,
-    unbelieved: u64,
-    report: Report,
-}
-
-/// What was found.
-#[derive(Debug)]
-pub struct Report {
-    /// What came of it.
-    pub verdict: Verdict,
-    /// Sentences, the most important at the end of each log.
-    pub findings: Vec<String>,
-    left_out: u64,
-}
-
-impl Report {
-    fn found(&mut self, verdict: Verdict, what: String) {
-        self.verdict = self.verdict.max(verdict);
-        if self.findings.len() < TOLD {
-            self.findings.push(what);
-        } else {
-            self.left_out += 1;
-        }
-    }
-}
-
-impl fmt::Display for Report {
+impl fmt::Display for PinnedKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.findings.iter().try_for_each(|finding| writeln!(f, "{finding}"))?;
-        if self.left_out > 0 {
-            writeln!(f, "and {} findings more", self.left_out)?;
+        match (*self.sizes.start(), *self.sizes.end()) {
+            (0, u64::MAX) => self.key.fmt(f),
+            (first, u64::MAX) => write!(f, "{}@{first}-", self.key),
+            (first, last) => write!(f, "{}@{first}-{last}", self.key),
         }
-        write!(f, "{}", self.verdict)
+    }
+}
+
+/// Text that is no pinned key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WrongPin {
+    /// The key.
+    #[error(transparent)]
+    Key(#[from] WrongKey),
+    /// The sizes.
+    #[error("sizes behind a key are @FIRST-LAST, of which either may be left out, as in @0-5000")]
+    Sizes,
+}
+
+impl FromStr for PinnedKey {
+    type Err = WrongPin;
+
+    /// `NAME+ID+BASE64`, with `@FIRST-LAST` behind it where it is not believed for every size.
+    fn from_str(text: &str) -> Result<Self, WrongPin> {
+        // A name may have an `@`, base64 has none.
+        let (key, sizes) = match text.rsplit_once('@') {
+            Some((key, sizes)) if key.contains('+') => (key, Some(sizes)),
+            _ => (text, None),
+        };
+        let key = key.parse()?;
+        let Some(sizes) = sizes else { return Ok(Self::from(key)) };
+        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        let number =
+            |text: &str, none| if text.is_empty() { Some(none) } else { text.parse().ok().filter(|_| digits(text)) };
+        let range = sizes.split_once('-').and_then(|(first, last)| Some(number(first, 0)?..=number(last, u64::MAX)?));
+        Ok(Self { key, sizes: range.filter(|range| !range.is_empty()).ok_or(WrongPin::Sizes)? })
     }
 }
 
@@ -152,25 +103,59 @@ pub struct SeveralLogs {
     other: String,
 }
 
+/// An export that is being verified.
+#[derive(Debug)]
+pub struct Verifier {
+    keys: Vec<PinnedKey>,
+    logs: BTreeMap<String, Log>,
+    lines: u64,
+    sha256: Sha256,
+    end: Option<End>,
+    unbelieved: u64,
+    report: Report,
+}
+
 impl Verifier {
     /// Believes these keys and no others. Without any, nothing is established.
     ///
     /// Lines do not say of which deployment they are, only of which instance: a key of another deployment, which may
     /// have an instance of the same name, would vouch for them too.
-    pub fn new(keys: Vec<VerifierKey>) -> Result<Self, SeveralLogs> {
-        let mut names = keys.iter().filter(|key| key.kind() == KeyKind::Log).map(VerifierKey::name);
-        if let Some(one) = names.next()
-            && let Some(other) = names.find(|name| *name != one)
+    pub fn new(keys: impl IntoIterator<Item = impl Into<PinnedKey>>) -> Result<Self, SeveralLogs> {
+        let keys: Vec<PinnedKey> = keys.into_iter().map(Into::into).collect();
+        let mut names = keys.iter().map(|pinned| &pinned.key).filter(|key| key.kind() == KeyKind::Log);
+        if let Some(one) = names.next().map(VerifierKey::name)
+            && let Some(other) = names.map(VerifierKey::name).find(|name| *name != one)
         {
             return Err(SeveralLogs { one: one.to_owned(), other: other.to_owned() });
         }
-        let report = Report { verdict: Verdict::Valid, findings: Vec::new(), left_out: 0 };
-        let (logs, sha256) = (BTreeMap::new(), Sha256::new());
-        Ok(Self { keys, logs, lines: 0, sha256, end: None, unbelieved: 0, report })
+        Ok(Self {
+            keys,
+            logs: BTreeMap::new(),
+            lines: 0,
+            sha256: Sha256::new(),
+            end: None,
+            unbelieved: 0,
+            report: Report::default(),
+        })
     }
 
-    /// Takes a checkpoint's note.
+    fn log(&mut self, instance: &str) -> &mut Log {
+        // Looked up for every line: a name is copied for the first of a log alone.
+        if !self.logs.contains_key(instance) {
+            self.logs.insert(instance.to_owned(), Log::default());
+        }
+        self.logs.entry(instance.to_owned()).or_default()
+    }
+
+    /// Takes a checkpoint's note. Before the lines, whose roots are then made over as many as it is.
     pub fn checkpoint(&mut self, note: &str) {
+        if let Some((instance, checkpoint, at_s)) = self.believed(note) {
+            self.signed(&instance, &checkpoint, Root { at_s, ..Root::of(&checkpoint) });
+        }
+    }
+
+    /// Which log a note is of, and what it says of it, if pinned keys have signed it.
+    fn believed(&mut self, note: &str) -> Option<(String, Checkpoint, Option<u64>)> {
         let parsed = note.parse::<Note>().map_err(|error| error.to_string());
         let parsed = parsed.and_then(|note| match Checkpoint::parse(note.text()) {
             Ok(checkpoint) => Ok((note, checkpoint)),
@@ -178,57 +163,134 @@ impl Verifier {
         });
         let (note, checkpoint) = match parsed {
             Ok(parsed) => parsed,
-            Err(error) => return self.report.found(Verdict::Altered, format!("a checkpoint cannot be read: {error}")),
-        };
-        let signed = match note.verify(&self.keys) {
-            Ok(signed) => signed,
-            Err(Untrusted::Nobody) => return self.unbelieved += 1,
             Err(error) => {
-                let what = format!("the checkpoint of {} over {} entries: {error}", checkpoint.origin, checkpoint.size);
-                return self.report.found(Verdict::Altered, what);
+                self.report.found(Verdict::Altered, format!("a checkpoint cannot be read: {error}"));
+                return None;
             }
         };
-        let log = signed.iter().map(|signed| &self.keys[signed.key]).find_map(|key| {
-            let instance = checkpoint.origin.strip_prefix(key.name())?.strip_prefix('/')?;
-            (key.kind() == KeyKind::Log).then(|| instance.to_owned())
-        });
-        let Some(instance) = log else { return self.unbelieved += 1 };
-        let cosigned = signed.iter().filter_map(|signed| signed.at_s).max();
-        let log = self.logs.entry(instance.clone()).or_default();
-        let known = log.checkpoints.entry(checkpoint.size).or_insert((checkpoint.root, cosigned));
-        known.1 = known.1.max(cosigned);
-        if known.0 != checkpoint.root {
-            let size = checkpoint.size;
+        match signed_by(&self.keys, &note, &checkpoint) {
+            Ok(Some((instance, at_s))) => Some((instance, checkpoint, at_s)),
+            Ok(None) => {
+                self.unbelieved += 1;
+                None
+            }
+            Err(error) => {
+                let what = format!("the checkpoint of {} over {} entries: {error}", checkpoint.origin, checkpoint.size);
+                self.report.found(Verdict::Altered, what);
+                None
+            }
+        }
+    }
+
+    /// Takes what was signed of a log.
+    fn signed(&mut self, instance: &str, checkpoint: &Checkpoint, root: Root) {
+        let size = checkpoint.size;
+        if !self.log(instance).know(size, root) {
             let what = format!("log {instance:?}: two roots were signed over {size} entries, so two histories were");
             self.report.found(Verdict::Altered, what);
         }
     }
 
-    /// Takes a line, without its line feed.
-    pub fn line(&mut self, line: &str) {
-        self.lines += 1;
-        self.sha256.update(line.as_bytes());
-        self.sha256.update(b"\n");
-        let number = self.lines;
-        let entry = match canonical::parse(line) {
-            Ok(entry) if canonical::to_string(&entry) == line => entry,
-            Ok(_) => return self.report.found(Verdict::Altered, format!("line {number} is not in canonical form")),
-            Err(error) => return self.report.found(Verdict::Altered, format!("line {number}: {error}")),
-        };
-        let told = archived::told(&entry);
-        let log = self.logs.entry(entry.event.instance_id).or_default();
-        log.leaves.push((entry.sequence, canonical::leaf_hash(line)));
-        if let Some((end, frontier)) = told {
-            log.told.insert(end, (entry.sequence, frontier));
+    /// Takes the export's end message, with what connects it with a checkpoint. Before the lines.
+    pub fn end(&mut self, end: End) {
+        for (instance, head) in &end.heads {
+            // Of a log in which there were entries, no line may be left.
+            self.log(instance).cut(head.size);
+            let Some(note) = &head.checkpoint else { continue };
+            let Some((of, checkpoint, at_s)) = self.believed(note) else { continue };
+            let root = head.root.as_slice().try_into().ok().filter(|_| of == *instance);
+            let goes_on = root.filter(|root| {
+                verify_consistency(head.size, checkpoint.size, root, &checkpoint.root, &head.consistency).is_ok()
+            });
+            match goes_on {
+                Some(root) => {
+                    let at_end = Checkpoint { size: head.size, root, ..checkpoint.clone() };
+                    self.signed(instance, &checkpoint, Root { at_s, beyond: true, ..Root::of(&checkpoint) });
+                    self.signed(instance, &at_end, Root { at_s, ..Root::of(&at_end) });
+                }
+                None => {
+                    let what = format!(
+                        "log {instance:?}: what was signed over {} entries does not begin with the {} of the export",
+                        checkpoint.size, head.size
+                    );
+                    self.report.found(Verdict::Altered, what);
+                }
+            }
         }
-        if let Some(producer) = entry.event.producer {
-            log.producers.entry((producer.id, producer.epoch)).or_default().push(producer.sequence);
+        self.end = Some(end);
+    }
+
+    /// Is told of a segment of the archive that comes behind the lines.
+    pub fn expect_segment(&mut self, manifest: &Manifest) {
+        let log = self.log(&manifest.instance_id);
+        log.cut(manifest.first_sequence);
+        log.cut(manifest.end_sequence);
+    }
+
+    /// Takes the lines.
+    ///
+    /// # Errors
+    /// What the reader says.
+    pub fn export(&mut self, mut reader: impl BufRead) -> io::Result<()> {
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            if reader.by_ref().take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', &mut line)? == 0 {
+                return Ok(());
+            }
+            self.sha256.update(&line);
+            match line.split_last() {
+                Some((b'\n', line)) => self.line(line),
+                _ if line.len() <= MAX_LINE_BYTES => self.line(&line),
+                _ => {
+                    self.lines += 1;
+                    let what = format!("line {} is longer than {MAX_LINE_BYTES} bytes, which no entry is", self.lines);
+                    self.report.found(Verdict::Altered, what);
+                    self.pass_over_line(&mut reader)?;
+                }
+            }
         }
     }
 
-    /// Takes the export's end message.
-    pub fn end(&mut self, end: End) {
-        self.end = Some(end);
+    fn pass_over_line(&mut self, reader: &mut impl BufRead) -> io::Result<()> {
+        loop {
+            let rest = reader.fill_buf()?;
+            let end = rest.iter().position(|byte| *byte == b'\n');
+            let taken = end.map_or(rest.len(), |end| end + 1);
+            self.sha256.update(&rest[..taken]);
+            reader.consume(taken);
+            if end.is_some() || taken == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn line(&mut self, line: &[u8]) {
+        let number = self.lines + 1;
+        let parsed = std::str::from_utf8(line).map_err(|_| "is not UTF-8".to_owned()).and_then(|line| {
+            let entry = canonical::parse(line).map_err(|error| format!("cannot be read: {error}"))?;
+            let canonical = canonical::to_string(&entry) == line;
+            if canonical { Ok((line, entry)) } else { Err("is not in canonical form".to_owned()) }
+        });
+        match parsed {
+            Ok((line, entry)) => self.entry(line, &entry),
+            Err(error) => {
+                self.lines += 1;
+                self.report.found(Verdict::Altered, format!("line {number} {error}"));
+            }
+        }
+    }
+
+    /// Takes an entry that was parsed of a line in canonical form, without its line feed, which no hash of the whole
+    /// export is made of.
+    pub fn entry(&mut self, line: &str, entry: &Entry) {
+        self.lines += 1;
+        let instance = &entry.event.instance_id;
+        let leaf = Subtree::leaf(canonical::leaf_hash(line), entry.recorded_at_us);
+        if !self.log(instance).take(entry, leaf) {
+            let what = format!("log {instance:?}: sequence {} is there twice", entry.sequence);
+            self.report.found(Verdict::Altered, what);
+        }
     }
 
     /// What all of it comes to.
@@ -241,25 +303,22 @@ impl Verifier {
             } else if end.sha256 != self.sha256.finalize().as_slice() {
                 report.found(Verdict::Altered, "the export is not the one that its end says: another SHA-256".into());
             }
-            // Of a log in which there were entries, no line may be left.
-            end.heads.keys().for_each(|instance| {
-                self.logs.entry(instance.clone()).or_default();
-            });
-        } else if self.logs.values().any(|log| !log.leaves.is_empty()) {
-            let what =
-                "without the export's end message, entries behind a log's newest checkpoint can be gone unnoticed";
-            report.findings.push(what.to_owned());
+        } else if self.lines > 0 {
+            report.say(
+                "without the export's end message, entries behind a log's newest checkpoint can be gone unnoticed",
+            );
         }
         let mut proven = 0;
         for (instance, log) in &mut self.logs {
-            let head = self.end.as_ref().and_then(|end| end.heads.get(instance)).copied();
-            proven += log.finish(instance, head, report);
+            let head = self.end.as_ref().and_then(|end| end.heads.get(instance)).map(|head| head.size);
+            let frozen_at_s = self.end.as_ref().and_then(|end| end.frozen_at_s);
+            proven += log.finish(instance, head, frozen_at_s, report);
         }
         if proven == 0 {
             let what = "nothing in it is under a checkpoint by a pinned key".to_owned();
             report.found(Verdict::NotEstablished, what);
         }
-        let logs = self.logs.values().filter(|log| !log.leaves.is_empty()).count();
+        let logs = self.logs.values().filter(|log| log.has_lines()).count();
         let trusted = match self.keys.as_slice() {
             [] => {
                 report.found(Verdict::NotEstablished, "no key was pinned: nothing that is signed is believed".into());
@@ -268,117 +327,32 @@ impl Verifier {
             keys => keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         };
         if self.unbelieved > 0 {
-            report.findings.push(format!("{} checkpoints by no key that is pinned were passed over", self.unbelieved));
+            report.say(&format!("{} checkpoints by no key that is pinned were passed over", self.unbelieved));
         }
-        report.findings.push(format!("{} entries of {logs} logs; keys trusted: {trusted}", self.lines));
+        report.say(&format!("{} entries of {logs} logs; keys trusted: {trusted}", self.lines));
         self.report
     }
 }
 
-impl Log {
-    /// Entries that are as they were signed.
-    fn finish(&mut self, instance: &str, head: Option<u64>, report: &mut Report) -> u64 {
-        self.leaves.sort_unstable_by_key(|(sequence, _)| *sequence);
-        if self.leaves.is_empty() && !self.segments.is_empty() && head.is_none() {
-            return self.only_segments(instance, report);
-        }
-        self.with_archived(instance, report);
-        for pair in self.leaves.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
-            report.found(Verdict::Altered, format!("log {instance:?}: sequence {} is there twice", pair[0].0));
-        }
-        let begin = self.begin(instance, report);
-        let mut next = begin.size();
-        let mut whole = begin.size();
-        let mut gaps = false;
-        for (sequence, _) in &self.leaves {
-            if *sequence > next {
-                gaps = true;
-                let what = format!("log {instance:?}: entries {next} to {} are missing", sequence - 1);
-                report.found(Verdict::Incomplete, what);
-            }
-            next = sequence.saturating_add(1);
-            if !gaps {
-                whole = next;
-            }
-        }
-        let signed = self.checkpoints.last_key_value().map_or(0, |(size, _)| *size);
-        let there = head.unwrap_or(0).max(signed);
-        if next < there {
-            let what = format!("log {instance:?}: entries {next} to {} are missing at its end", there - 1);
-            report.found(Verdict::Incomplete, what);
-        }
-        self.producers(instance, report);
-        self.compare(instance, begin, whole, next, report)
-    }
-
-    /// Compares the roots of what is whole from the beginning with what was signed; entries of which that holds.
-    fn compare(&self, instance: &str, begin: Frontier, whole: u64, entries: u64, report: &mut Report) -> u64 {
-        let first = begin.size();
-        let mut frontier = begin;
-        let mut leaves = self.leaves.iter();
-        let (mut proven, mut cosigned) = (first, None);
-        // Roots over less than what is archived are others' to compare.
-        for (size, (root, at_s)) in self.checkpoints.range(first..=whole) {
-            leaves.by_ref().take((size - frontier.size()) as usize).for_each(|(_, leaf)| {
-                frontier.push(*leaf);
-            });
-            if frontier.root() != *root {
-                let what = format!(
-                    "log {instance:?}: entries {proven} to {} are not those that were signed: one of them was changed, \
-                     moved, or put in place of another",
-                    size.saturating_sub(1)
-                );
-                report.found(Verdict::Altered, what);
-                return proven - first;
-            }
-            proven = *size;
-            cosigned = at_s.map(|at_s| (*size, at_s)).or(cosigned);
-        }
-        if proven < entries {
-            let what = match proven - first {
-                0 => format!("log {instance:?}: no checkpoint by a pinned key is over its entries"),
-                _ => format!("log {instance:?}: entries {proven} to {} are under no checkpoint", entries - 1),
-            };
-            report.found(Verdict::NotEstablished, what);
-        }
-        if proven > first {
-            let when = cosigned.map_or_else(
-                || "signed, not cosigned".to_owned(),
-                |(size, at_s)| {
-                    format!("signed; the first {size} were there at {at_s} s since 1970, which was cosigned")
-                },
-            );
-            let which = match first {
-                0 => format!("the first {proven} entries"),
-                _ => format!("entries {first} to {}", proven - 1),
-            };
-            report.findings.push(format!("log {instance:?}: {which} are as they were signed ({when})"));
-        }
-        proven - first
-    }
-
-    /// Numbers of producers that are not in the export. They may be in another log, or were dropped; that is for who knows
-    /// to say.
-    fn producers(&mut self, instance: &str, report: &mut Report) {
-        for ((id, epoch), numbers) in &mut self.producers {
-            numbers.sort_unstable();
-            numbers.dedup();
-            let starts = std::iter::once(0).chain(numbers.iter().map(|number| number.saturating_add(1)));
-            let missing: Vec<String> = starts
-                .zip(numbers.iter())
-                .filter(|(start, number)| start < number)
-                .map(|(start, number)| format!("{start} to {}", number - 1))
-                .collect();
-            if !missing.is_empty() {
-                let shown = missing.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-                let more = missing.len().saturating_sub(5);
-                let more = if more > 0 { format!(" and {more} ranges more") } else { String::new() };
-                report.findings.push(format!(
-                    "log {instance:?}: of producer {id:?}, epoch {epoch}, numbers {shown}{more} are not in this export"
-                ));
-            }
-        }
-    }
+/// The instance of a checkpoint that a log's key among these has signed, and when a witness's has; `None` where none
+/// has that is believed for its size.
+fn signed_by(
+    keys: &[PinnedKey],
+    note: &Note,
+    checkpoint: &Checkpoint,
+) -> Result<Option<(String, Option<u64>)>, Untrusted> {
+    let of_size: Vec<VerifierKey> =
+        keys.iter().filter(|pinned| pinned.sizes.contains(&checkpoint.size)).map(|pinned| pinned.key.clone()).collect();
+    let signed = match note.verify(&of_size) {
+        Ok(signed) => signed,
+        Err(Untrusted::Nobody) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let instance = signed.iter().map(|signed| &of_size[signed.key]).find_map(|key| {
+        let instance = checkpoint.origin.strip_prefix(key.name())?.strip_prefix('/')?;
+        (key.kind() == KeyKind::Log).then(|| instance.to_owned())
+    });
+    Ok(instance.map(|instance| (instance, signed.iter().filter_map(|signed| signed.at_s).max())))
 }
 
 #[cfg(test)]

@@ -119,7 +119,7 @@ async fn assert_segments(store: &Store, folder: &Path) -> u64 {
         let manifest = std::fs::read(folder.join(format!("{}.json", segment.place))).unwrap();
         let manifest = Manifest::parse(&manifest).unwrap();
         let data = std::fs::read(folder.join(&manifest.data.name)).unwrap();
-        manifest.verify(data, |_| ()).unwrap();
+        manifest.verify(data, |_, _| ()).unwrap();
         assert_eq!(segment.sequences, next..manifest.end_sequence);
         next = manifest.end_sequence;
     }

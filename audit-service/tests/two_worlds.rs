@@ -82,7 +82,7 @@ enum Told {
     Page { entries: Vec<proto::AuditEntry>, token: usize },
     Facets(proto::ListFacetsResponse),
     Entries { entries: Vec<Option<proto::AuditEntry>> },
-    Export { chunks: Vec<(usize, usize)>, lines: Vec<String>, entries: u64, heads: Vec<proto::LogHead> },
+    Export { chunks: Vec<(usize, usize)>, lines: Vec<String>, entries: u64, heads: Vec<(String, Option<u64>)> },
 }
 
 fn refused(status: &Status) -> Told {
@@ -223,7 +223,8 @@ async fn tell(
                         chunks: std::mem::take(&mut chunks),
                         lines: lines_without_time(std::mem::take(&mut data)),
                         entries: end.entries.unwrap(),
-                        heads: end.heads,
+                        // Roots and checkpoints are over the times of recording.
+                        heads: end.heads.into_iter().map(|head| (head.instance_id, head.size)).collect(),
                     }),
                 }
             }

@@ -10,7 +10,8 @@
 //! | `siege` | attackers that are held against a server for as long as a test wants |
 //! | `metrics` | a service's metrics page |
 //! | `tools` | `grpcurl` and `python3` as a user would run them, and where the real traces are |
-//! | `tree` | whether a log's tree is over its entries |
+//! | `tree` | whether a log's tree is over its entries, and what its database's owner can do to it |
+//! | `verify` | `standalone verify`, and the end of an export as a file |
 //! | `../tests/` | one file a behaviour |
 //! | `../benches/` | `cargo bench -p e2e -- queries`: figures beside their limits |
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test support: a panic is a failed test")]
@@ -23,6 +24,7 @@ pub mod sandbox;
 pub mod siege;
 pub mod tools;
 pub mod tree;
+pub mod verify;
 pub mod wire;
 
 pub use sandbox::{Engine, Sandbox, Service};

@@ -8,6 +8,8 @@ use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
 use service_core::auth::Access;
 use service_core::config::{DatabaseConfig, DatabaseUrl};
 
+use crate::Engine;
+
 /// `MTH` of RFC 6962.
 fn mth(leaves: &[Hash]) -> Hash {
     match leaves {
@@ -43,6 +45,34 @@ pub async fn assert_whole(url: &str, instance: &str) -> u64 {
     }
     store.close().await;
     size
+}
+
+/// Runs statements as the database's owner, beside a service that may be running.
+pub async fn tamper(url: &str, statements: &[&str]) {
+    let db = sea_orm::Database::connect(url).await.unwrap();
+    for statement in statements {
+        db.execute_unprepared(statement).await.unwrap_or_else(|why| panic!("{statement}: {why}"));
+    }
+    db.close().await.unwrap();
+}
+
+/// How the owner switches off what refuses to change entries, tiles and checkpoints.
+pub fn guards_off(engine: Engine) -> &'static [&'static str] {
+    match engine {
+        Engine::Sqlite => &[
+            "DROP TRIGGER audit_entries_no_update",
+            "DROP TRIGGER audit_entries_no_delete",
+            "DROP TRIGGER audit_tiles_no_update",
+            "DROP TRIGGER audit_tiles_no_delete",
+            "DROP TRIGGER audit_checkpoints_no_update",
+            "DROP TRIGGER audit_checkpoints_no_delete",
+        ],
+        Engine::Postgres => &[
+            "ALTER TABLE audit_entries DISABLE TRIGGER ALL",
+            "ALTER TABLE audit_tiles DISABLE TRIGGER ALL",
+            "ALTER TABLE audit_checkpoints DISABLE TRIGGER ALL",
+        ],
+    }
 }
 
 /// Does to a log what its database's owner can: changes an entry and its hash, and takes the trees away, which the next

@@ -97,6 +97,62 @@ async fn proofs_hold(engine: Engine) {
     assert!(sdk.shutdown(Duration::from_secs(10)).await.is_complete());
 }
 
+/// What its owner does to a database is not proven but told.
+async fn changes_are_told(engine: Engine) {
+    let folder = tempfile::tempdir().unwrap();
+    let url = database_url(engine, &folder, "audit").await;
+    let service = Service::start("audit", &url, &[]).await;
+    let now = SystemTime::now();
+    let mut writer = AuditIngestServiceClient::new(service.channel());
+    let events = (0..600).map(|n| events::audit(now, n)).collect();
+    writer.record_events(RecordEventsRequest { events }).await.unwrap();
+    let sdk = GatewaySdk::builder().audit_endpoint(service.url()).build().unwrap();
+    let audit = sdk.audit();
+    e2e::tree::tamper(&url, e2e::tree::guards_off(engine)).await;
+    let copied = |to: u64, column: &str| {
+        let from = format!("(SELECT {column} FROM audit_entries WHERE sequence = 30)");
+        format!("UPDATE audit_entries SET {column} = {from} WHERE sequence = {to}")
+    };
+    for (statements, sequence, told) in [
+        (vec![copied(5, "canonical")], 5, "entry 5 was changed"),
+        (vec![copied(7, "leaf_hash")], 7, "entry 7 was changed"),
+        (vec![copied(9, "canonical"), copied(9, "leaf_hash")], 9, "its tree is not over entry 9 as it is"),
+        (vec!["DELETE FROM audit_entries WHERE sequence = 11".to_owned()], 11, "entry 11 is missing"),
+    ] {
+        audit.inclusion_proof(INSTANCE, sequence, None).await.unwrap();
+        e2e::tree::tamper(&url, &statements.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        let answer = refused(audit.inclusion_proof(INSTANCE, sequence, None).await);
+        assert_eq!((answer.0, answer.1), (Code::DataLoss, ErrorReason::DataLoss), "{}", answer.2);
+        assert!(answer.2.contains(told), "{}", answer.2);
+    }
+    // An export says which one it is, too.
+    let export = AuditExport::sequences(INSTANCE, 0, None, ExportFormat::Jsonl);
+    let answer = refused(audit.export(export, &mut Vec::new(), |_| {}).await);
+    assert!(answer.0 == Code::DataLoss && answer.2.contains("entry 11 is missing"), "{answer:?}");
+    // Of what was not changed there are proofs, until the head itself is not led to.
+    audit.inclusion_proof(INSTANCE, 100, Some(300)).await.unwrap();
+    e2e::tree::tamper(&url, &[copied(599, "canonical").as_str(), copied(599, "leaf_hash").as_str()]).await;
+    for answer in [
+        refused(audit.inclusion_proof(INSTANCE, 100, Some(600)).await),
+        refused(audit.consistency_proof(INSTANCE, 300, None).await),
+    ] {
+        assert_eq!(answer.0, Code::DataLoss, "{}", answer.2);
+    }
+    assert!(sdk.shutdown(Duration::from_secs(10)).await.is_complete());
+}
+
+#[tokio::test]
+async fn what_was_changed_is_told_in_place_of_a_proof_on_sqlite() {
+    changes_are_told(Engine::Sqlite).await;
+}
+
+#[tokio::test]
+async fn what_was_changed_is_told_in_place_of_a_proof_on_postgres() {
+    if !testkit::Postgres::skipped() {
+        changes_are_told(Engine::Postgres).await;
+    }
+}
+
 #[tokio::test]
 async fn proofs_hold_against_the_entries_of_an_export_on_sqlite() {
     proofs_hold(Engine::Sqlite).await;

@@ -121,7 +121,7 @@ async fn archived_lines(channel: &Channel, folder: &Path, key: &VerifierKey) -> 
             assert_eq!(segment.first_sequence(), next);
             let manifest = Manifest::parse(&std::fs::read(folder.join(&segment.manifest)).unwrap()).unwrap();
             let data = std::fs::read(folder.join(&segment.lines)).unwrap();
-            let verified = manifest.verify(data, |line| {
+            let verified = manifest.verify(data, |line, _| {
                 lines.extend_from_slice(line.as_bytes());
                 lines.push(b'\n');
             });

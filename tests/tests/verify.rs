@@ -11,7 +11,7 @@ use activity_proto::audit::v1::audit_trust_service_client::AuditTrustServiceClie
 use activity_proto::audit::v1::{GetCheckpointRequest, KeyKind, ListKeysRequest, RecordEventsRequest};
 use e2e::sandbox::database_url;
 use e2e::{Engine, Service, events};
-use gateway_sdk::{AuditExport, ExportFormat, GatewaySdk};
+use gateway_sdk::{AuditExport, ExportFormat, GatewaySdk, TimeRange};
 
 const INSTANCE: &str = "eu-1";
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -89,6 +89,56 @@ async fn drill(engine: Engine) {
     let (status, text) = verify(&exported, &kept, &pinned);
     assert_eq!(status, Some(1), "{text}");
     assert!(text.contains("are not those that were signed") && text.ends_with("altered\n"), "{text}");
+}
+
+/// A checkpoint is seldom over exactly the entries that an export has: its end has what connects it with one.
+#[tokio::test]
+async fn exports_of_a_log_that_is_written_to_all_the_time_are_valid() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = database_url(Engine::Sqlite, &folder, "audit").await;
+    let service = Service::start("audit", &url, &[]).await;
+    let writing = tokio::spawn({
+        let (channel, now) = (service.channel(), SystemTime::now());
+        async move {
+            for round in 0_u64.. {
+                let events = (round * 7..round * 7 + 7).map(|n| events::audit(now, n)).collect();
+                let mut writer = AuditIngestServiceClient::new(channel.clone());
+                writer.record_events(RecordEventsRequest { events }).await.unwrap();
+            }
+        }
+    });
+    let mut trust = AuditTrustServiceClient::new(service.channel());
+    let newest = GetCheckpointRequest { instance_id: INSTANCE.into(), min_size: None };
+    testkit::eventually(PATIENCE, async || trust.clone().get_checkpoint(newest.clone()).await.is_ok()).await;
+    let keys = trust.list_keys(ListKeysRequest { instance_id: INSTANCE.into() }).await.unwrap().into_inner().keys;
+    let mut between = false;
+    for round in 0..6 {
+        let export = match round % 2 {
+            0 => AuditExport::sequences(INSTANCE, 0, None, ExportFormat::Jsonl),
+            _ => AuditExport::range(TimeRange::last_hour(), ExportFormat::Jsonl),
+        };
+        let end = e2e::verify::export(&service, export, folder.path(), "busy").await;
+        let head = &end.heads[0];
+        between |= !head.checkpoint.contains(&format!("\n{}\n", head.size.unwrap()));
+        let place = |name: &str| folder.path().join(name).display().to_string();
+        let (export, end, kept) = (place("busy.jsonl"), place("busy.json"), place("kept"));
+        let pinned: Vec<&str> = keys.iter().flat_map(|key| ["--key", &key.verifier_key]).collect();
+        let alone = [&["--export", &export, "--end", &end][..], &pinned].concat();
+        let (status, text) = e2e::verify::verify(alone.iter().copied());
+        assert_eq!(status, Some(0), "{text}");
+        let whole = format!("the first {} entries are as they were signed", head.size.unwrap());
+        assert!(text.contains(&whole) && text.ends_with("valid\n"), "{text}");
+        // Nor is what an auditor keeps who looks later a cut.
+        let request = GetCheckpointRequest { instance_id: INSTANCE.into(), min_size: Some(head.size.unwrap() + 1) };
+        testkit::eventually(PATIENCE, async || trust.clone().get_checkpoint(request.clone()).await.is_ok()).await;
+        let note = trust.get_checkpoint(newest.clone()).await.unwrap().into_inner().note;
+        std::fs::write(&kept, serde_json::json!({ "note": note }).to_string()).unwrap();
+        let (status, text) = e2e::verify::verify(alone.into_iter().chain(["--checkpoints", kept.as_str()]));
+        assert_eq!(status, Some(0), "{text}");
+        assert!(text.contains("this export says that it was opened before"), "{text}");
+    }
+    writing.abort();
+    assert!(between, "no export was between two checkpoints");
 }
 
 #[tokio::test]

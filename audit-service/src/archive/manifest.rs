@@ -16,6 +16,7 @@ use super::segment::{Built, Lines};
 use super::{hex, sha256};
 use crate::canonical;
 use crate::checkpoint::{Checkpoint, Note};
+use crate::event::Entry;
 use crate::merkle::{
     Frontier, Hash, Plan, Tile, TileId, TilePath, TileSet, WIDTH, verify_consistency, verify_inclusion,
 };
@@ -165,10 +166,10 @@ impl Manifest {
     }
 
     /// Checks that an object has the lines that the manifest tells, that these are entries of the tree whose root it
-    /// names, each in its place, and that its checkpoint is of that tree; gives each line to `each`.
+    /// names, each in its place, and that its checkpoint is of that tree; gives each line to `each`, and its entry.
     ///
     /// Who signed the checkpoint is for those to check who have the key.
-    pub fn verify(&self, data: Vec<u8>, mut each: impl FnMut(&str)) -> Result<(), Broken> {
+    pub fn verify(&self, data: Vec<u8>, mut each: impl FnMut(&str, &Entry)) -> Result<(), Broken> {
         if data.len() as u64 != self.data.bytes || hex(&sha256(&data)) != self.data.sha256 {
             return Err(broken("its lines are not those whose SHA-256 it has"));
         }
@@ -184,7 +185,7 @@ impl Manifest {
                 return Err(broken(format!("where entry {sequence} should be is another one")));
             }
             leaves.push(canonical::leaf_hash(&line));
-            each(&line);
+            each(&line, &entry);
         }
         if leaves.len() as u64 != self.entries() || hex(&hash.finalize()) != self.lines_sha256 {
             return Err(broken("its lines are not those that it counted"));

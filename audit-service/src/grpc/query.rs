@@ -1,5 +1,6 @@
 //! `AuditQueryService`.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::convert;
 use crate::event::Key;
 use crate::export::{End, Export, Format, Scope};
 use crate::filter::{Filter, Stages};
+use crate::prover::{Connected, Prover};
 use crate::store::{self, MAX_HOLDS, Range, Row, Sought, Store};
 use crate::tail::Tails;
 
@@ -41,6 +43,7 @@ pub(crate) struct QueryService {
     store: Store,
     tails: Tails,
     sealer: Sealer,
+    prover: Prover,
     heartbeat: Duration,
     shutdown: CancellationToken,
 }
@@ -51,10 +54,11 @@ impl QueryService {
         store: Store,
         tails: Tails,
         sealer: Sealer,
+        prover: Prover,
         heartbeat: Duration,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { store, tails, sealer, heartbeat, shutdown }
+        Self { store, tails, sealer, prover, heartbeat, shutdown }
     }
 
     /// The sequence that the next entry of the instance gets.
@@ -315,7 +319,7 @@ impl AuditQueryService for QueryService {
             let payload = self.sealer.open_field("resume_token", RESUME_TOKEN, &query, &token)?;
             Export::resume(store.clone(), caller.access(), filter, format, &payload).await?
         };
-        let (sealer, shutdown) = (self.sealer.clone(), self.shutdown.clone());
+        let (sealer, shutdown, prover) = (self.sealer.clone(), self.shutdown.clone(), self.prover.clone());
         Ok(Response::new(Box::pin(try_stream! {
             loop {
                 // A chunk of rare entries may be long in coming: a stop does not wait for it, the client resumes.
@@ -330,7 +334,12 @@ impl AuditQueryService for QueryService {
                 let chunk = proto::ExportChunk { data, resume_token, entries_so_far };
                 yield proto::ExportEntriesResponse { part: Some(Part::Chunk(chunk)) };
             }
-            let mut end = end(export.end());
+            let end_of = export.end();
+            let connected = match format {
+                Format::Jsonl => prover.connect(&access, &end_of.heads, &shutdown).await?,
+                Format::Csv => BTreeMap::new(),
+            };
+            let mut end = end(end_of, connected);
             if let Some(instance_id) = log {
                 let kept = store.kept(&access, &instance_id).await?;
                 end.archived_through = Some(kept.map_or(0, |kept| kept.archived_through));
@@ -346,7 +355,7 @@ impl AuditQueryService for QueryService {
 async fn lost(store: &Store, access: &Access, instance_id: &str, sequence: u64) -> Error {
     match store.gone(access, instance_id, sequence).await {
         Ok(Some(gone)) => gone.into(),
-        Ok(None) => store::damaged(instance_id, &format!("entry {sequence} is missing")),
+        Ok(None) => store::lost(store::damaged(instance_id, &format!("entry {sequence} is missing"))),
         Err(error) => error,
     }
 }
@@ -368,8 +377,20 @@ pub(super) fn log_scope(range: proto::SequenceRange) -> Result<Scope> {
     Ok(Scope::Log { instance_id: range.instance_id, from, to })
 }
 
-fn end(end: End) -> proto::ExportEnd {
-    let head = |(instance_id, size)| proto::LogHead { instance_id, size: Some(size) };
+fn end(end: End, mut connected: BTreeMap<String, Connected>) -> proto::ExportEnd {
+    let head = |(instance_id, size): (String, u64)| {
+        let head = proto::LogHead { size: Some(size), ..Default::default() };
+        let head = match connected.remove(&instance_id) {
+            None => head,
+            Some(Connected { root, note, consistency }) => proto::LogHead {
+                root_hash: root.to_vec(),
+                checkpoint: note,
+                consistency_hashes: consistency.into_iter().map(Vec::from).collect(),
+                ..head
+            },
+        };
+        proto::LogHead { instance_id, ..head }
+    };
     proto::ExportEnd {
         entries: Some(end.entries),
         sha256: end.sha256.to_vec(),
@@ -380,6 +401,7 @@ fn end(end: End) -> proto::ExportEnd {
         },
         archived_through: None,
         legal_hold_ids: Vec::new(),
+        frozen_at: Some(convert::micros(end.frozen_us)),
     }
 }
 

@@ -2,48 +2,33 @@
 
 use activity_proto::audit::v1 as proto;
 use activity_proto::audit::v1::audit_trust_service_server::AuditTrustService;
-use service_core::auth::{Access, Caller};
+use service_core::auth::Caller;
 use service_core::error::{Error, Result};
 use tonic::{Request, Response, Status};
 
 use crate::checkpoint::{Checkpoint, KeyKind, Note, VerifierKey};
 use crate::convert;
-use crate::merkle::{Hash, Plan, TileId, TilePath, WIDTH};
+use crate::merkle::{Hash, TileId, TilePath, WIDTH};
+use crate::prover::Prover;
 use crate::signer::Signer;
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// Proves the log.
 #[derive(Debug)]
 pub(crate) struct TrustService {
     store: Store,
-    signer: Option<Signer>,
+    prover: Prover,
 }
 
 impl TrustService {
-    pub(crate) fn new(store: Store, signer: Option<Signer>) -> Self {
-        Self { store, signer }
+    pub(crate) fn new(store: Store, prover: Prover) -> Self {
+        Self { store, prover }
     }
 
     /// What signs.
     fn signer(&self) -> Result<&Signer> {
         let why = "this service signs no checkpoints: on PostgreSQL log.folder says where they are kept";
-        self.signer.as_ref().ok_or_else(|| Error::NotFound(why.to_owned()))
-    }
-
-    /// Entries in the log of an instance.
-    async fn size(&self, access: &Access, instance_id: &str) -> Result<u64> {
-        Ok(self.store.tree_head(access, instance_id).await?.map_or(0, |head| head.size))
-    }
-
-    /// The hashes of a proof, and the root of its tree.
-    async fn prove(&self, access: &Access, instance_id: &str, plan: &Plan) -> Result<(Vec<Hash>, Hash)> {
-        let root = Plan::root(plan.size());
-        let mut tiles = self.store.tiles(access, instance_id, plan).await?;
-        tiles.extend([self.store.tiles(access, instance_id, &root).await?]);
-        // Sizes were checked, so a tile that is missing has been taken away.
-        let proof = plan.prove(&tiles).map_err(Error::internal)?;
-        let root = root.prove(&tiles).map_err(Error::internal)?;
-        Ok((proof, root.first().copied().unwrap_or_else(crate::merkle::empty_root)))
+        self.prover.signer().ok_or_else(|| Error::NotFound(why.to_owned()))
     }
 }
 
@@ -128,21 +113,19 @@ impl AuditTrustService for TrustService {
         let instance_id = request.instance_id.as_str();
         seen(&caller, instance_id)?;
         let sequence = request.sequence.ok_or_else(|| Error::required("sequence"))?;
-        let size = self.size(caller.access(), instance_id).await?;
-        let Some(leaf) = self.store.leaf_at(caller.access(), instance_id, sequence).await?.filter(|_| sequence < size)
-        else {
-            let message = format!("there is no entry with sequence {sequence} in this log, which has {size}");
+        let head = self.prover.head(caller.access(), instance_id).await?;
+        if sequence >= head.size {
+            let message = format!("there is no entry with sequence {sequence} in this log, which has {}", head.size);
             return Err(Error::NotFound(message).into());
-        };
-        let tree_size = within("tree_size", request.tree_size, sequence + 1, size)?;
-        let plan = Plan::inclusion(sequence, tree_size).map_err(Error::internal)?;
-        let (proof, root) = self.prove(caller.access(), instance_id, &plan).await?;
+        }
+        let tree_size = within("tree_size", request.tree_size, sequence + 1, head.size)?;
+        let proven = self.prover.inclusion(caller.access(), instance_id, sequence, tree_size, &head).await?;
         Ok(Response::new(proto::GetInclusionProofResponse {
             sequence: Some(sequence),
             tree_size: Some(tree_size),
-            leaf_hash: leaf.to_vec(),
-            hashes: bytes(proof),
-            root_hash: root.to_vec(),
+            leaf_hash: proven.leaf.to_vec(),
+            hashes: bytes(proven.hashes),
+            root_hash: proven.root.to_vec(),
         }))
     }
 
@@ -155,15 +138,14 @@ impl AuditTrustService for TrustService {
         let instance_id = request.instance_id.as_str();
         seen(&caller, instance_id)?;
         let old_size = request.old_size.ok_or_else(|| Error::required("old_size"))?;
-        let size = self.size(caller.access(), instance_id).await?;
-        within("old_size", Some(old_size), 0, size)?;
-        let new_size = within("new_size", request.new_size, old_size, size)?;
-        let plan = Plan::consistency(old_size, new_size).map_err(Error::internal)?;
-        let (proof, root) = self.prove(caller.access(), instance_id, &plan).await?;
+        let head = self.prover.head(caller.access(), instance_id).await?;
+        within("old_size", Some(old_size), 0, head.size)?;
+        let new_size = within("new_size", request.new_size, old_size, head.size)?;
+        let (hashes, root) = self.prover.consistency(caller.access(), instance_id, old_size, new_size, &head).await?;
         Ok(Response::new(proto::GetConsistencyProofResponse {
             old_size: Some(old_size),
             new_size: Some(new_size),
-            hashes: bytes(proof),
+            hashes: bytes(hashes),
             new_root_hash: root.to_vec(),
         }))
     }
@@ -193,7 +175,7 @@ impl AuditTrustService for TrustService {
         let id = TileId { level, index: request.index };
         // A partial tile is one of 1 to 255 hashes.
         let path = TilePath { id, partial: u8::try_from(width).ok() };
-        let tile = self.store.tile(caller.access(), &request.instance_id, id, width).await?;
+        let tile = self.store.tile(caller.access(), &request.instance_id, id, width).await.map_err(store::lost)?;
         let tile = tile.ok_or_else(|| Error::NotFound(format!("the log of this instance has no {path} yet")))?;
         Ok(Response::new(proto::ReadTileResponse { hashes: tile.to_bytes(), path: path.to_string() }))
     }

@@ -56,6 +56,19 @@ impl Frontier {
         tile
     }
 
+    /// Adds a perfect subtree of `2^height` leaves: where the size is a multiple of that.
+    pub(crate) fn push_subtree(&mut self, height: u32, root: Hash) {
+        let mut peak = root;
+        let leaves = 1 << height;
+        for _ in 0..(self.size >> height).trailing_ones() {
+            if let Some(left) = self.peaks.pop() {
+                peak = node_hash(&left, &peak);
+            }
+        }
+        self.peaks.push(peak);
+        self.size += leaves;
+    }
+
     /// The root of the tree.
     pub fn root(&self) -> Hash {
         root_of(&self.peaks)

@@ -5,10 +5,12 @@
 
 use serde_json::Value;
 
-use super::{Log, Report, Verdict, Verifier};
+use super::forest::Subtree;
+use super::log::Log;
+use super::{Report, Verdict, Verifier, signed_by};
 use crate::archive::Manifest;
 use crate::canonical;
-use crate::checkpoint::{KeyKind, Note, Untrusted};
+use crate::checkpoint::Note;
 use crate::event::Entry;
 use crate::merkle::{Frontier, Hash};
 use crate::retention::{ARCHIVED, RECORDED_BY};
@@ -40,23 +42,30 @@ fn unhex(text: &str) -> Option<Hash> {
 }
 
 impl Verifier {
-    /// Takes a segment of the archive: its manifest, and the object with its lines.
+    /// Takes a segment of the archive: its manifest, and the object with its lines. Behind the lines, and
+    /// [expected](Verifier::expect_segment) before them.
     pub fn segment(&mut self, manifest: &Manifest, data: Vec<u8>) {
         let (instance, first, end) = (&manifest.instance_id, manifest.first_sequence, manifest.end_sequence);
         let mut leaves = Vec::new();
-        let mut numbers = first..;
-        let verified = manifest.verify(data, |line| {
-            leaves.extend(numbers.next().map(|number| (number, canonical::leaf_hash(line))));
+        let verified = manifest.verify(data, |line, entry| {
+            leaves.push(Subtree::leaf(canonical::leaf_hash(line), entry.recorded_at_us));
         });
         let signed = match verified {
-            Ok(()) => self.signed(manifest),
+            Ok(()) => self.vouched(manifest),
             Err(why) => Err(why.to_string()),
         };
         match signed {
             Ok(signed) => {
-                let log = self.logs.entry(instance.clone()).or_default();
-                log.archived.extend(leaves);
+                let log = self.log(instance);
+                let others = log.forest.fill(first, &leaves);
                 log.segments.push(Verified { first, end, signed });
+                for range in others {
+                    let (one, last) = (range.start, range.end - 1);
+                    let which =
+                        if one == last { format!("entry {one}") } else { format!("one of entries {one} to {last}") };
+                    let what = format!("log {instance:?}: {which} is another one in the archive");
+                    self.report.found(Verdict::Altered, what);
+                }
             }
             Err(why) => {
                 let what = format!("log {instance:?}: the segment of entries {first} to {}: {why}", end - 1);
@@ -66,40 +75,16 @@ impl Verifier {
     }
 
     /// Whether a pinned key of the segment's log has signed its checkpoint.
-    fn signed(&self, manifest: &Manifest) -> Result<bool, String> {
+    fn vouched(&self, manifest: &Manifest) -> Result<bool, String> {
         let Some(checkpoint) = manifest.signed().map_err(|why| why.to_string())? else { return Ok(false) };
         let note = manifest.checkpoint.as_ref().and_then(|note| note.parse::<Note>().ok());
-        let signed = match note.map(|note| note.verify(&self.keys)) {
-            Some(Ok(signed)) => signed,
-            Some(Err(Untrusted::Nobody)) | None => return Ok(false),
-            Some(Err(error)) => return Err(error.to_string()),
-        };
-        let ours = |key: &crate::checkpoint::VerifierKey| {
-            key.kind() == KeyKind::Log && checkpoint.origin == format!("{}/{}", key.name(), manifest.instance_id)
-        };
-        Ok(signed.iter().any(|signed| ours(&self.keys[signed.key])))
+        let Some(note) = note else { return Ok(false) };
+        let signed = signed_by(&self.keys, &note, &checkpoint).map_err(|error| error.to_string())?;
+        Ok(signed.is_some_and(|(instance, _)| instance == manifest.instance_id))
     }
 }
 
 impl Log {
-    /// Takes what segments have of it beside its own lines. Where both have an entry it is the same.
-    pub(super) fn with_archived(&mut self, instance: &str, report: &mut Report) {
-        self.archived.sort_unstable();
-        self.archived.dedup();
-        for (sequence, leaf) in std::mem::take(&mut self.archived) {
-            match self.leaves.binary_search_by_key(&sequence, |(sequence, _)| *sequence) {
-                Ok(at) if self.leaves[at].1 == leaf => {}
-                Ok(_) => {
-                    let what = format!("log {instance:?}: entry {sequence} is another one in the archive");
-                    report.found(Verdict::Altered, what);
-                }
-                Err(_) => self.from_archive.push((sequence, leaf)),
-            }
-        }
-        self.leaves.append(&mut self.from_archive);
-        self.leaves.sort_unstable();
-    }
-
     /// Says how far the segments of a log reach of which there is nothing else; entries that are as they were signed.
     pub(super) fn only_segments(&mut self, instance: &str, report: &mut Report) -> u64 {
         self.segments.sort_unstable_by_key(|segment| segment.first);
@@ -123,7 +108,7 @@ impl Log {
             }
         }
         let segments = self.segments.len();
-        report.findings.push(format!(
+        report.say(&format!(
             "log {instance:?}: {proven} entries of {segments} segments of the archive are as they were signed, each in its \
              place"
         ));
@@ -132,9 +117,9 @@ impl Log {
 
     /// Where the lines begin, if what is before is archived by what one of them says.
     pub(super) fn begin(&self, instance: &str, report: &mut Report) -> Frontier {
-        let Some((first, _)) = self.leaves.first().filter(|(first, _)| *first > 0) else { return Frontier::default() };
-        let Some((sequence, frontier)) = self.told.get(first) else { return Frontier::default() };
-        report.findings.push(format!(
+        let Some(first) = self.forest.first().filter(|first| *first > 0) else { return Frontier::default() };
+        let Some((sequence, frontier)) = self.told.get(&first) else { return Frontier::default() };
+        report.say(&format!(
             "log {instance:?}: entries 0 to {} were archived by policy, as entry {sequence} tells; they are not in this \
              export (--archive verifies them)",
             first - 1

@@ -4,6 +4,9 @@ use super::*;
 use crate::canonical::fixtures;
 use crate::checkpoint::SigningKey;
 use crate::event::{Entry, Producer};
+use crate::merkle::{Frontier, Hash, Plan, Tile, TileId, TileSet};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 
 const INSTANCE: &str = "prod";
 
@@ -17,6 +20,7 @@ struct Evidence {
 fn entry(sequence: u64) -> Entry {
     let mut entry = fixtures::full();
     entry.sequence = sequence;
+    entry.recorded_at_us += sequence.cast_signed();
     entry.event.instance_id = INSTANCE.into();
     entry.event.id = uuid::Uuid::from_u128(u128::from(sequence) + 1);
     entry.event.producer = Some(Producer { id: "gateway".into(), epoch: 3, sequence });
@@ -50,8 +54,14 @@ fn end_of(lines: &[String]) -> End {
     End {
         entries: lines.len() as u64,
         sha256: sha256.finalize().to_vec(),
-        heads: BTreeMap::from([(INSTANCE.to_owned(), lines.len() as u64)]),
+        heads: BTreeMap::from([head(lines.len() as u64)]),
+        frozen_at_s: None,
     }
+}
+
+/// A head that nothing connects with a checkpoint.
+fn head(size: u64) -> (String, Head) {
+    (INSTANCE.to_owned(), Head { size, ..Head::default() })
 }
 
 impl Evidence {
@@ -62,10 +72,11 @@ impl Evidence {
     fn verify_with(&self, keys: Vec<VerifierKey>, lines: &[String], end: Option<End>) -> Report {
         let mut verifier = Verifier::new(keys).unwrap();
         self.notes.iter().for_each(|note| verifier.checkpoint(note));
-        lines.iter().for_each(|line| verifier.line(line));
         if let Some(end) = end {
             verifier.end(end);
         }
+        let export: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        verifier.export(export.as_bytes()).unwrap();
         verifier.finish()
     }
 
@@ -149,7 +160,7 @@ fn what_is_missing_is_told_with_its_place() {
     assert_found(&evidence.verify(&without(5)), Verdict::Incomplete, "producer \"gateway\", epoch 3, numbers 5 to 5");
     // Its end knows of more than was signed.
     let mut end = end_of(&evidence.lines);
-    end.heads.insert(INSTANCE.to_owned(), 12);
+    end.heads.extend([head(12)]);
     let report = evidence.verify_with(evidence.keys(), &evidence.lines, Some(end));
     assert_found(&report, Verdict::Incomplete, "entries 10 to 11 are missing at its end");
     let report = evidence.verify_with(evidence.keys(), &evidence.lines[..9], Some(end_of(&evidence.lines)));
@@ -171,8 +182,16 @@ fn an_export_that_is_not_its_ends_is_altered() {
 #[test]
 fn an_end_is_read_as_grpcurl_prints_it() {
     let text = r#"{"entries": "3", "sha256": "AAEC", "heads": [{"instanceId": "prod", "size": "12"}]}"#;
-    let end = End { entries: 3, sha256: vec![0, 1, 2], heads: BTreeMap::from([("prod".into(), 12)]) };
+    let end = End { entries: 3, sha256: vec![0, 1, 2], heads: BTreeMap::from([head(12)]), frozen_at_s: None };
     assert_eq!(End::from_json(text), Some(end));
+    let hash = BASE64.encode([7; 32]);
+    let text = format!(
+        r#"{{"entries": 3, "sha256": "AAEC", "frozenAt": "2023-11-14T22:13:20.5Z", "heads": [{{"instanceId": "prod",
+           "size": 12, "rootHash": "{hash}", "checkpoint": "note", "consistencyHashes": ["{hash}"]}}]}}"#
+    );
+    let end = End::from_json(&text).unwrap();
+    let head = Head { size: 12, root: vec![7; 32], checkpoint: Some("note".into()), consistency: vec![[7; 32]] };
+    assert_eq!((&end.heads["prod"], end.frozen_at_s), (&head, Some(1_700_000_000)));
     for wrong in ["", "{}", "[]", r#"{"entries": "-1", "sha256": "AAEC"}"#, r#"{"entries": "3", "sha256": "?"}"#] {
         assert_eq!(End::from_json(wrong), None, "{wrong}");
     }
@@ -196,7 +215,7 @@ fn a_log_that_was_cut_and_grown_again_is_another_history() {
 #[test]
 fn nothing_is_established_by_keys_that_nobody_pinned() {
     let evidence = evidence();
-    let report = evidence.verify_with(Vec::new(), &evidence.lines, None);
+    let report = evidence.verify_with(Vec::<VerifierKey>::new(), &evidence.lines, None);
     assert_found(&report, Verdict::NotEstablished, "no key was pinned");
     assert_eq!(report.verdict.exit_code(), 3);
     let other = SigningKey::generate("localhost/audit", KeyKind::Log).unwrap().0;
@@ -239,8 +258,8 @@ fn nothing_is_not_valid() {
 fn a_log_of_which_no_line_is_left_is_missed() {
     let evidence = evidence();
     let mut end = end_of(&evidence.lines);
-    end.heads.insert("gone".into(), 12);
-    end.heads.insert("empty".into(), 0);
+    end.heads.insert("gone".into(), head(12).1);
+    end.heads.insert("empty".into(), head(0).1);
     let report = evidence.verify_with(evidence.keys(), &evidence.lines, Some(end));
     assert_found(&report, Verdict::Incomplete, "log \"gone\": entries 0 to 11 are missing at its end");
     assert!(!report.to_string().contains("\"empty\""), "{report}");
@@ -317,4 +336,159 @@ fn a_frontier_that_was_never_the_logs_leads_to_no_signed_root() {
     // Of another number of peaks, it is none.
     let evidence = archived(4);
     assert_found(&evidence.verify(&evidence.lines[6..]), Verdict::Incomplete, "entries 0 to 5 are missing");
+}
+
+/// The end of an export of the first entries of a log, with a checkpoint over all of them.
+fn connected(evidence: &Evidence, size: usize) -> End {
+    let leaves: Vec<Hash> = evidence.lines.iter().map(|line| canonical::leaf_hash(line)).collect();
+    let mut tiles = TileSet::default();
+    tiles.insert(TileId { level: 0, index: 0 }, Tile::new(leaves.clone()).unwrap());
+    let plan = Plan::consistency(size as u64, leaves.len() as u64).unwrap();
+    let head = Head {
+        size: size as u64,
+        root: leaves[..size].iter().copied().collect::<Frontier>().root().to_vec(),
+        checkpoint: Some(note(&evidence.lines, leaves.len(), &[&evidence.key, &evidence.witness])),
+        consistency: plan.prove(&tiles).unwrap(),
+    };
+    End { heads: BTreeMap::from([(INSTANCE.to_owned(), head)]), ..end_of(&evidence.lines[..size]) }
+}
+
+#[test]
+fn an_export_between_two_checkpoints_is_valid_by_what_its_end_carries() {
+    let mut evidence = evidence();
+    evidence.notes.clear();
+    for size in 1..=10 {
+        let lines = &evidence.lines[..size];
+        let report = evidence.verify_with(evidence.keys(), lines, Some(connected(&evidence, size)));
+        assert_found(&report, Verdict::Valid, &format!("the first {size} entries are as they were signed"));
+    }
+    let (lines, end) = (&evidence.lines[..6], connected(&evidence, 6));
+    let changed = |change: &dyn Fn(&mut Head)| {
+        let mut end = end.clone();
+        end.heads.values_mut().for_each(change);
+        evidence.verify_with(evidence.keys(), lines, Some(end))
+    };
+    let told = "over 10 entries does not begin with the 6 of the export";
+    assert_found(&changed(&|head| head.root[3] ^= 1), Verdict::Altered, told);
+    assert_found(&changed(&|head| head.consistency[1][0] ^= 1), Verdict::Altered, told);
+    assert_found(&changed(&|head| head.consistency.clear()), Verdict::Altered, told);
+    assert_found(&changed(&|head| head.checkpoint = None), Verdict::NotEstablished, "no checkpoint by a pinned key");
+    assert_found(
+        &changed(&|head| head.checkpoint = Some(head.checkpoint.as_ref().unwrap().replacen("prod", "test", 1))),
+        Verdict::Altered,
+        "does not hold",
+    );
+    // Of the lines another one.
+    let mut lines = lines.to_vec();
+    lines[5] = lines[5].replacen("\"displayName\":\"Ada", "\"displayName\":\"Eve", 1);
+    let end = End { sha256: end_of(&lines).sha256, ..end };
+    let report = evidence.verify_with(evidence.keys(), &lines, Some(end));
+    assert_found(&report, Verdict::Altered, "entries 0 to 5 are not those that were signed");
+}
+
+#[test]
+fn what_was_signed_after_an_export_was_opened_is_not_missing_in_it() {
+    let evidence = evidence();
+    let end = End { frozen_at_s: Some(1_700_000_009), ..connected(&evidence, 8) };
+    let report = evidence.verify_with(evidence.keys(), &evidence.lines[..8], Some(end.clone()));
+    assert_found(&report, Verdict::Valid, "at 1700000010 s since 1970 it was signed with 10 entries");
+    // Signed before, it is.
+    let end = End { frozen_at_s: Some(1_700_000_011), ..end };
+    let report = evidence.verify_with(evidence.keys(), &evidence.lines[..8], Some(end));
+    assert_found(&report, Verdict::Incomplete, "entries 8 to 9 are missing at its end");
+}
+
+#[test]
+fn entries_that_were_back_dated_are_named() {
+    let mut evidence = evidence();
+    for (at, us) in [(6, -1), (9, 0)] {
+        let mut back = entry(at);
+        back.recorded_at_us = entry(0).recorded_at_us + us;
+        evidence.lines[at as usize] = canonical::to_string(&back);
+    }
+    evidence.notes = [4, 10].map(|size| note(&evidence.lines, size, &[&evidence.key])).to_vec();
+    let report = evidence.verify(&evidence.lines);
+    assert_found(&report, Verdict::Altered, "2 entries say that they were recorded before the one before them");
+    assert_found(&report, Verdict::Altered, "back-dated: 6, 9");
+    // They are as they were signed all the same.
+    assert_found(&report, Verdict::Altered, "the first 10 entries are as they were signed");
+}
+
+#[test]
+fn entries_that_came_long_after_they_occurred_are_counted() {
+    let mut evidence = evidence();
+    for (at, hours) in [(3, 30), (4, 24), (8, 1_000)] {
+        let mut late = entry(at);
+        late.event.occurred_at_us = late.recorded_at_us - hours * 3_600_000_000;
+        evidence.lines[at as usize] = canonical::to_string(&late);
+    }
+    evidence.notes = vec![note(&evidence.lines, 10, &[&evidence.key])];
+    let report = evidence.verify(&evidence.lines);
+    assert_found(&report, Verdict::Valid, "2 entries were recorded more than a day after they occurred");
+    assert_found(&report, Verdict::Valid, "the longest, 1000 hours, is entry 8");
+}
+
+#[test]
+fn a_key_is_believed_for_its_sizes() {
+    let evidence = evidence();
+    let report = |sizes: &str| {
+        let key: PinnedKey = format!("{}{sizes}", evidence.key.verifier()).parse().unwrap();
+        let mut verifier = Verifier::new([key]).unwrap();
+        evidence.notes.iter().for_each(|note| verifier.checkpoint(note));
+        verifier.export(evidence.lines.iter().map(|line| format!("{line}\n")).collect::<String>().as_bytes()).unwrap();
+        verifier.finish()
+    };
+    assert_found(&report(""), Verdict::Valid, "the first 10 entries");
+    assert_found(&report("@-10"), Verdict::Valid, "the first 10 entries");
+    assert_found(&report("@-9"), Verdict::NotEstablished, "entries 7 to 9 are under no checkpoint");
+    assert_found(&report("@8-"), Verdict::Valid, "2 checkpoints by no key that is pinned");
+    assert_found(&report("@11-20"), Verdict::NotEstablished, "@11-20");
+    for wrong in ["@", "@-x", "@7", "@9-8", "@1-2-3", "@+1-"] {
+        let text = format!("{}{wrong}", evidence.key.verifier());
+        assert!(text.parse::<PinnedKey>().is_err(), "{text}");
+    }
+    let odd = SigningKey::generate("log@home", KeyKind::Log).unwrap().0;
+    assert_eq!(odd.verifier().to_string().parse::<PinnedKey>().unwrap().key, *odd.verifier());
+}
+
+#[test]
+fn bytes_that_are_no_lines_are_altered_and_told_with_their_line() {
+    let evidence = evidence();
+    let verify = |bytes: &[u8]| {
+        let mut verifier = Verifier::new(evidence.keys()).unwrap();
+        evidence.notes.iter().for_each(|note| verifier.checkpoint(note));
+        verifier.export(bytes).unwrap();
+        verifier.finish()
+    };
+    let all: Vec<u8> = evidence.lines.iter().flat_map(|line| format!("{line}\n").into_bytes()).collect();
+    let mut invalid = all.clone();
+    let at = evidence.lines[..3].iter().map(|line| line.len() + 1).sum::<usize>() + 30;
+    invalid[at] = 0xff;
+    assert_found(&verify(&invalid), Verdict::Altered, "line 4 is not UTF-8");
+    let long = [&vec![b'x'; 3 * MAX_LINE_BYTES][..], b"\n", &all].concat();
+    assert_found(&verify(&long), Verdict::Altered, "line 1 is longer than 1048576 bytes");
+    assert_found(&verify(&long), Verdict::Altered, "the first 10 entries are as they were signed");
+    // The end's hash is over them too.
+    let mut verifier = Verifier::new(evidence.keys()).unwrap();
+    let mut end = end_of(&evidence.lines);
+    (end.entries, end.sha256) = (11, Sha256::digest(&long).to_vec());
+    verifier.end(end.clone());
+    verifier.export(long.as_slice()).unwrap();
+    assert!(!verifier.finish().to_string().contains("another SHA-256"));
+    // A last line without its end is not the export that was made.
+    let mut verifier = Verifier::new(evidence.keys()).unwrap();
+    verifier.end(end_of(&evidence.lines));
+    verifier.export(&all[..all.len() - 1]).unwrap();
+    assert_found(&verifier.finish(), Verdict::Altered, "another SHA-256");
+}
+
+#[test]
+fn what_is_held_of_a_log_does_not_grow_with_it() {
+    let mut verifier = Verifier::new([evidence().key.verifier().clone()]).unwrap();
+    for sequence in 0..5_000 {
+        let entry = entry(sequence);
+        verifier.entry(&canonical::to_string(&entry), &entry);
+    }
+    let log = &verifier.logs[INSTANCE];
+    assert!(log.forest.len() <= 13, "{}", log.forest.len());
 }

@@ -1,13 +1,12 @@
 //! `standalone verify`: an export of the audit log against signed checkpoints, without any server.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use audit_service::archive::Manifest;
-use audit_service::checkpoint::VerifierKey;
-use audit_service::verify::{End, Verifier};
+use audit_service::verify::{End, PinnedKey, Verifier};
 use clap::Args;
 use serde_json::Value;
 
@@ -33,11 +32,15 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "FILE")]
     checkpoints: Vec<PathBuf>,
     /// A key to believe, NAME+ID+BASE64, that you were told by somebody else than the server.
-    /// Again for more; a witness's key makes cosignatures count. Keys of logs have one name:
-    /// lines do not say of which deployment they are.
+    /// Again for more; a witness's key makes cosignatures count. KEY@FIRST-LAST is believed for
+    /// checkpoints over so many entries alone, as a key that was replaced: KEY@-5000. Keys of
+    /// logs have one name: lines do not say of which deployment they are.
     #[arg(long = "key", value_name = "KEY")]
-    keys: Vec<VerifierKey>,
+    keys: Vec<PinnedKey>,
 }
+
+/// More than checkpoints of a hundred years take, one every ten minutes.
+const CHECKPOINTS_BYTES: u64 = 4 << 30;
 
 /// Prints what was found, the verdict last; gives the exit status.
 ///
@@ -48,25 +51,30 @@ pub struct VerifyArgs {
 pub fn run(args: VerifyArgs) -> Result<u8> {
     let mut verifier = Verifier::new(args.keys).map_err(|error| refused(error.to_string()))?;
     for file in &args.checkpoints {
-        lines(file, |line| {
-            let value: Value = serde_json::from_str(line).unwrap_or(Value::Null);
+        for line in BufReader::new(open(file)?.take(CHECKPOINTS_BYTES)).lines() {
+            let line = line.map_err(|error| unreadable(file, &error))?;
+            let value: Value = serde_json::from_str(&line).unwrap_or(Value::Null);
             let note = value["note"].as_str();
             verifier
                 .checkpoint(note.ok_or_else(|| refused(format!("{} has a line without \"note\"", file.display())))?);
-            Ok(())
-        })?;
-    }
-    if let Some(export) = &args.export {
-        lines(export, |line| {
-            verifier.line(line);
-            Ok(())
-        })?;
-    }
-    if let Some(folder) = &args.archive {
-        segments(folder, &mut verifier)?;
+        }
     }
     if let Some(file) = &args.end {
         verifier.end(end(file)?);
+    }
+    let segments = args.archive.as_deref().map(segments).transpose()?.unwrap_or_default();
+    for manifest in &segments {
+        verifier.expect_segment(&self::manifest(manifest)?);
+    }
+    if let Some(export) = &args.export {
+        let reader = BufReader::with_capacity(1 << 20, open(export)?);
+        verifier.export(reader).map_err(|error| unreadable(export, &error))?;
+    }
+    // One in memory at a time.
+    for path in &segments {
+        let lines = path.with_extension("jsonl.zst");
+        let data = std::fs::read(&lines).map_err(|error| unreadable(&lines, &error))?;
+        verifier.segment(&manifest(path)?, data);
     }
     let report = verifier.finish();
     // If standard output is closed there is nobody to tell; the exit status says it too.
@@ -78,39 +86,30 @@ fn unreadable(file: &Path, error: &dyn std::fmt::Display) -> anyhow::Error {
     refused(format!("cannot read {}: {error}", file.display()))
 }
 
-/// Line after line, so that an export may be larger than memory.
-fn lines(file: &Path, mut each: impl FnMut(&str) -> Result<()>) -> Result<()> {
-    let open = File::open(file).map_err(|error| unreadable(file, &error))?;
-    let mut reader = BufReader::with_capacity(1 << 20, open);
-    let mut line = String::new();
-    loop {
-        line.clear();
-        if reader.read_line(&mut line).map_err(|error| unreadable(file, &error))? == 0 {
-            return Ok(());
-        }
-        each(line.strip_suffix('\n').unwrap_or(&line))?;
-    }
+fn open(file: &Path) -> Result<File> {
+    File::open(file).map_err(|error| unreadable(file, &error))
 }
 
-/// Every segment in a folder of the archive, one in memory at a time.
-fn segments(folder: &Path, verifier: &mut Verifier) -> Result<()> {
+/// The manifests of every segment in a folder of the archive.
+fn segments(folder: &Path) -> Result<Vec<PathBuf>> {
     let listed = std::fs::read_dir(folder).and_then(|listed| listed.collect::<std::io::Result<Vec<_>>>());
     let mut paths: Vec<PathBuf> =
         listed.map_err(|error| unreadable(folder, &error))?.into_iter().map(|entry| entry.path()).collect();
     paths.sort();
+    let mut found = Vec::new();
     for path in paths {
         if path.is_dir() {
-            segments(&path, verifier)?;
+            found.extend(segments(&path)?);
         } else if path.extension().is_some_and(|extension| extension == "json") {
-            let bytes = std::fs::read(&path).map_err(|error| unreadable(&path, &error))?;
-            let manifest = Manifest::parse(&bytes)
-                .map_err(|error| refused(format!("{} is no manifest: {error}", path.display())))?;
-            let lines = path.with_extension("jsonl.zst");
-            let data = std::fs::read(&lines).map_err(|error| unreadable(&lines, &error))?;
-            verifier.segment(&manifest, data);
+            found.push(path);
         }
     }
-    Ok(())
+    Ok(found)
+}
+
+fn manifest(path: &Path) -> Result<Manifest> {
+    let bytes = std::fs::read(path).map_err(|error| unreadable(path, &error))?;
+    Manifest::parse(&bytes).map_err(|error| refused(format!("{} is no manifest: {error}", path.display())))
 }
 
 fn end(file: &Path) -> Result<End> {

@@ -55,7 +55,7 @@ proptest! {
         let read = Manifest::parse(&manifest.to_bytes().unwrap()).unwrap();
         prop_assert_eq!(&read, &manifest);
         let mut lines = Vec::new();
-        read.verify(data, |line| lines.push(line.to_owned())).unwrap();
+        read.verify(data, |line, _| lines.push(line.to_owned())).unwrap();
         let expected: Vec<String> = log[first as usize..end as usize].iter().map(|(line, _)| line.clone()).collect();
         prop_assert_eq!(lines, expected);
     }
@@ -65,14 +65,14 @@ proptest! {
 fn what_is_changed_moved_or_left_out_is_found() {
     let log = log(700);
     let (manifest, data) = segment(&log, 200, 600);
-    manifest.verify(data.clone(), |_| ()).unwrap();
+    manifest.verify(data.clone(), |_, _| ()).unwrap();
     // Whoever changes lines changes the hashes of the manifest as well, but not the tree.
     let forged = |change: &dyn Fn(&mut Log)| {
         let mut lines = log.clone();
         change(&mut lines);
         let (other, data) = segment(&lines, 200, 600);
         let manifest = Manifest { data: other.data, lines_sha256: other.lines_sha256, ..manifest.clone() };
-        manifest.verify(data, |_| ()).unwrap_err().to_string()
+        manifest.verify(data, |_, _| ()).unwrap_err().to_string()
     };
     let rewrite = |lines: &mut Log, at: usize| {
         lines[at].1.event.reason = "nothing to see".into();
@@ -92,8 +92,8 @@ fn what_is_changed_moved_or_left_out_is_found() {
         (Manifest { tiles: manifest.tiles[1..].to_vec(), ..manifest.clone() }, "tile"),
         (Manifest { checkpoint: Some("signed by me".into()), ..manifest.clone() }, "no checkpoint"),
     ] {
-        let why = other.verify(data.clone(), |_| ()).unwrap_err().to_string();
+        let why = other.verify(data.clone(), |_, _| ()).unwrap_err().to_string();
         assert!(why.contains(word), "{why}");
     }
-    assert!(manifest.verify(data[1..].to_vec(), |_| ()).is_err());
+    assert!(manifest.verify(data[1..].to_vec(), |_, _| ()).is_err());
 }

@@ -1,0 +1,190 @@
+//! Proofs from the tree as it is stored. Each is checked before it is given, against the log's own head and the entry
+//! itself: what was changed in the database is told as `DATA_LOSS`, and not proven.
+//!
+//! ```text
+//! entry ─▶ its line's hash ─ is it the leaf? ─┐
+//! tiles ─▶ proof, root of the size asked for ─┴─ does it lead there, and that on to the head's root? ─▶ answer
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use service_core::auth::Access;
+use service_core::error::{Error, Result};
+use tokio_util::sync::CancellationToken;
+
+use crate::canonical;
+use crate::checkpoint::{Checkpoint, Note};
+use crate::merkle::{Hash, NotProven, Plan, Unprovable, empty_root, verify_consistency, verify_inclusion};
+use crate::signer::Signer;
+use crate::store::{self, Heads, LogWalk, Store, TreeHead, damaged};
+
+/// Logs of an export's end that are connected with checkpoints.
+const CONNECTED: usize = 1_000;
+/// How long the end of an export waits for what is being signed.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Proves. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Prover {
+    store: Store,
+    signer: Option<Signer>,
+}
+
+/// That an entry is in a tree.
+#[derive(Debug)]
+pub(crate) struct Inclusion {
+    /// Its leaf hash.
+    pub(crate) leaf: Hash,
+    /// The proof.
+    pub(crate) hashes: Vec<Hash>,
+    /// The tree's root.
+    pub(crate) root: Hash,
+}
+
+/// What connects the first entries of a log with a checkpoint over as many or more.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    /// The root over them.
+    pub(crate) root: Hash,
+    /// The checkpoint.
+    pub(crate) note: String,
+    /// The proof that its tree began as theirs.
+    pub(crate) consistency: Vec<Hash>,
+}
+
+impl Prover {
+    pub(crate) fn new(store: Store, signer: Option<Signer>) -> Self {
+        Self { store, signer }
+    }
+
+    /// What signs, if anything does.
+    pub(crate) fn signer(&self) -> Option<&Signer> {
+        self.signer.as_ref()
+    }
+
+    /// Where a log stands.
+    pub(crate) async fn head(&self, access: &Access, instance_id: &str) -> Result<TreeHead> {
+        let head = self.store.tree_head(access, instance_id).await.map_err(store::lost)?;
+        Ok(head.unwrap_or(TreeHead { size: 0, root: empty_root() }))
+    }
+
+    /// That an entry is in the tree over the first entries of a log: more than its sequence, at most as many as the head's.
+    pub(crate) async fn inclusion(
+        &self,
+        access: &Access,
+        instance_id: &str,
+        sequence: u64,
+        size: u64,
+        head: &TreeHead,
+    ) -> Result<Inclusion> {
+        let wrong = |how: String| store::lost(damaged(instance_id, &how));
+        let leaf = self.store.leaf_at(access, instance_id, sequence).await?;
+        let leaf = leaf.ok_or_else(|| wrong(format!("entry {sequence} is missing")))?;
+        let row = LogWalk::new(access, instance_id, sequence, sequence + 1).next(&self.store).await?;
+        if row.first().is_some_and(|row| canonical::leaf_hash(&row.canonical) != leaf) {
+            return Err(wrong(format!("entry {sequence} was changed")));
+        }
+        let root = self.root(access, instance_id, size, head).await?;
+        let hashes = self.prove(access, instance_id, Plan::inclusion(sequence, size)).await?;
+        verify_inclusion(sequence, size, &leaf, &hashes, &root)
+            .map_err(|why| wrong(format!("its tree is not over entry {sequence} as it is: {why}")))?;
+        Ok(Inclusion { leaf, hashes, root })
+    }
+
+    /// That the tree of a size began as the one of a smaller size, and the root of the larger one.
+    pub(crate) async fn consistency(
+        &self,
+        access: &Access,
+        instance_id: &str,
+        old_size: u64,
+        size: u64,
+        head: &TreeHead,
+    ) -> Result<(Vec<Hash>, Hash)> {
+        let old_root = self.root(access, instance_id, old_size, head).await?;
+        let root = self.root(access, instance_id, size, head).await?;
+        let hashes = self.prove(access, instance_id, Plan::consistency(old_size, size)).await?;
+        verify_consistency(old_size, size, &old_root, &root, &hashes)
+            .map_err(|why| not_one_tree(instance_id, old_size, size, why))?;
+        Ok((hashes, root))
+    }
+
+    /// The root over the first entries of a log, which is on the way to the head's.
+    async fn root(&self, access: &Access, instance_id: &str, size: u64, head: &TreeHead) -> Result<Hash> {
+        let root = self.prove(access, instance_id, Ok(Plan::root(size))).await?.first().copied();
+        let root = root.unwrap_or_else(empty_root);
+        let on = self.prove(access, instance_id, Plan::consistency(size, head.size)).await?;
+        verify_consistency(size, head.size, &root, &head.root, &on)
+            .map_err(|why| not_one_tree(instance_id, size, head.size, why))?;
+        Ok(root)
+    }
+
+    /// Sizes were checked, so a tile that is missing has been taken away.
+    async fn prove(&self, access: &Access, instance_id: &str, plan: Result<Plan, Unprovable>) -> Result<Vec<Hash>> {
+        let plan = plan.map_err(Error::internal)?;
+        let tiles = self.store.tiles(access, instance_id, &plan).await.map_err(store::lost)?;
+        plan.prove(&tiles).map_err(|why| store::lost(damaged(instance_id, &why.to_string())))
+    }
+
+    /// Connects heads with checkpoints, as far as these are signed in time. A head that does not lead to one is left out:
+    /// the export holds what was found, and that it is damaged is in the service's log.
+    pub(crate) async fn connect(
+        &self,
+        access: &Access,
+        heads: &Heads,
+        stop: &CancellationToken,
+    ) -> Result<BTreeMap<String, Connected>> {
+        let mut connected = BTreeMap::new();
+        let Some(signer) = &self.signer else { return Ok(connected) };
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        for (instance_id, size) in heads.iter().take(CONNECTED) {
+            let note = loop {
+                match signer.checkpoint(access, instance_id, Some((*size).max(1))).await {
+                    Ok(Some(note)) => break Some(note),
+                    Ok(None) if tokio::time::Instant::now() < deadline && !stop.is_cancelled() => {
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                    Ok(None) => break None,
+                    Err(error) => {
+                        tracing::warn!(instance_id, %error, "an export ends without a checkpoint");
+                        break None;
+                    }
+                }
+            };
+            let Some(note) = note else { continue };
+            let text = note.parse::<Note>().map_err(Error::internal)?;
+            let signed = Checkpoint::parse(text.text()).map_err(Error::internal)?;
+            let tree = TreeHead { size: signed.size, root: signed.root };
+            match self.beginning(access, instance_id, *size, &tree).await {
+                Ok((root, consistency)) => {
+                    connected.insert(instance_id.clone(), Connected { root, note, consistency });
+                }
+                // Which was told.
+                Err(Error::DataLoss(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(connected)
+    }
+
+    /// The root over the first entries of a log, and the proof that what was signed began so.
+    async fn beginning(
+        &self,
+        access: &Access,
+        instance_id: &str,
+        size: u64,
+        signed: &TreeHead,
+    ) -> Result<(Hash, Vec<Hash>)> {
+        let root = self.root(access, instance_id, size, signed).await?;
+        Ok((root, self.prove(access, instance_id, Plan::consistency(size, signed.size)).await?))
+    }
+}
+
+fn not_one_tree(instance_id: &str, old_size: u64, size: u64, why: NotProven) -> Error {
+    store::lost(damaged(
+        instance_id,
+        &format!("its tree over {size} entries did not begin as the one over {old_size}: {why}"),
+    ))
+}
