@@ -1,6 +1,8 @@
 //! Audit: one event for every administrative action, and the questions about them.
 
+pub(crate) mod check;
 pub(crate) mod event;
+pub(crate) mod operation;
 pub(crate) mod query;
 pub(crate) mod tail;
 mod trust;
@@ -16,6 +18,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::event::AuditEvent;
+use self::operation::Operations;
 use crate::config::{OnRejected, Rejected, RejectedEvent};
 use crate::diff::{Diff, Secrets};
 use crate::error::{Error, Rejection};
@@ -32,6 +35,7 @@ pub struct Audit {
     pub(crate) reader: Reader,
     pub(crate) timeout: Duration,
     pub(crate) secrets: Arc<Secrets>,
+    pub(crate) operations: Arc<Operations>,
 }
 
 /// Who waits for an event's receipt.

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::GatewaySdk;
 use crate::audit::event::AuditEvent;
+use crate::audit::operation::{Abandoned, Operations};
 use crate::audit::{Audit, AuditLane, Waiter};
 use crate::credentials::{Access, Credentials};
 use crate::diff::Secrets;
@@ -134,6 +135,28 @@ impl fmt::Debug for OnPressure {
     }
 }
 
+/// The application's callback for operations without an outcome.
+#[derive(Clone, Default)]
+pub(crate) struct OnAbandoned(Option<Arc<dyn Fn(Abandoned) + Send + Sync>>);
+
+impl OnAbandoned {
+    /// Called where an operation is dropped, which must not panic.
+    pub(crate) fn call(&self, abandoned: Abandoned) {
+        tracing::warn!(action = abandoned.intent.as_proto().action, "an operation has no recorded outcome");
+        if let Some(callback) = &self.0
+            && catch_unwind(AssertUnwindSafe(|| callback(abandoned))).is_err()
+        {
+            tracing::error!("the on_abandoned callback panicked");
+        }
+    }
+}
+
+impl fmt::Debug for OnAbandoned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Some(..)" } else { "None" })
+    }
+}
+
 /// Settings of a [`GatewaySdk`]; see [`GatewaySdk::builder`]. Every one has a default.
 #[derive(Clone, Debug)]
 #[must_use = "call `build`"]
@@ -161,6 +184,7 @@ pub struct Builder {
     spool_sync: Duration,
     on_pressure: OnPressure,
     secrets: Secrets,
+    on_abandoned: OnAbandoned,
 }
 
 impl Default for Builder {
@@ -196,6 +220,7 @@ impl Default for Builder {
             spool_sync: Duration::from_secs(1),
             on_pressure: OnPressure::default(),
             secrets: Secrets::default(),
+            on_abandoned: OnAbandoned::default(),
         }
     }
 }
@@ -395,6 +420,13 @@ impl Builder {
         self
     }
 
+    /// Called for each operation ([`Audit::begin`]) that was dropped without a recorded outcome,
+    /// where it was dropped (so it must not block): its intent stands open in the log.
+    pub fn on_abandoned(mut self, callback: impl Fn(Abandoned) + Send + Sync + 'static) -> Self {
+        self.on_abandoned = OnAbandoned(Some(Arc::new(callback)));
+        self
+    }
+
     /// Starts the SDK on the tokio runtime it is called in. Connects when there is
     /// something to send or to ask; either service may be away.
     ///
@@ -449,6 +481,7 @@ impl Builder {
             reader: reader(AuditLane::NAME, &audit_target),
             timeout: self.audit_timeout,
             secrets: Arc::new(self.secrets),
+            operations: Arc::new(Operations::new(self.on_abandoned)),
         };
         Ok(GatewaySdk { usage, audit, producer_id: outboxes.producer_id.into() })
     }

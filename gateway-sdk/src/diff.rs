@@ -22,6 +22,7 @@ mod tests;
 use activity_proto::audit::v1 as proto;
 use serde::Serialize;
 
+pub(crate) use self::fit::{omitted, omitted_text};
 use self::node::Node;
 pub use self::secrets::{Secrets, secret};
 
@@ -108,6 +109,16 @@ impl Diff {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.complete || self.changes.is_empty()
+    }
+
+    /// With further changes, within the same bounds.
+    #[cfg(feature = "layer")]
+    pub(crate) fn append(&mut self, other: Self) {
+        let complete = self.is_complete() && other.is_complete();
+        let mut changes = std::mem::take(&mut self.changes);
+        changes.extend(other.changes);
+        *self = fit::fit(changes);
+        self.complete &= complete;
     }
 
     /// Stands for a diff that there is none of, and says so.

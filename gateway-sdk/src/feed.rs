@@ -74,6 +74,11 @@ impl<T: Send + 'static> Feed<T> {
         self.task.is_some()
     }
 
+    /// Whether events may come without an instance of their own.
+    pub(crate) fn has_instance(&self) -> bool {
+        !self.instance.is_empty()
+    }
+
     /// Why an event was not taken, for its caller.
     pub(crate) fn refused(&self, refused: Refused, service: &'static str) -> Error {
         match refused {

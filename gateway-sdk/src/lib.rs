@@ -16,6 +16,8 @@
 //! | [`GatewaySdk`], [`Builder`] | building, flushing, shutting down, counters |
 //! | [`Usage`] | recording requests; summaries, breakdowns, series, exports, prices |
 //! | [`Audit`] | recording administrative actions; entries, tail, export |
+//! | [`Audit::begin`], [`Operation`] | actions in two entries: the intent before the change, the outcome after it |
+//! | `layer` | with the feature `layer`: a tower layer that lets nothing through without a record |
 //! | [`Diff`], [`Secrets`] | what a change has changed, without what nobody may read |
 //! | `spool` | the design of the files that events wait in, and what each crash leaves |
 //! | `queue` | the bounded queue in memory, where no folder for a spool was given |
@@ -29,6 +31,9 @@
 //!   service is in.
 //! - **Audit fails closed.** [`Audit::record`] returns `Ok` only when the event is durable:
 //!   synced to the local disk with a [`spool`](Builder::spool), stored by the service without.
+//! - **No change without a trace**: [`Audit::begin`] makes the intent durable before the change, so
+//!   that whatever dies in the middle leaves an intent that stands open; the `layer` does so for
+//!   every route that is not listed as read only.
 //! - **Delivered once.** What was sent without an answer is sent again, after any break,
 //!   and the event's id, fixed when it was built, makes the service store it once.
 //! - **Nothing is lost silently.** What is dropped is counted, and reported to the service
@@ -107,6 +112,8 @@ mod endpoint;
 mod error;
 mod feed;
 mod id;
+#[cfg(feature = "layer")]
+pub mod layer;
 mod outbox;
 mod query;
 mod queue;
@@ -131,6 +138,7 @@ pub use activity_proto::usage::v1::{Bucket, Dimension, Metric, RequestStatus, Us
 pub use tonic::Code;
 
 pub use crate::audit::event::{Actor, AuditEvent, AuditEventBuilder, Resource};
+pub use crate::audit::operation::{Abandoned, Begin, Operation, OperationStats, Unrecorded};
 pub use crate::audit::query::{AuditExport, AuditFilter, AuditQuery};
 pub use crate::audit::tail::TailQuery;
 pub use crate::audit::{Audit, Receipt, Recorded};
@@ -195,7 +203,11 @@ impl GatewaySdk {
     /// Counters of what became of everything that was recorded.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats { usage: self.usage.feed.stats(), audit: self.audit.feed.stats() }
+        Stats {
+            usage: self.usage.feed.stats(),
+            audit: self.audit.feed.stats(),
+            operations: self.audit.operations.stats(),
+        }
     }
 
     /// Sends what was recorded so far without waiting for full batches, and returns when

@@ -1,5 +1,6 @@
 //! Counters: what became of everything that was recorded.
 
+use crate::audit::operation::OperationStats;
 use crate::queue::Settled;
 
 /// A snapshot of both services' counters; see [`GatewaySdk::stats`](crate::GatewaySdk::stats).
@@ -10,6 +11,8 @@ pub struct Stats {
     pub usage: ServiceStats,
     /// Audit events.
     pub audit: ServiceStats,
+    /// Actions in two entries.
+    pub operations: OperationStats,
 }
 
 /// One service's counters since the SDK was built.

@@ -41,6 +41,11 @@ pub struct AuditEvent {
 pub struct Actor(proto::Actor);
 
 impl Actor {
+    #[cfg(feature = "layer")]
+    pub(crate) fn map(self, change: impl FnOnce(proto::Actor) -> proto::Actor) -> Self {
+        Self(change(self.0))
+    }
+
     /// A person, by a stable id.
     pub fn user(id: impl Into<String>) -> Self {
         Self::of_kind(ActorKind::User, id)
@@ -102,6 +107,16 @@ impl Resource {
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.0.name = name.into();
         self
+    }
+}
+
+impl Resource {
+    pub(crate) fn map(self, change: impl FnOnce(proto::Resource) -> proto::Resource) -> Self {
+        Self(change(self.0))
+    }
+
+    pub(crate) fn into_proto(self) -> proto::Resource {
+        self.0
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) fn fit(mut changes: Vec<proto::Change>) -> Diff {
     Diff { changes, complete }
 }
 
-pub(super) fn omitted(what: &Value) -> String {
+pub(crate) fn omitted(what: &Value) -> String {
     json!({ "$omitted": what }).to_string()
 }
 

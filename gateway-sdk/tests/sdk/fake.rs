@@ -83,6 +83,8 @@ pub(crate) struct Inner {
     /// Events by id: tag, producer, and the order of storing.
     pub(crate) stored: BTreeMap<String, (String, Producer, u64)>,
     pub(crate) duplicates: u64,
+    /// Audit events as they were stored, in order.
+    pub(crate) audited: Vec<audit::AuditEvent>,
     /// Ranges in the order reported.
     pub(crate) dropped: Vec<(u64, u64)>,
 }
@@ -247,6 +249,7 @@ struct Event {
     tag: String,
     instance: String,
     producer: Option<Producer>,
+    audited: Option<audit::AuditEvent>,
 }
 
 /// What became of a batch.
@@ -280,6 +283,7 @@ impl Memory {
                 outcome.accepted += 1;
                 let kept = (event.tag.clone(), producer, place);
                 inner.stored.insert(event.id.clone(), kept);
+                inner.audited.extend(event.audited.clone());
             }
             let receipt = (index, event.id.clone(), place, known.is_some());
             outcome.receipts.push(receipt);
@@ -397,6 +401,7 @@ impl UsageIngestService for Serve {
                 tag: event.user_id,
                 instance: event.instance_id,
                 producer: event.producer,
+                audited: None,
             });
             (request.batch_id, events.collect(), request.dropped)
         };
@@ -437,10 +442,11 @@ impl AuditIngestService for Serve {
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
         let read = |request: audit::StreamEventsRequest| {
             let events = request.events.into_iter().map(|event| Event {
-                id: event.id,
-                tag: event.actor.unwrap().id,
-                instance: event.instance_id,
-                producer: event.producer,
+                id: event.id.clone(),
+                tag: event.actor.clone().unwrap().id,
+                instance: event.instance_id.clone(),
+                producer: event.producer.clone(),
+                audited: Some(event),
             });
             (request.batch_id, events.collect(), request.dropped)
         };

@@ -6,5 +6,8 @@ mod access;
 mod bounds;
 mod delivery;
 mod fake;
+#[cfg(feature = "layer")]
+mod layer;
+mod operations;
 mod queries;
 mod spool;

@@ -1,5 +1,6 @@
-//! A gateway for crash drills: `recorder FOLDER AUDIT USAGE [drain]`. Records events from four threads as fast as it may
-//! and prints each one's id when `record` has returned, until it is killed; or only delivers what its spool holds.
+//! A gateway for crash drills: `recorder FOLDER AUDIT USAGE [drain|begin]`. Records events from four threads as fast as it may
+//! and prints each one's id when `record` has returned, until it is killed; or only delivers what its spool holds. With
+//! `begin` it begins an action, says so, and never ends it.
 #![expect(clippy::expect_used, reason = "a program of the tests: a panic is its failure")]
 
 use std::io::Write;
@@ -15,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [folder, audit, usage, ..] = &arguments[..] else {
-        panic!("recorder FOLDER AUDIT USAGE [drain]");
+        panic!("recorder FOLDER AUDIT USAGE [drain|begin]");
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
@@ -34,6 +35,14 @@ fn main() {
         assert!(left.is_complete(), "{left:?}, {:?}", sdk.stats());
         println!("drained {} {}", sdk.stats().usage.damaged, sdk.stats().audit.damaged);
         return;
+    }
+    if arguments.get(3).is_some_and(|mode| mode == "begin") {
+        let begin = sdk.audit().begin(Actor::user("admin"), "model.disabled", Resource::new("model", "model-1"));
+        let operation = runtime.block_on(async { begin.await }).expect("an intent");
+        println!("begun {}", operation.id());
+        loop {
+            std::thread::park();
+        }
     }
     println!("begins");
     std::thread::scope(|scope| {
