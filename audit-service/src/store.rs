@@ -244,9 +244,9 @@ impl Store {
 
     /// Closes the pools.
     pub async fn close(self) {
+        self.db.close().await;
         // That of the writer may be the same; closed twice is closed.
         let _ = self.remover.close().await;
-        self.db.close().await;
     }
 
     /// Does what somebody does who has the database.

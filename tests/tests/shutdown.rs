@@ -81,6 +81,8 @@ async fn a_stop_leaves_the_whole_database_in_its_one_file() {
         let log = sandbox.folder.path().join("audit.db-wal");
         let left = std::fs::metadata(&log).map_or(0, |log| log.len());
         assert_eq!(left, 0, "stop {stop} leaves {}", log.display());
+        let told = sandbox.audit.process().log();
+        assert!(!told.contains(" WARN ") && !told.contains(" ERROR "), "{told}");
         sandbox.audit.start_again().await;
     }
 }
