@@ -78,6 +78,11 @@ impl Auditor {
         })
     }
 
+    /// Whether they become entries.
+    pub(crate) fn has_audit_log(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Records what is refused, until `stop` and then what is left.
     pub(crate) async fn record(self, mut refused: DenialQueue, metrics: Metrics, stop: CancellationToken) {
         let mut stopped = false;

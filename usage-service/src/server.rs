@@ -42,6 +42,9 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
     config.retention.check()?;
     let security = Security::load(&config.tls, &config.auth, ROLES)?.limited(&config.limits)?;
     let auditor = Auditor::new(&config.audit, &config.denials)?;
+    if security.authenticates() && !auditor.has_audit_log() {
+        tracing::warn!("audit.endpoint is empty: refused calls are lines of this log, not entries of the audit log");
+    }
     let listener = server::bind(ENV_PREFIX, "listen", config.listen, &security).await?;
     let local_addr = listener.local_addr().context("the address of the listener")?;
     let metrics_listener = match config.metrics_listen {
