@@ -204,6 +204,16 @@ async fn what_is_due_is_archived_and_all_that_was_known_is_still_known(home: &Ho
     let Err(Error::OutOfRange(why)) = export.chunk().await else { panic!("not refused") };
     assert!(why.contains("\"prod\" are there from 2026-01-01T00:00:00.000700Z") && why.contains("0 to 699"), "{why}");
 
+    // Who may not see the log is not told that something of it was archived.
+    let access = full().to_instances(["theirs"]);
+    let sought = store.by_id(&access, events[5].id).await.unwrap();
+    assert_eq!(sought, Sought::Hidden { instance_id: "prod".into() });
+    assert_eq!(store.kept(&access, "prod").await.unwrap(), None);
+    assert_eq!(store.segments(&access, "prod", 0, 10).await.unwrap(), []);
+    let scope = Scope::Time { start_us: T0, end_us: T0 + DAY_US };
+    let mut theirs = Export::open(store.clone(), &access, Filter::everything(), Format::Jsonl, scope).await.unwrap();
+    assert_eq!(theirs.chunk().await.unwrap(), None);
+
     // Once more, and nothing happens: the entry that tells of it is not worth one.
     retention(&store, 365, World::days_later(366)).once().await.unwrap();
     let kept = store.kept(&full(), "prod").await.unwrap().unwrap();
