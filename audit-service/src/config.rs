@@ -134,6 +134,9 @@ pub struct LogConfig {
     /// The key of cosignatures. Empty, the default: `witness.key` in the folder, made at the first start.
     #[serde(deserialize_with = "optional_path")]
     pub witness_key_file: Option<PathBuf>,
+    /// Make keys that are missing in the folder although others have signed the log: for one start, where those are lost.
+    /// Who checks the log must pin the new ones. Default false.
+    pub new_key: bool,
     /// Time between checkpoints of a log that grows. Default 500.
     pub checkpoint_interval_ms: NonZeroU64,
     /// Time without entries after which the newest checkpoint is cosigned again. Default 600,000.
@@ -148,6 +151,7 @@ impl Default for LogConfig {
             key_file: None,
             retiring_key_file: None,
             witness_key_file: None,
+            new_key: false,
             // Neither is zero.
             checkpoint_interval_ms: NonZeroU64::MIN.saturating_add(499),
             silence_interval_ms: NonZeroU64::MIN.saturating_add(599_999),

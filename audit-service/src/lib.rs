@@ -15,6 +15,7 @@
 //!   database, nor does [`verify`]: an export against what was signed. `prover`: proofs of what is stored.
 //! - [`ROLES`]: who may call what; `denials`: what was refused, as entries.
 //! - [`retention`]: what is old goes to the [`archive`], with its proofs; `history`: a log read through both.
+//! - [`checker`]: whether what is stored is as it was written, again and again.
 //! - [`store`]: one log an instance, without gaps; the only place that knows SQL.
 //!
 //! Invariants: an entry is never changed, and never removed but into the archive; what is acknowledged is on disk; a sequence has no gaps; an
@@ -22,6 +23,7 @@
 
 pub mod archive;
 pub mod canonical;
+pub mod checker;
 pub mod checkpoint;
 mod config;
 mod convert;
@@ -50,4 +52,4 @@ pub use config::{Config, ENV_PREFIX, LogConfig, Profile, RetentionConfig, TailCo
 #[cfg(any(test, feature = "fuzzing"))]
 pub use grpc::fuzz;
 pub use roles::ROLES;
-pub use server::{Server, bind};
+pub use server::{Server, bind, open_store, trusted};

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use service_core::auth::Denials;
+use service_core::error::Error;
 use service_core::ingest_stream::StreamOptions;
 use service_core::page::Sealer;
 use service_core::server::{self as core, HealthCheck, Security};
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::archive::Archive;
+use crate::checker::{Checker, Trusted};
 use crate::grpc::{self, GovernanceService, IngestService, QueryService, TrustService};
 use crate::ingest::{Followers, Ingest};
 use crate::prover::Prover;
@@ -50,13 +52,7 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
         Some(address) => Some(core::bind_metrics(ENV_PREFIX, address).await?),
         None => None,
     };
-    let archive = config.retention.archive(&config.database_url);
-    // One that is not there and not needed is not made.
-    let archive = archive.filter(|place| config.retention.days.is_some() || place.exists());
-    let archive = archive.map(|place| Archive::open(&place.to_string_lossy())).transpose()?;
-    let store =
-        Store::open_with(&config.database_url, &config.database, config.retention.database_url.as_ref()).await?;
-    let store = store.with_archive(archive);
+    let store = open_store(&config).await?;
     let sealer = Sealer::new(store.seal_key().await?);
     let signer = Signer::open(&config.log, &config.database_url, store.clone()).await?;
     let surroundings = Arc::new(retention::Real);
@@ -65,6 +61,27 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
     let listen = server.local_addr()?;
     tracing::info!(%listen, metrics, database = %server.config.database_url, "audit-service is ready to serve");
     Ok(server)
+}
+
+/// Opens the database, and the archive.
+///
+/// # Errors
+/// As [`bind`].
+pub async fn open_store(config: &Config) -> anyhow::Result<Store> {
+    let archive = config.retention.archive(&config.database_url);
+    // One that is not there and not needed is not made.
+    let archive = archive.filter(|place| config.retention.days.is_some() || place.exists());
+    let archive = archive.map(|place| Archive::open(&place.to_string_lossy())).transpose()?;
+    let remover = config.retention.database_url.as_ref();
+    Ok(Store::open_with(&config.database_url, &config.database, remover).await?.with_archive(archive))
+}
+
+/// What was signed, and by which keys, as is known in the folder of the configuration; nothing where there is none.
+///
+/// # Errors
+/// A file there that cannot be read.
+pub fn trusted(config: &Config) -> anyhow::Result<Trusted> {
+    Signer::trusted_beside(&config.log, &config.database_url)
 }
 
 impl Server {
@@ -98,6 +115,7 @@ impl Server {
         let followers = Followers::new(tails.clone(), behind.clone(), signer.clone());
         let ingest = Ingest::spawn(&metrics, &config.ingest, store.clone(), followers.clone());
 
+        let prover = Prover::new(store.clone(), signer.clone());
         // Stopped after the server: metrics tell about the drain, and tails follow until they are ended.
         let stop = CancellationToken::new();
         let _stop_whatever_happens = stop.clone().drop_guard();
@@ -106,6 +124,8 @@ impl Server {
         if let Some(signer) = signer.clone() {
             tasks.spawn(signer.run(stop.clone()));
         }
+        let checker = Checker::new(store.clone(), signer.clone(), prover.clone(), &metrics);
+        tasks.spawn(checker.run(stop.clone()));
         let released = Arc::new(Notify::new());
         let retention = Retention::new(
             &config.retention,
@@ -131,10 +151,9 @@ impl Server {
         let options = StreamOptions::from(&config.ingest);
         let ingest_service = IngestService::new(ingest.clone(), options, metrics.clone(), shutdown.clone());
         let heartbeat = Duration::from_millis(config.tail.heartbeat_ms.get());
-        let prover = Prover::new(store.clone(), signer.clone());
         let query_service =
             QueryService::new(store.clone(), tails, sealer.clone(), prover.clone(), heartbeat, shutdown.clone());
-        let trust_service = TrustService::new(store.clone(), prover);
+        let trust_service = TrustService::new(store.clone(), prover.clone());
         let governance_service =
             GovernanceService::new(store.clone(), followers, sealer, config.retention.clone(), released);
         let routes = grpc::routes(ingest_service, query_service, trust_service, governance_service);
@@ -159,8 +178,8 @@ impl Server {
     }
 }
 
-/// Taking events in is healthy while a write becomes durable, answering and proving while reading works; and nothing is
-/// while the database does not fit what was signed.
+/// Taking events in is healthy while a write becomes durable and no log is damaged, answering and proving while reading
+/// works; and nothing is while the database does not fit what was signed.
 fn health(store: &Store, ingest: &Ingest, signer: Option<Signer>) -> Vec<HealthCheck> {
     let reads = |service| {
         let db = store.database().clone();
@@ -169,15 +188,23 @@ fn health(store: &Store, ingest: &Ingest, signer: Option<Signer>) -> Vec<HealthC
             async move { db.probe_reader().await }
         })
     };
-    let checks = [
-        ingest.health(grpc::INGEST_SERVICE, store),
-        reads(grpc::QUERY_SERVICE),
-        reads(grpc::TRUST_SERVICE),
-        reads(grpc::GOVERNANCE_SERVICE),
-    ];
-    let fits = |check: HealthCheck| match signer.clone() {
-        Some(signer) => check.only_if(move || signer.check()),
-        None => check,
+    let fits = {
+        let signer = signer.clone();
+        move || signer.as_ref().map_or(Ok(()), Signer::check)
     };
-    checks.map(fits).into()
+    let takes = {
+        let (store, fits) = (store.clone(), fits.clone());
+        move || {
+            let damaged = store.damages().into_iter().next().map(|((instance, _), what)| {
+                Error::DataLoss(format!("the log of instance {instance:?} is damaged: {what}"))
+            });
+            fits().and(damaged.map_or(Ok(()), Err))
+        }
+    };
+    let mut checks = vec![ingest.health(grpc::INGEST_SERVICE, store).only_if(takes)];
+    checks.extend(
+        [reads(grpc::QUERY_SERVICE), reads(grpc::TRUST_SERVICE), reads(grpc::GOVERNANCE_SERVICE)]
+            .map(|check| check.only_if(fits.clone())),
+    );
+    checks
 }

@@ -15,7 +15,7 @@
 mod keys;
 mod state;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -28,18 +28,17 @@ use service_core::error::{Error, Result};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::checker::Trusted;
 use crate::checkpoint::{Checkpoint, VerifierKey};
 use crate::config::LogConfig;
 use crate::merkle::{Plan, verify_consistency};
-use crate::store::{Heads, NewCheckpoint, Signable, Store, TreeHead, damaged_log};
+use crate::store::{Heads, LogEnd, NewCheckpoint, Signable, Store, TreeHead, damaged_log};
 
 use keys::Keys;
 use state::State;
 
 /// Logs whose heads are locked at once.
 const TOGETHER: usize = 64;
-/// Between two looks for logs that nobody told of: a replica may have died before it signed.
-const SWEEP: Duration = Duration::from_secs(20);
 /// After a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -54,7 +53,12 @@ struct Inner {
     folder: PathBuf,
     interval: Duration,
     silence_s: u64,
+    /// Written to and synced by threads that may wait, which no task does.
     state: Mutex<State>,
+    /// What it has last of each log.
+    last: Mutex<BTreeMap<String, Checkpoint>>,
+    /// Of each log, the first size that the key has signed which is not retiring.
+    since: Mutex<BTreeMap<String, u64>>,
     grown: Mutex<BTreeSet<String>>,
     wake: Notify,
     fork: OnceLock<String>,
@@ -66,8 +70,7 @@ impl Signer {
     ///
     /// A database that does not fit is no error here: it can be read, and says why it cannot be written.
     pub(crate) async fn open(config: &LogConfig, url: &DatabaseUrl, store: Store) -> anyhow::Result<Option<Self>> {
-        let beside = url.sqlite_path().map(|path| path.with_added_extension("checkpoints"));
-        let Some(folder) = config.folder.clone().or(beside) else {
+        let Some(folder) = folder(config, url) else {
             if let Some(key) = config.only_with_a_folder() {
                 let why = format!("log.{key} is set, and log.folder is not, where what was signed is kept");
                 return Err(ConfigError::Refused(why).into());
@@ -75,21 +78,36 @@ impl Signer {
             tracing::warn!("checkpoints are not signed: on PostgreSQL log.folder says where keys and checkpoints are");
             return Ok(None);
         };
-        let opened = (|| anyhow::Ok((Keys::load(config, &folder)?, State::open(&folder, &config.origin)?)))();
+        if config.folder.is_none() {
+            tracing::warn!(
+                folder = %folder.display(),
+                "what was signed is kept beside the database: who can change the one can change the other; log.folder \
+                 names another place"
+            );
+        }
+        let known = store.signing_keys().await?;
+        let opened = (|| {
+            std::fs::create_dir_all(&folder)?;
+            let state = State::open(&folder, &config.origin)?;
+            anyhow::Ok((Keys::load(config, &folder, &known, state.is_empty())?, state))
+        })();
         let (keys, state) =
             opened.with_context(|| format!("cannot sign the log with what is in {}", folder.display()))?;
+        let since = store.first_signed(&keys.primary().to_string()).await?;
         let signer = Self(Arc::new(Inner {
             store,
             keys,
             folder,
             interval: Duration::from_millis(config.checkpoint_interval_ms.get()),
             silence_s: config.silence_interval_ms.get().div_ceil(1_000),
+            last: Mutex::new(state.all().into_iter().collect()),
             state: Mutex::new(state),
+            since: Mutex::new(since),
             grown: Mutex::default(),
             wake: Notify::new(),
             fork: OnceLock::new(),
         }));
-        let signed = signer.state().all();
+        let signed = lock(&signer.0.last).clone();
         for (instance_id, last) in signed {
             signer.0.store.was_signed(&instance_id, last.size);
             signer.compare_at_start(&instance_id, &last).await?;
@@ -140,6 +158,12 @@ impl Signer {
         })
     }
 
+    /// What was signed of the logs of a database that nobody serves, as far as it is known beside it: nothing is made.
+    pub(crate) fn trusted_beside(config: &LogConfig, url: &DatabaseUrl) -> anyhow::Result<Trusted> {
+        let Some(folder) = folder(config, url) else { return Ok(Trusted::default()) };
+        Ok(Trusted { keys: keys::there(config, &folder)?, kept: state::there(&folder, &config.origin)? })
+    }
+
     async fn head(&self, access: &Access, instance_id: &str) -> Result<TreeHead> {
         let head = self.0.store.tree_head(access, instance_id).await?;
         Ok(head.unwrap_or(TreeHead { size: 0, root: crate::merkle::empty_root() }))
@@ -148,7 +172,8 @@ impl Signer {
     /// What a note of the database says, if it is of this log and signed by a key of ours. Whoever can write to the
     /// database can put another one there, which is worth nothing.
     fn ours(&self, instance_id: &str, note: &str) -> Option<Checkpoint> {
-        match self.0.keys.read(instance_id, note) {
+        let since = lock(&self.0.since).get(instance_id).copied();
+        match self.0.keys.read(instance_id, note, since) {
             Ok(checkpoint) => Some(checkpoint),
             Err(error) => {
                 tracing::error!(instance_id, %error, "a checkpoint in the database is passed over: it is not this log's by a key that signs now");
@@ -160,6 +185,17 @@ impl Signer {
     /// The keys with which checkpoints are signed now.
     pub(crate) fn verifiers(&self) -> Vec<VerifierKey> {
         self.0.keys.verifiers()
+    }
+
+    /// How long a log may be silent before it is cosigned again.
+    pub(crate) fn silence(&self) -> Duration {
+        Duration::from_secs(self.0.silence_s)
+    }
+
+    /// What was signed, as is known here, and by which keys.
+    pub(crate) fn trusted(&self) -> Trusted {
+        let kept = lock(&self.0.last).iter().map(|(instance, last)| (instance.clone(), last.clone())).collect();
+        Trusted { keys: self.0.keys.logs(), kept }
     }
 
     /// Refuses while the database does not fit what was signed.
@@ -180,48 +216,60 @@ impl Signer {
 
     /// Signs what has grown, and what has been silent, until `stop`; and then what is left.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let mut sweep = tokio::time::interval(SWEEP.min(Duration::from_secs(self.0.silence_s)));
-        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while self.0.fork.get().is_none() {
-            let swept = tokio::select! {
+            tokio::select! {
                 () = stop.cancelled() => break,
-                () = self.0.wake.notified() => Ok(()),
-                _ = sweep.tick() => self.sweep().await,
-            };
-            let pause = match swept {
-                Ok(()) => {
-                    self.sign_all().await;
-                    self.0.interval
-                }
-                Err(error) => {
-                    tracing::warn!(%error, cause = ?std::error::Error::source(&error), "logs that wait for a checkpoint are not known");
-                    PAUSE
-                }
+                () = self.0.wake.notified() => {}
+            }
+            let pause = if self.sign_all().await {
+                self.0.interval
+            } else {
+                self.0.wake.notify_one();
+                PAUSE
             };
             let _ = stop.run_until_cancelled(tokio::time::sleep(pause)).await;
         }
         self.sign_all().await;
     }
 
-    async fn sweep(&self) -> Result<()> {
+    /// Takes logs that have entries under no checkpoint, that a replica may have left behind, that were last signed long
+    /// ago, or that have fewer entries than were signed.
+    pub(crate) fn sweep(&self, ends: &[LogEnd]) {
         let before_s = now_s().saturating_sub(self.0.silence_s);
-        let waiting = self.0.store.unsigned(before_s).await?;
-        lock(&self.0.grown).extend(waiting);
-        Ok(())
+        let waits = |end: &&LogEnd| end.entries > 0 && (end.signed != end.entries || end.cosigned_at_s <= before_s);
+        let waiting: Vec<String> = ends.iter().filter(waits).map(|end| end.instance_id.clone()).collect();
+        self.take(waiting);
     }
 
-    /// Signs all that has grown. What fails is tried again, with what comes until then.
-    async fn sign_all(&self) {
+    /// Takes logs that have fewer entries than were signed, or of which nothing is left.
+    pub(crate) fn sweep_lost(&self, entries: &BTreeMap<String, u64>) {
+        let last = lock(&self.0.last);
+        let lost = |(instance, last): &(&String, &Checkpoint)| entries.get(*instance).copied().unwrap_or(0) < last.size;
+        let lost: Vec<String> = last.iter().filter(lost).map(|(instance, _)| instance.clone()).collect();
+        drop(last);
+        self.take(lost);
+    }
+
+    fn take(&self, instances: Vec<String>) {
+        if !instances.is_empty() {
+            lock(&self.0.grown).extend(instances);
+            self.0.wake.notify_one();
+        }
+    }
+
+    /// Signs all that has grown; whether that went well. What fails is tried again, with what comes until then.
+    async fn sign_all(&self) -> bool {
         let mut grown: Vec<String> = std::mem::take(&mut *lock(&self.0.grown)).into_iter().collect();
         while !grown.is_empty() && self.0.fork.get().is_none() {
             let rest = grown.split_off(grown.len().min(TOGETHER));
             if let Err(error) = self.sign(&grown).await {
                 tracing::warn!(%error, cause = ?std::error::Error::source(&error), "checkpoints are not signed; they will be tried again");
                 lock(&self.0.grown).extend(grown.into_iter().chain(rest));
-                return;
+                return false;
             }
             grown = rest;
         }
+        true
     }
 
     async fn sign(&self, instances: &[String]) -> Result<()> {
@@ -242,19 +290,32 @@ impl Signer {
                 }
             }
             let silent = cosigned_at_s.saturating_add(self.0.silence_s) <= now_s;
-            if newest.is_none_or(|newest| newest.size < head.size) || silent {
+            if head.size > 0 && (newest.is_none_or(|newest| newest.size < head.size) || silent) {
                 made.push(self.0.keys.checkpoint(&instance_id, head, now_s)?);
             }
         }
         self.keep(made.iter().map(|made| (made.instance_id.clone(), made.note.clone())).collect()).await?;
-        made.iter().for_each(|made| self.0.store.was_signed(&made.instance_id, made.head.size));
+        for made in &made {
+            self.0.store.was_signed(&made.instance_id, made.head.size);
+            lock(&self.0.since).entry(made.instance_id.clone()).or_insert(made.head.size);
+        }
         signing.finish(&made, &self.verifiers()).await
     }
 
     /// Puts notes that were just made, or found to be [`ours`](Self::ours), into the state file, on disk.
     async fn keep(&self, notes: Vec<(String, String)>) -> Result<()> {
+        if notes.is_empty() {
+            return Ok(());
+        }
         let signer = self.clone();
-        let kept = tokio::task::spawn_blocking(move || signer.state().append(&notes)).await;
+        let kept = tokio::task::spawn_blocking(move || {
+            let mut state = lock(&signer.0.state);
+            state.append(&notes)?;
+            let last = notes.iter().filter_map(|(instance, _)| Some((instance.clone(), state.last(instance)?.clone())));
+            lock(&signer.0.last).extend(last);
+            anyhow::Ok(())
+        });
+        let kept = kept.await;
         let kept = kept.map_err(Error::internal)?;
         kept.with_context(|| format!("checkpoints cannot be kept in {}", self.0.folder.display()))
             .map_err(Error::storage_unavailable)
@@ -365,12 +426,14 @@ impl Signer {
     }
 
     fn last(&self, instance_id: &str) -> Option<Checkpoint> {
-        self.state().last(instance_id).cloned()
+        lock(&self.0.last).get(instance_id).cloned()
     }
+}
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.0.state)
-    }
+/// Where keys and what was signed are, if there is a place.
+fn folder(config: &LogConfig, url: &DatabaseUrl) -> Option<PathBuf> {
+    let beside = || url.sqlite_path().map(|path| path.with_added_extension("checkpoints"));
+    config.folder.clone().or_else(beside)
 }
 
 /// A log that cannot be signed keeps no other from it. It is tried again.

@@ -21,6 +21,7 @@
 mod archive;
 mod candidates;
 mod checkpoints;
+mod checks;
 mod entities;
 mod facets;
 mod frozen;
@@ -55,6 +56,8 @@ use crate::merkle::Hash;
 pub use archive::{Kept, Segment};
 pub use checkpoints::SignedBy;
 pub(crate) use checkpoints::{NewCheckpoint, Signable};
+pub use checks::Found;
+pub(crate) use checks::{CheckKind, LogEnd, tiles_of};
 pub use facets::{Facet, Facets};
 pub use holds::{Hold, MAX_HOLDS, NewHold, Release};
 pub use index::{BLOCK_ENTRIES, Indexer};
@@ -166,6 +169,8 @@ pub struct Store {
     block_entries: u64,
     /// Entries of each log that were signed, as is known outside the database.
     signed: Arc<Mutex<Heads>>,
+    /// What checks have found.
+    damages: Arc<Mutex<checks::Damages>>,
 }
 
 impl Store {
@@ -187,7 +192,8 @@ impl Store {
             Some(url) => db.connect_as(url, config).await?,
             None => db.writer.clone(),
         };
-        let store = Self { db, remover, archive: None, block_entries: BLOCK_ENTRIES, signed: Arc::default() };
+        let (signed, damages) = (Arc::default(), Arc::default());
+        let store = Self { db, remover, archive: None, block_entries: BLOCK_ENTRIES, signed, damages };
         store.build_trees().await?;
         store.know_recorded().await?;
         Ok(store)
@@ -258,7 +264,7 @@ impl Store {
     /// The store as another replica has it, which knows nothing of what was signed.
     #[cfg(test)]
     pub(crate) fn as_replica(&self) -> Self {
-        Self { signed: Arc::default(), ..self.clone() }
+        Self { signed: Arc::default(), damages: Arc::default(), ..self.clone() }
     }
 
     fn statement(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {

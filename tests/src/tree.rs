@@ -81,7 +81,7 @@ pub async fn rewrite(url: &str, instance: &str, sequence: i64) {
     let db = sea_orm::Database::connect(url).await.unwrap();
     let sqlite = db.get_database_backend() == DbBackend::Sqlite;
     let off: &[&str] = match sqlite {
-        true => &["DROP TRIGGER audit_entries_no_update"],
+        true => &["DROP TRIGGER IF EXISTS audit_entries_no_update"],
         false => &["ALTER TABLE audit_entries DISABLE TRIGGER ALL"],
     };
     let take: &[&str] = &[

@@ -69,13 +69,7 @@ impl State {
         let path = folder.join(NAME);
         let mut file = own_file(&path)?;
         let text = std::fs::read(&path)?;
-        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        let mut kept = BTreeMap::new();
-        for (number, line) in (1..).zip(text[..whole].split_inclusive(|byte| *byte == b'\n')) {
-            let unreadable = || format!("line {number} of {} is no checkpoint of {origin}", path.display());
-            let (instance_id, line) = read(line, origin).with_context(unreadable)?;
-            put(&mut kept, instance_id, line);
-        }
+        let (kept, whole) = read_all(&text, origin, &path)?;
         if whole < text.len() {
             tracing::warn!(file = %path.display(), "cut off the beginning of a line that a crash had left");
             file.set_len(whole as u64)?;
@@ -94,6 +88,11 @@ impl State {
     /// The last checkpoint of a log.
     pub(super) fn last(&self, instance_id: &str) -> Option<&Checkpoint> {
         self.kept.get(instance_id).map(|kept| &kept.checkpoint)
+    }
+
+    /// Whether nothing was signed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.kept.is_empty()
     }
 
     /// The last ones of all.
@@ -153,6 +152,29 @@ impl State {
         (self.file, self.len) = (file, text.len() as u64);
         Ok(())
     }
+}
+
+/// The last of each log, and the bytes of whole lines.
+fn read_all(text: &[u8], origin: &str, path: &Path) -> anyhow::Result<(BTreeMap<String, Kept>, usize)> {
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let mut kept = BTreeMap::new();
+    for (number, line) in (1..).zip(text[..whole].split_inclusive(|byte| *byte == b'\n')) {
+        let unreadable = || format!("line {number} of {} is no checkpoint of {origin}", path.display());
+        let (instance_id, line) = read(line, origin).with_context(unreadable)?;
+        put(&mut kept, instance_id, line);
+    }
+    Ok((kept, whole))
+}
+
+/// The last of each log in a folder that nobody may be using; none where there is no file.
+pub(super) fn there(folder: &Path, origin: &str) -> anyhow::Result<Vec<(String, Checkpoint)>> {
+    let path = folder.join(NAME);
+    let text = match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let (kept, _) = read_all(&text, origin, &path)?;
+    Ok(kept.into_iter().map(|(instance, kept)| (instance, kept.checkpoint)).collect())
 }
 
 fn read(line: &[u8], origin: &str) -> anyhow::Result<(String, Kept)> {

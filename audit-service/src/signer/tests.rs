@@ -39,7 +39,7 @@ impl Home {
         let keys = self.folder.path().join("keys");
         let named = |file: &str| Some(keys.join(file)).filter(|path| path.exists());
         if !keys.exists() {
-            Keys::load(&LogConfig::default(), &keys).unwrap();
+            Keys::load(&LogConfig::default(), &keys, &[], true).unwrap();
         }
         let config = LogConfig {
             folder: Some(self.folder.path().join(name)),

@@ -14,6 +14,9 @@ use crate::checkpoint::VerifierKey;
 /// Logs that are looked up at once.
 const LOOKUP: u32 = 500;
 
+/// Between two checkpoints of a log that are kept for good, in seconds.
+const KEPT_S: i64 = 60;
+
 /// A log whose head is locked.
 #[derive(Debug, Clone)]
 pub(crate) struct Signable {
@@ -58,16 +61,20 @@ pub struct SignedBy {
 }
 
 impl Store {
-    /// Logs that have entries under no checkpoint, or were last signed at or before a time.
-    pub(crate) async fn unsigned(&self, before_s: u64) -> Result<Vec<String>> {
-        let sql = format!(
-            "SELECT h.instance_id FROM audit_log_heads h \
-             LEFT JOIN audit_newest_checkpoints c ON c.instance_id = h.instance_id \
-             WHERE h.tree_size > 0 AND (c.size IS NULL OR c.size < h.tree_size OR c.cosigned_at <= $1) \
-             ORDER BY h.instance_id LIMIT {LOOKUP}"
-        );
-        let rows = self.read(sql, vec![signed(before_s).into()]).await?;
-        rows.iter().map(|row| Ok(row.try_get_by_index(0)?)).collect()
+    /// The keys that have signed any log.
+    pub(crate) async fn signing_keys(&self) -> Result<Vec<VerifierKey>> {
+        let sql = format!("SELECT DISTINCT verifier_key FROM audit_signing_keys LIMIT {LOOKUP}");
+        let rows = self.read(sql, Vec::new()).await?;
+        let keys = rows.iter().map(|row| Ok(row.try_get_by_index::<String>(0)?.parse().ok()));
+        // One that is none was not written by us.
+        Ok(keys.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// Of each log that a key has signed, the first size.
+    pub(crate) async fn first_signed(&self, key: &str) -> Result<BTreeMap<String, u64>> {
+        let sql = "SELECT instance_id, first_size FROM audit_signing_keys WHERE verifier_key = $1";
+        let rows = self.read(sql, vec![key.into()]).await?;
+        rows.iter().map(|row| Ok((row.try_get_by_index(0)?, unsigned(row.try_get_by_index(1)?)?))).collect()
     }
 
     /// The notes of the newest checkpoints, a page at a time, in the order of the logs' names behind one.
@@ -81,7 +88,7 @@ impl Store {
     }
 
     /// Locks the heads of these logs, in the order of their names as every writer does. A log whose head is damaged is
-    /// reported and left out.
+    /// reported and left out; one that has none has no entries.
     pub(crate) async fn begin_signing(&self, instances: &[String]) -> Result<Signing> {
         let transaction = self.db.writer.begin().await?;
         let list = placeholders(1, instances.len());
@@ -94,17 +101,20 @@ impl Store {
             "SELECT instance_id, next_sequence, tree_size, frontier FROM audit_log_heads \
              WHERE instance_id IN ({list}) ORDER BY instance_id{lock}"
         );
-        let mut logs = BTreeMap::new();
+        let nothing = TreeHead { size: 0, root: crate::merkle::empty_root() };
+        let nothing = Signable { head: nothing, newest: None, cosigned_at_s: 0 };
+        let mut logs: BTreeMap<String, Signable> =
+            instances.iter().map(|instance| (instance.clone(), nothing.clone())).collect();
         for row in transaction.query_all_raw(self.statement(heads, values())).await? {
             let instance: String = row.try_get_by_index(0)?;
             let frontier: Vec<u8> = row.try_get_by_index(3)?;
             let head = Head::new(row.try_get_by_index(1)?, row.try_get_by_index(2)?, frontier);
             match head.and_then(|head| head.tree_head(&instance)) {
-                Ok(head) if head.size > 0 => {
+                Ok(head) => {
                     logs.insert(instance, Signable { head, newest: None, cosigned_at_s: 0 });
                 }
-                Ok(_) => {}
                 Err(error) => {
+                    logs.remove(&instance);
                     let cause = std::error::Error::source(&error);
                     tracing::error!(instance_id = instance, %error, ?cause, "a log is not signed, the others are");
                 }
@@ -123,7 +133,7 @@ impl Store {
         Ok(Signing { store: self.clone(), transaction, logs })
     }
 
-    /// The note of a log's newest checkpoint, or of the oldest one over at least so many entries.
+    /// The note of a log's newest checkpoint, or of the oldest one that is kept over at least so many entries.
     pub(crate) async fn checkpoint(
         &self,
         access: &Access,
@@ -138,7 +148,10 @@ impl Store {
                 ("SELECT note FROM audit_newest_checkpoints WHERE instance_id = $1", vec![Value::from(instance_id)])
             }
             Some(least) => (
-                "SELECT note FROM audit_checkpoints WHERE instance_id = $1 AND size >= $2 ORDER BY size LIMIT 1",
+                "SELECT note FROM (SELECT size, 0 AS newest, note FROM audit_checkpoints \
+                 WHERE instance_id = $1 AND size >= $2 \
+                 UNION ALL SELECT size, 1 AS newest, note FROM audit_newest_checkpoints \
+                 WHERE instance_id = $1 AND size >= $2) found ORDER BY size, newest LIMIT 1",
                 vec![instance_id.into(), signed(least).into()],
             ),
         };
@@ -177,20 +190,24 @@ impl Signing {
         Ok(self.transaction.rollback().await?)
     }
 
-    /// Stores the checkpoints, and which keys have signed them. The first note of a size stays; a later one, which has
-    /// a newer cosignature, is the newest one.
+    /// Stores the checkpoints, and which keys have signed them. The newest of a log is kept, with its newest cosignature,
+    /// and for good one a minute: between the others a proof of consistency is as good, and a log that never rests would
+    /// have two a second.
     pub(crate) async fn finish(self, made: &[NewCheckpoint], keys: &[VerifierKey]) -> Result<()> {
         for NewCheckpoint { instance_id, head, at_s, note } in made {
             let (size, at) = (signed(head.size), signed(*at_s));
             self.execute(
                 "INSERT INTO audit_checkpoints (instance_id, size, root, signed_at, note) SELECT $1, $2, $3, $4, $5 \
-                 WHERE NOT EXISTS (SELECT 1 FROM audit_checkpoints WHERE instance_id = $1 AND size = $2)",
+                 WHERE COALESCE((SELECT signed_at FROM audit_checkpoints WHERE instance_id = $1 \
+                 ORDER BY size DESC LIMIT 1), 0) <= $4 - $6 \
+                 AND NOT EXISTS (SELECT 1 FROM audit_checkpoints WHERE instance_id = $1 AND size = $2)",
                 vec![
                     instance_id.as_str().into(),
                     size.into(),
                     head.root.to_vec().into(),
                     at.into(),
                     note.as_str().into(),
+                    KEPT_S.into(),
                 ],
             )
             .await?;

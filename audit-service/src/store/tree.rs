@@ -272,8 +272,10 @@ impl Store {
         }
     }
 
-    /// Refuses heads below what was signed, as a server has that is failed over to and lagged.
+    /// Refuses heads below what was signed, as a server has that is failed over to and lagged; and logs in which something
+    /// was found.
     pub(super) fn refuse_lost(&self, heads: &BTreeMap<String, Head>) -> Result<()> {
+        self.refuse_damaged(heads.keys())?;
         let signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
         let lost = |(instance, head): &(&String, &Head)| signed.get(*instance).is_some_and(|s| *s > head.next_sequence);
         match heads.iter().find(lost) {

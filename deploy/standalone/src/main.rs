@@ -1,12 +1,14 @@
 //! Both services in one process: `standalone serve` keeps its data in a folder,
 //! `standalone demo` shows what the product does, `standalone check` compares rollups
-//! with their requests, `standalone verify` an export with what was signed.
+//! with their requests and logs with their trees, `standalone verify` an export with
+//! what was signed.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use audit_service::checkpoint::VerifierKey;
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Parser, Subcommand};
 use service_core::config::{self, EXIT_CONFIG};
@@ -64,11 +66,14 @@ enum Command {
     /// rules in full: documentation of the modules replay::requests, replay::actions.
     #[command(verbatim_doc_comment)]
     Demo(DemoArgs),
-    /// Compare all rollups of the usage service with their requests.
+    /// Check all that is stored: the usage service's rollups, and the audit service's logs.
     ///
-    /// The service does so in the background, a day at a time. Prints a line for each
-    /// day that differs and a summary; the exit status is 0 when all is equal, or was
-    /// made anew with --repair, and 1 when not. On SQLite the service must be stopped.
+    /// Rollups are compared with their requests. Of each log every entry is hashed anew and
+    /// compared with its leaf, its tile, all tiles above and every root that was signed, and
+    /// the segments of its archive are read; what is not as it was written is named. The
+    /// services do both in the background. Prints a line for each day that differs and each
+    /// log, and a summary; the exit status is 0 when all is well, or was made anew with
+    /// --repair, and 1 when not. On SQLite the services must be stopped.
     Check(CheckArgs),
     /// Verify an export of the audit log against signed checkpoints, without any server.
     ///
@@ -81,14 +86,31 @@ enum Command {
     Verify(VerifyArgs),
 }
 
+/// One of the services.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Which {
+    Usage,
+    Audit,
+}
+
 #[derive(Args)]
 struct CheckArgs {
-    /// Where the databases are kept; USAGE_DATABASE_URL comes before it.
+    /// Only this one. Default: both, or the one that has a database by its variable.
+    #[arg(value_name = "SERVICE")]
+    which: Option<Which>,
+    /// Where the databases are kept; USAGE_DATABASE_URL and AUDIT_DATABASE_URL come before it.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Make anew what differs.
+    /// Make anew what differs of usage. Of an audit log nothing is ever made anew.
     #[arg(long)]
     repair: bool,
+    /// Checkpoints of logs that were kept elsewhere, as for `verify`. They are compared beside
+    /// those in the service's own folder. Again for more files.
+    #[arg(long, value_name = "FILE")]
+    checkpoints: Vec<PathBuf>,
+    /// A key that they are signed with, NAME+ID+BASE64. Again for more.
+    #[arg(long = "key", value_name = "KEY")]
+    keys: Vec<VerifierKey>,
 }
 
 #[derive(Args)]
@@ -230,15 +252,35 @@ async fn run_serve(args: ServeArgs) -> Result<()> {
 }
 
 async fn run_check(args: CheckArgs) -> Result<ExitCode> {
-    let config = match args.data_dir {
-        Some(data_dir) => serve::configs(&Settings { data_dir, ..Settings::default() }, environment())?.usage,
-        None if environment().any(|(name, _)| name == "USAGE_DATABASE_URL") => {
-            config::load(usage_service::config::ENV_PREFIX, None, environment())?
+    let wanted = |which| args.which.is_none_or(|only| only == which);
+    let (usage, audit) = match args.data_dir {
+        Some(data_dir) => {
+            let configs = serve::configs(&Settings { data_dir, ..Settings::default() }, environment())?;
+            (Some(configs.usage), Some(configs.audit))
         }
-        None => return Err(standalone::refused("--data-dir DIR is required, or USAGE_DATABASE_URL")),
+        None => {
+            let is_set = |variable| environment().any(|(name, _)| name == variable);
+            let usage = is_set("USAGE_DATABASE_URL")
+                .then(|| config::load(usage_service::config::ENV_PREFIX, None, environment()));
+            let audit =
+                is_set("AUDIT_DATABASE_URL").then(|| config::load(audit_service::ENV_PREFIX, None, environment()));
+            (usage.transpose()?, audit.transpose()?)
+        }
     };
-    let _telemetry = telemetry::init(&config.telemetry, "standalone-check")?;
-    let well = check::run(&config, args.repair).await?;
+    let (usage, audit) = (usage.filter(|_| wanted(Which::Usage)), audit.filter(|_| wanted(Which::Audit)));
+    let telemetry = usage.as_ref().map(|usage| &usage.telemetry).or(audit.as_ref().map(|audit| &audit.telemetry));
+    let Some(telemetry) = telemetry else {
+        let variables = "USAGE_DATABASE_URL or AUDIT_DATABASE_URL";
+        return Err(standalone::refused(format!("--data-dir DIR is required, or {variables}")));
+    };
+    let _telemetry = telemetry::init(telemetry, "standalone-check")?;
+    let mut well = true;
+    if let Some(usage) = &usage {
+        well &= check::usage(usage, args.repair).await?;
+    }
+    if let Some(audit) = &audit {
+        well &= check::audit(audit, &args.checkpoints, args.keys).await?;
+    }
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

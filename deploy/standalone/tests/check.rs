@@ -23,7 +23,7 @@ fn command() -> Command {
 
 fn check(folder: &Path, more: &[&str]) -> (Option<i32>, String, String) {
     let Output { status, stdout, stderr } =
-        command().args(["check", "--data-dir"]).arg(folder).args(more).output().unwrap();
+        command().args(["check", "usage", "--data-dir"]).arg(folder).args(more).output().unwrap();
     (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 
