@@ -218,7 +218,7 @@ mod tests {
         }
         let mut leaves: Vec<Subtree> = (4..9).map(leaf).collect();
         leaves[3] = leaf(99);
-        assert_eq!(forest.fill(4, &leaves), [7..8]);
+        assert_eq!(forest.fill(4, &leaves), vec![Range { start: 7, end: 8 }]);
         assert_eq!(forest.fill(2, &[leaf(2), leaf(3)]), []);
         let expected: Frontier = (0..11).map(|index| leaf(index).root).collect();
         assert_eq!(root(&forest, 11), Some(expected.root()));
