@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
-use super::check::{MAX_TEXT_BYTES, check, fit_resource, fit_text, is_json};
+use super::check::{MAX_TEXT_BYTES, fit_resource, fit_text, is_json};
 use super::{Audit, Recorded};
 use crate::config::OnAbandoned;
 use crate::diff::{Diff, omitted, omitted_text};
@@ -155,7 +155,7 @@ impl Begin {
     async fn start(self) -> Result<Operation, Error> {
         let id = Uuid::now_v7();
         let event = self.event.outcome(Outcome::Unknown).operation(id.to_string(), Stage::Intent).build();
-        check(event.as_proto(), self.audit.feed.has_instance()).map_err(Error::Rejected)?;
+        event.check_with(self.audit.feed.has_instance())?;
         let intent = event.into_proto();
         let mut starting = Starting(Some(Parts { audit: self.audit, id, intent }));
         let Some(parts) = &starting.0 else { return Err(Error::ShutDown) };
@@ -380,7 +380,8 @@ fn outcome(parts: &Parts, ending: Ending) -> AuditEvent {
     if message.resources.len() > MAX_RESOURCES {
         leave_out_resources(&mut message, MAX_RESOURCES);
     }
-    if message.encoded_len() > MAX_BYTES && !message.details_json.is_empty() {
+    // What tells of missing ones is smaller.
+    if message.encoded_len() > MAX_BYTES && message.details_json.len() > 1_024 {
         message.details_json = omitted_text(&message.details_json);
     }
     if message.encoded_len() > MAX_BYTES && !message.changes.is_empty() {
