@@ -10,6 +10,7 @@ use crate::error::Rejection;
 pub(crate) const MAX_NAME_BYTES: usize = 256;
 pub(crate) const MAX_TEXT_BYTES: usize = 1_024;
 const MAX_RESOURCES: usize = 100;
+const MAX_CHANGES: usize = 1_000;
 const MAX_DEPTH: usize = 128;
 /// Its actions are those of the service alone.
 const OWN: &str = "audit_log";
@@ -40,7 +41,30 @@ pub(super) fn check(event: &proto::AuditEvent, has_instance: bool) -> Result<(),
         let message = "details_json is no JSON text, or more than 128 deep".to_owned();
         return Err(Rejection { reason: ErrorReason::InvalidJson, message, field: "details_json".to_owned() });
     }
+    if event.changes.len() > MAX_CHANGES {
+        let message = format!("there are {} changes, allowed are {MAX_CHANGES}", event.changes.len());
+        return Err(rejection("changes", message));
+    }
+    for (at, change) in event.changes.iter().enumerate() {
+        let field = format!("changes[{at}].path");
+        text(&field, &change.path, MAX_TEXT_BYTES)?;
+        if !is_pointer(&change.path) {
+            let message = format!("{field} is no JSON Pointer (RFC 6901)");
+            return Err(Rejection { reason: ErrorReason::InvalidJsonPointer, message, field });
+        }
+        for (name, value) in [("old_value", &change.old_value), ("new_value", &change.new_value)] {
+            if value.as_ref().is_some_and(|value| !is_json(value)) {
+                let field = format!("changes[{at}].{name}");
+                let message = format!("{field} is no JSON text, or more than {MAX_DEPTH} deep");
+                return Err(Rejection { reason: ErrorReason::InvalidJson, message, field });
+            }
+        }
+    }
     Ok(())
+}
+
+fn is_pointer(path: &str) -> bool {
+    (path.is_empty() || path.starts_with('/')) && path.split('~').skip(1).all(|after| after.starts_with(['0', '1']))
 }
 
 /// Whether a text is one JSON text, no deeper than the contract allows.

@@ -4,10 +4,16 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use activity_proto::audit::v1 as proto;
+use prost::Message;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::{ActorKind, Diff, Outcome, Stage, id};
+use super::check::check;
+use crate::feed::MAX_EVENT_BYTES;
+use crate::{ActorKind, Diff, Error, Outcome, Stage, id};
+
+/// What the SDK adds to an event, at most: its instance, and its producer's number.
+const OWN_BYTES: usize = 1_024;
 
 /// One administrative action, ready to be recorded.
 ///
@@ -156,6 +162,25 @@ impl AuditEvent {
         self.message
     }
 
+    /// Whether the service would take it, as far as can be told without it: for those that keep
+    /// events elsewhere, such as in a database, before it is too late to say no.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Rejected`] with the field, [`Error::TooLarge`].
+    pub fn check(&self) -> Result<(), Error> {
+        self.check_with(true)
+    }
+
+    /// Whether an event without an instance gets one.
+    pub(crate) fn check_with(&self, has_instance: bool) -> Result<(), Error> {
+        let bytes = self.message.encoded_len();
+        if bytes > MAX_EVENT_BYTES - OWN_BYTES {
+            return Err(Error::TooLarge { bytes, limit: MAX_EVENT_BYTES - OWN_BYTES });
+        }
+        check(&self.message, has_instance).map_err(Error::Rejected)
+    }
+
     /// From a message of the contract: a replay, an event from another process. An id
     /// or a time that is missing is made; an id that is no UUID is replaced.
     #[must_use]
@@ -300,5 +325,30 @@ mod tests {
         assert_eq!(event.as_proto().changes[0].old_value, None);
         assert_eq!(event.as_proto().changes[0].new_value.as_deref(), Some("\"2026-01-01\""));
         assert_eq!(AuditEvent::from_proto(event.clone().into_proto()), event);
+    }
+
+    #[test]
+    fn what_the_service_would_refuse_is_known_before() {
+        let event = || AuditEvent::builder(Actor::user("a"), "model.enabled", Resource::new("model", "m"));
+        let large = "x".repeat(1_024);
+        let many = (0..1_001).fold(event(), |event, n| event.change(format!("/{n}"), None, None));
+        for (event, field) in [
+            (event().change("a", None, None), "changes[0].path"),
+            (event().change("/a~2", None, None), "changes[0].path"),
+            (event().change(format!("/{large}"), None, None), "changes[0].path"),
+            (event().change_json("/a", None, Some("{".to_owned())), "changes[0].new_value"),
+            (event().change_json("/a", Some("[".repeat(129) + &"]".repeat(129)), None), "changes[0].old_value"),
+            (many, "changes"),
+            (event().details_json("{"), "details_json"),
+            (event().reason(format!("{large}x")), "reason"),
+        ] {
+            match event.build().check() {
+                Err(Error::Rejected(rejection)) => assert_eq!(rejection.field, field),
+                other => panic!("{field}: {other:?}"),
+            }
+        }
+        assert!(event().change_json("/a~1/~0", Some("[\"[[\\\"[\"]".to_owned()), None).build().check().is_ok());
+        let error = event().details(&json!("x".repeat(64_600))).build().check();
+        assert!(matches!(error, Err(Error::TooLarge { limit: 64_512, .. })), "{error:?}");
     }
 }
