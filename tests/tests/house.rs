@@ -12,7 +12,7 @@ fn imports(member: &str) -> BTreeSet<String> {
     let manifest = fs::read_to_string(root().join(member).join("Cargo.toml")).unwrap();
     let dependencies = manifest.split("[dependencies]").nth(1).unwrap();
     let dependencies = dependencies.split("\n[").next().unwrap();
-    let members = ["activity-proto", "service-core", "audit-service", "usage-service", "gateway-sdk"];
+    let members = ["activity-proto", "service-core", "audit-service", "usage-service", "gateway-sdk", "gateway-outbox"];
     dependencies
         .lines()
         .filter_map(|line| line.split(['.', ' ', '=']).next())
@@ -58,6 +58,8 @@ fn members_import_only_whom_they_may() {
     assert_eq!(imports("proto"), only(&[]));
     assert_eq!(imports("service-core"), only(&["activity-proto"]));
     assert_eq!(imports("gateway-sdk"), only(&["activity-proto"]));
+    // The database that the SDK must not have.
+    assert_eq!(imports("gateway-outbox"), only(&["gateway-sdk"]));
     assert_eq!(imports("audit-service"), only(&["activity-proto", "service-core"]));
     // For one thing only: what it refuses is recorded as any service of the platform records.
     assert_eq!(imports("usage-service"), only(&["activity-proto", "service-core", "gateway-sdk"]));
@@ -90,7 +92,7 @@ fn only_grpc_and_convert_name_generated_types() {
 
 #[test]
 fn only_main_reads_the_environment_and_exits() {
-    for member in ["audit-service", "usage-service", "service-core", "gateway-sdk"] {
+    for member in ["audit-service", "usage-service", "service-core", "gateway-sdk", "gateway-outbox"] {
         for word in ["env::var", "process::exit"] {
             assert_eq!(files_naming(member, word, &["main"]), [""; 0], "{word}");
         }
