@@ -34,7 +34,8 @@ use crate::{Actor, Audit};
 /// when the handler has answered. What can't be recorded is not let through. Feature `layer`.
 ///
 /// Put it around the whole router of the administration, **inside** what authenticates (which it
-/// asks who it is) and outside of nothing that changes state:
+/// asks who it is). Routes that are added to an axum router after its `.layer(…)` are outside of it;
+/// a table that both are made of, as in `examples/axum.rs`, forgets none:
 ///
 /// ```
 /// # use gateway_sdk::{Actor, Audit, Diff};
