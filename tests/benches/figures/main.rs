@@ -1,4 +1,4 @@
-//! `cargo bench -p e2e -- ingest | queries | exports | retention | siege`: what the whole does, beside the limit that
+//! `cargo bench -p e2e -- ingest | queries | exports | retention | proofs | siege`: what the whole does, beside the limit that
 //! the same run measures.
 //!
 //! - `ingest`: durable ingest through the SDK, beside the engine's own bulk insert into the same tables;
@@ -6,6 +6,7 @@
 //! - `queries`: every question of a dashboard over 1 and 10 million requests, beside DuckDB over the same rows.
 //! - `exports`: CSV through gRPC, beside the engine's own.
 //! - `retention`: a day of requests goes, and what ingest notices of it.
+//! - `proofs`: verifying, proving and signing the audit log, and what its tree costs ingest.
 //! - `siege`: what a writer waits before, during and after attacks that are held against its service.
 //!
 //! Everything runs on this machine's loopback, so that client, service and engine share its cores.
@@ -16,6 +17,7 @@ mod ingest;
 mod load;
 mod machine;
 mod place;
+mod proofs;
 mod queries;
 mod raw;
 mod retention;
@@ -45,6 +47,8 @@ enum Figures {
     Exports(exports::Arguments),
     /// A day of requests is let go while others come.
     Retention(retention::Arguments),
+    /// What the audit log's proofs cost.
+    Proofs(proofs::Arguments),
     /// A writer's waits before, during and after a siege.
     Siege(siege::Arguments),
 }
@@ -86,6 +90,7 @@ async fn main() {
         Figures::Queries(arguments) => queries::run(arguments).await,
         Figures::Exports(arguments) => exports::run(arguments).await,
         Figures::Retention(arguments) => retention::run(arguments).await,
+        Figures::Proofs(arguments) => proofs::run(arguments).await,
         Figures::Siege(arguments) => siege::run(arguments).await,
     }
     println!("\n{:.0?} in all", begun.elapsed());
