@@ -206,15 +206,15 @@ async fn drill(engine: Engine) {
         .await;
 
     // One more among the others, which all move on; and one behind the end.
-    let mut inserted = scene.line(100).await;
-    for sequence in 100..ENTRIES - 1 {
+    let mut inserted = scene.line(480).await;
+    for sequence in 480..ENTRIES - 1 {
         let next = scene.line(sequence + 1).await;
         scene.put(sequence + 1, &moved(&inserted, sequence, sequence + 1), true).await;
         inserted = next;
     }
-    scene.edit(100, "\"reason\":\"", "\"reason\":\"new ", true).await;
+    scene.edit(480, "\"reason\":\"", "\"reason\":\"new ", true).await;
     scene
-        .assert_found("one inserted", "entry 100 is not the one that its tile has", 1, "entries 100 to 199 are not")
+        .assert_found("one inserted", "entry 480 is not the one that its tile has", 1, "entries 400 to 499 are not")
         .await;
     let copy = "INSERT INTO audit_entries SELECT instance_id, 600, $ID, occurred_at, stage, operation_id, content_hash, \
                 leaf_hash, canonical FROM audit_entries WHERE sequence = 599";
@@ -257,14 +257,14 @@ async fn everything_that_is_done_to_a_log_is_found_and_named_on_postgres() {
 /// Cut off and grown again, tiles and all.
 async fn cut_and_grown_again(engine: Engine) {
     let scene = Scene::new(engine).await;
-    for sequence in 350..ENTRIES {
+    for sequence in 550..ENTRIES {
         scene.edit(sequence, "\"reason\":\"", "\"reason\":\"another ", true).await;
     }
-    e2e::tree::rewrite(&scene.url, INSTANCE, 351).await;
+    e2e::tree::rewrite(&scene.url, INSTANCE, 551).await;
     let (found, text) = scene.check();
-    assert!(found == Some(1) && text.contains("entries 300 to 399 are not those that were signed"), "{text}");
+    assert!(found == Some(1) && text.contains("entries 500 to 599 are not those that were signed"), "{text}");
     let (found, text) = scene.verify().await;
-    assert!(found == Some(1) && text.contains("entries 300 to 399 are not those that were signed"), "{text}");
+    assert!(found == Some(1) && text.contains("entries 500 to 599 are not those that were signed"), "{text}");
     scene.db.close().await.unwrap();
 }
 
