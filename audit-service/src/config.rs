@@ -42,6 +42,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// Refused calls as entries.
     pub denials: DenialsConfig,
+    /// The service's own activity as entries.
+    pub activity: ActivityConfig,
     /// Pools.
     pub database: DatabaseConfig,
     /// Group commit and streams of events.
@@ -68,6 +70,7 @@ impl Default for Config {
             auth: AuthConfig::default(),
             limits: LimitsConfig::default(),
             denials: DenialsConfig::default(),
+            activity: ActivityConfig::default(),
             database: DatabaseConfig::default(),
             ingest: IngestConfig::default(),
             tail: TailConfig::default(),
@@ -83,6 +86,10 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         convert::instance_id("denials.instance", &self.denials.instance)
             .map_err(|error| ConfigError::Refused(error.to_string()))?;
+        if !self.activity.instance.is_empty() {
+            convert::instance_id("activity.instance", &self.activity.instance)
+                .map_err(|error| ConfigError::Refused(error.to_string()))?;
+        }
         if !is_key_name(&self.log.origin) {
             return Err(ConfigError::Refused(format!(
                 "log.origin is {:?}, allowed are 1 to 256 bytes without spaces, control characters and plus signs",
@@ -96,6 +103,23 @@ impl Config {
                 "database.citus_shards is {shards}, allowed is none: the log of an instance is one chain, on one machine"
             ))),
         }
+    }
+}
+
+/// Table `[activity]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ActivityConfig {
+    /// The instance in whose log starts, stops and exports are recorded, and who asked for these; empty for none. Default
+    /// `activity`.
+    pub instance: String,
+    /// Record pages too: each list, entry, facet and tail that is asked for. Default false.
+    pub pages: bool,
+}
+
+impl Default for ActivityConfig {
+    fn default() -> Self {
+        Self { instance: "activity".to_owned(), pages: false }
     }
 }
 

@@ -44,7 +44,8 @@ pub(crate) async fn record(mut refused: DenialQueue, instance_id: String, ingest
     }
 }
 
-async fn write(ingest: &Ingest, event: Event) -> Result<()> {
+/// Writes an entry of the service's own.
+pub(crate) async fn write(ingest: &Ingest, event: Event) -> Result<()> {
     let mut checked = Checked::default();
     checked.batch.recorded_by = RECORDED_BY.to_owned();
     checked.push(Ok(event));

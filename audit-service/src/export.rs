@@ -130,6 +130,8 @@ pub struct Export {
     fresh: bool,
     /// Whether every entry is wanted.
     whole: bool,
+    /// Where the entries of the chunk are, if somebody wants to know.
+    places: Option<Vec<(String, u64)>>,
 }
 
 /// Where an export is frozen.
@@ -270,7 +272,23 @@ impl Export {
             sha256: Sha256::new(),
             fresh: true,
             whole,
+            places: None,
         }
+    }
+
+    /// Notes where the entries of each chunk are.
+    pub fn note_places(&mut self) {
+        self.places = Some(Vec::new());
+    }
+
+    /// Instance and sequence of each entry of the last chunk.
+    pub fn take_places(&mut self) -> Vec<(String, u64)> {
+        self.places.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Where it is frozen.
+    pub fn heads(&self) -> &Heads {
+        &self.heads
     }
 
     /// The next chunk; `None` when all is told.
@@ -312,6 +330,9 @@ impl Export {
                 data.push('\n');
             }
             Format::Csv => csv::push_entry(data, &row.line()?, &row.leaf_hash).map_err(Error::internal)?,
+        }
+        if let Some(places) = &mut self.places {
+            places.push((row.instance_id.clone(), row.sequence));
         }
         self.entries += 1;
         self.after = Some(match self.scope {

@@ -13,7 +13,8 @@
 //! - [`filter`]: which entries a query wants; `words`: how a text is split.
 //! - [`merkle`]: the tree over a log, its tiles and its proofs. [`checkpoint`]: what is signed of it. Neither needs a
 //!   database, nor does [`verify`]: an export against what was signed. `prover`: proofs of what is stored.
-//! - [`ROLES`]: who may call what; `denials`: what was refused, as entries.
+//! - [`ROLES`]: who may call what; `denials`: what was refused, as entries; `activity`: what the service itself did, and who
+//!   read it.
 //! - [`retention`]: what is old goes to the [`archive`], with its proofs; `history`: a log read through both.
 //! - [`checker`]: whether what is stored is as it was written, again and again.
 //! - [`store`]: one log an instance, without gaps; the only place that knows SQL.
@@ -21,6 +22,7 @@
 //! Invariants: an entry is never changed, and never removed but into the archive; what is acknowledged is on disk; a sequence has no gaps; an
 //! event is stored once; every answer is complete at once, whatever the index has caught up with.
 
+mod activity;
 pub mod archive;
 pub mod canonical;
 pub mod checker;
@@ -48,7 +50,7 @@ mod time;
 pub mod verify;
 mod words;
 
-pub use config::{Config, ENV_PREFIX, LogConfig, Profile, RetentionConfig, TailConfig};
+pub use config::{ActivityConfig, Config, ENV_PREFIX, LogConfig, Profile, RetentionConfig, TailConfig};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use grpc::fuzz;
 pub use roles::ROLES;

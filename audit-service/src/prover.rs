@@ -9,18 +9,23 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::Serialize;
 use service_core::auth::Access;
 use service_core::error::{Error, Result};
 use tokio_util::sync::CancellationToken;
 
 use crate::canonical;
 use crate::checkpoint::{Checkpoint, Note};
-use crate::merkle::{Hash, NotProven, Plan, Unprovable, empty_root, verify_consistency, verify_inclusion};
+use crate::merkle::{Hash, NotProven, Plan, TileSet, Unprovable, empty_root, verify_consistency, verify_inclusion};
 use crate::signer::Signer;
 use crate::store::{self, Heads, LogWalk, Store, TreeHead, damaged};
 
 /// Logs of an export's end that are connected with checkpoints.
 const CONNECTED: usize = 1_000;
+/// Tiles that are kept for the next proofs: half a megabyte.
+const TILES: usize = 64;
 /// How long the end of an export waits for what is being signed.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks.
@@ -58,6 +63,11 @@ pub(crate) struct Connected {
 impl Prover {
     pub(crate) fn new(store: Store, signer: Option<Signer>) -> Self {
         Self { store, signer }
+    }
+
+    /// Proofs of the entries of an export.
+    pub(crate) fn rows(&self, access: &Access) -> Rows {
+        Rows { store: self.store.clone(), access: access.clone(), tiles: BTreeMap::new() }
     }
 
     /// What signs, if anything does.
@@ -179,6 +189,54 @@ impl Prover {
     ) -> Result<(Hash, Vec<Hash>)> {
         let root = self.root(access, instance_id, size, signed).await?;
         Ok((root, self.prove(access, instance_id, Plan::consistency(size, signed.size)).await?))
+    }
+}
+
+/// Proofs of many entries of some logs, as lines of JSON. They are of the tree as it is stored, whatever an entry's line
+/// is now: who has the line, and the root from elsewhere, finds out.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    store: Store,
+    access: Access,
+    /// Tiles of neighbours are the same ones.
+    tiles: BTreeMap<String, TileSet>,
+}
+
+/// A line of proofs.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RowProof<'a> {
+    instance_id: &'a str,
+    sequence: String,
+    hashes: Vec<String>,
+}
+
+impl Rows {
+    /// A line for each of these places, of the proof in the tree over the log's head.
+    pub(crate) async fn prove(&mut self, heads: &Heads, places: Vec<(String, u64)>) -> Result<Vec<u8>> {
+        let mut lines = Vec::new();
+        for (instance_id, sequence) in places {
+            let size = heads.get(&instance_id).copied().unwrap_or_default();
+            let plan = Plan::inclusion(sequence, size).map_err(Error::internal)?;
+            if self.tiles.values().map(TileSet::len).sum::<usize>() > TILES {
+                self.tiles.clear();
+            }
+            let tiles = self.tiles.entry(instance_id.clone()).or_default();
+            for id in plan.tiles() {
+                if !tiles.has(id) {
+                    let tile = self.store.tile(&self.access, &instance_id, id, id.width(size)).await;
+                    if let Some(tile) = tile.map_err(store::lost)? {
+                        tiles.insert(id, tile);
+                    }
+                }
+            }
+            let hashes = plan.prove(tiles).map_err(|why| store::lost(damaged(&instance_id, &why.to_string())))?;
+            let hashes = hashes.iter().map(|hash| BASE64.encode(hash)).collect();
+            let line = RowProof { instance_id: &instance_id, sequence: sequence.to_string(), hashes };
+            serde_json::to_writer(&mut lines, &line).map_err(Error::internal)?;
+            lines.push(b'\n');
+        }
+        Ok(lines)
     }
 }
 

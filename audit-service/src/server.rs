@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::activity::{self, Activity};
 use crate::archive::Archive;
 use crate::checker::{Checker, Trusted};
 use crate::grpc::{self, GovernanceService, IngestService, QueryService, TrustService};
@@ -151,23 +152,38 @@ impl Server {
         let options = StreamOptions::from(&config.ingest);
         let ingest_service = IngestService::new(ingest.clone(), options, metrics.clone(), shutdown.clone());
         let heartbeat = Duration::from_millis(config.tail.heartbeat_ms.get());
-        let query_service =
-            QueryService::new(store.clone(), tails, sealer.clone(), prover.clone(), heartbeat, shutdown.clone());
+        let (activity, told) = Activity::new(&config.activity.instance, config.activity.pages);
+        let query_service = QueryService::new(
+            store.clone(),
+            tails,
+            sealer.clone(),
+            prover.clone(),
+            activity.clone(),
+            heartbeat,
+            shutdown.clone(),
+        );
         let trust_service = TrustService::new(store.clone(), prover.clone());
         let governance_service =
             GovernanceService::new(store.clone(), followers, sealer, config.retention.clone(), released);
         let routes = grpc::routes(ingest_service, query_service, trust_service, governance_service);
+        let name = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
+        activity.of_service("audit_log.service_started", &name, configured(&config, &store, signer.as_ref()));
         let health = health(&store, &ingest, signer);
         let (denials, refused) = Denials::queue(&config.denials, &metrics);
         let (security, all_told) = (security.telling(denials), CancellationToken::new());
         let recording = denials::record(refused, config.denials.instance, ingest.clone(), all_told.clone());
         let recording = tokio::spawn(recording);
+        let telling = tokio::spawn(told.record(ingest.clone(), all_told.clone()));
         let served = core::serve(listener, routes, health, &config.server, security, &metrics, shutdown).await;
 
+        let outcome = if served.is_ok() { "asked to" } else { "failed" };
+        activity.of_service("audit_log.service_stopped", &name, serde_json::json!({ "why": outcome }));
         all_told.cancel();
         if let Err(error) = recording.await {
             tracing::error!(%error, "refused calls were not recorded to the end");
         }
+
+        activity::recorded(telling).await;
 
         ingest.close().await;
         stop.cancel();
@@ -176,6 +192,23 @@ impl Server {
         store.close().await;
         served
     }
+}
+
+/// Of the configuration, what counts for whoever checks the log.
+fn configured(config: &Config, store: &Store, signer: Option<&Signer>) -> serde_json::Value {
+    let keys = signer.map(Signer::verifiers).unwrap_or_default();
+    let retention = &config.retention;
+    serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "origin": config.log.origin,
+        "keys": keys.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "checkpoint_interval_ms": config.log.checkpoint_interval_ms.to_string(),
+        "silence_interval_ms": config.log.silence_interval_ms.to_string(),
+        "retention_days": retention.days.map(|days| days.to_string()),
+        "retention_profile": retention.profile.map(|profile| profile.name()),
+        "archive": store.archive().map(Archive::shown),
+        "pages_are_recorded": config.activity.pages,
+    })
 }
 
 /// Taking events in is healthy while a write becomes durable and no log is damaged, answering and proving while reading

@@ -15,6 +15,7 @@ mod forest;
 mod log;
 mod producers;
 mod report;
+mod rows;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -112,6 +113,7 @@ pub struct Verifier {
     sha256: Sha256,
     end: Option<End>,
     unbelieved: u64,
+    filtered: bool,
     report: Report,
 }
 
@@ -135,6 +137,7 @@ impl Verifier {
             sha256: Sha256::new(),
             end: None,
             unbelieved: 0,
+            filtered: false,
             report: Report::default(),
         })
     }
@@ -231,7 +234,18 @@ impl Verifier {
     ///
     /// # Errors
     /// What the reader says.
-    pub fn export(&mut self, mut reader: impl BufRead) -> io::Result<()> {
+    pub fn export(&mut self, reader: impl BufRead) -> io::Result<()> {
+        self.each_line(reader, |verifier, line| {
+            verifier.line(line);
+            Ok(())
+        })
+    }
+
+    fn each_line(
+        &mut self,
+        mut reader: impl BufRead,
+        mut each: impl FnMut(&mut Self, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut line = Vec::new();
         loop {
             line.clear();
@@ -240,8 +254,8 @@ impl Verifier {
             }
             self.sha256.update(&line);
             match line.split_last() {
-                Some((b'\n', line)) => self.line(line),
-                _ if line.len() <= MAX_LINE_BYTES => self.line(&line),
+                Some((b'\n', line)) => each(self, line)?,
+                _ if line.len() <= MAX_LINE_BYTES => each(self, &line)?,
                 _ => {
                     self.lines += 1;
                     let what = format!("line {} is longer than {MAX_LINE_BYTES} bytes, which no entry is", self.lines);
@@ -266,6 +280,13 @@ impl Verifier {
     }
 
     fn line(&mut self, line: &[u8]) {
+        if let Some((line, entry)) = self.parsed(line) {
+            self.entry(line, &entry);
+        }
+    }
+
+    /// A line and its entry; one that has none is counted and told.
+    fn parsed<'a>(&mut self, line: &'a [u8]) -> Option<(&'a str, Entry)> {
         let number = self.lines + 1;
         let parsed = std::str::from_utf8(line).map_err(|_| "is not UTF-8".to_owned()).and_then(|line| {
             let entry = canonical::parse(line).map_err(|error| format!("cannot be read: {error}"))?;
@@ -273,10 +294,11 @@ impl Verifier {
             if canonical { Ok((line, entry)) } else { Err("is not in canonical form".to_owned()) }
         });
         match parsed {
-            Ok((line, entry)) => self.entry(line, &entry),
+            Ok(parsed) => Some(parsed),
             Err(error) => {
                 self.lines += 1;
                 self.report.found(Verdict::Altered, format!("line {number} {error}"));
+                None
             }
         }
     }
@@ -312,7 +334,10 @@ impl Verifier {
         for (instance, log) in &mut self.logs {
             let head = self.end.as_ref().and_then(|end| end.heads.get(instance)).map(|head| head.size);
             let frozen_at_s = self.end.as_ref().and_then(|end| end.frozen_at_s);
-            proven += log.finish(instance, head, frozen_at_s, report);
+            proven += match self.filtered {
+                true => log.finish_rows(instance, head, report),
+                false => log.finish(instance, head, frozen_at_s, report),
+            };
         }
         if proven == 0 {
             let what = "nothing in it is under a checkpoint by a pinned key".to_owned();

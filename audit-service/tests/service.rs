@@ -46,6 +46,7 @@ impl Service {
             Config { listen: "127.0.0.1:0".parse().unwrap(), metrics_listen: None, database_url, ..Config::default() };
         config.log.folder = Some(folder.path().to_owned());
         config.tail.heartbeat_ms = NonZeroU64::new(100).unwrap();
+        config.activity.instance = String::new();
         let server = audit_service::bind(config).await.unwrap();
         let address = format!("http://{}", server.local_addr().unwrap());
         let shutdown = CancellationToken::new();
@@ -275,6 +276,7 @@ async fn an_export_resumes_at_every_chunk_byte_for_byte() {
                 filter: filter.clone(),
                 format: format.into(),
                 resume_token: String::new(),
+                ..Default::default()
             };
             resumes(request, entries).await;
         }

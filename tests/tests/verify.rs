@@ -7,8 +7,9 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use activity_proto::audit::v1::audit_ingest_service_client::AuditIngestServiceClient;
+use activity_proto::audit::v1::audit_query_service_client::AuditQueryServiceClient;
 use activity_proto::audit::v1::audit_trust_service_client::AuditTrustServiceClient;
-use activity_proto::audit::v1::{GetCheckpointRequest, KeyKind, ListKeysRequest, RecordEventsRequest};
+use activity_proto::audit::v1::{AuditFilter, GetCheckpointRequest, KeyKind, ListKeysRequest, RecordEventsRequest};
 use e2e::sandbox::database_url;
 use e2e::{Engine, Service, events};
 use gateway_sdk::{AuditExport, ExportFormat, GatewaySdk, TimeRange};
@@ -139,6 +140,87 @@ async fn exports_of_a_log_that_is_written_to_all_the_time_are_valid() {
     }
     writing.abort();
     assert!(between, "no export was between two checkpoints");
+}
+
+/// An export with the proof of each line; its files, without and with their extensions.
+async fn proven_export(service: &Service, filter: AuditFilter, folder: &Path) -> [String; 3] {
+    use activity_proto::audit::v1::export_entries_response::Part;
+    use activity_proto::audit::v1::{ExportEntriesRequest, SequenceRange, export_entries_request::Range};
+    let range = SequenceRange { instance_id: INSTANCE.into(), ..SequenceRange::default() };
+    let request = ExportEntriesRequest {
+        range: Some(Range::SequenceRange(range)),
+        filter: Some(filter.clone()),
+        format: activity_proto::audit::v1::ExportFormat::Jsonl.into(),
+        with_proofs: true,
+        ..ExportEntriesRequest::default()
+    };
+    let mut client = AuditQueryServiceClient::new(service.channel());
+    let mut stream = client.export_entries(request).await.unwrap().into_inner();
+    let (mut lines, mut proofs, mut end) = (Vec::new(), Vec::new(), None);
+    while let Some(message) = stream.message().await.unwrap() {
+        match message.part.unwrap() {
+            Part::Chunk(chunk) => {
+                lines.extend(chunk.data);
+                proofs.extend(chunk.proofs);
+            }
+            Part::End(told) => end = Some(told),
+        }
+    }
+    let end = e2e::verify::end_json(&end.unwrap()).to_string().into_bytes();
+    [("proven.jsonl", lines), ("proofs", proofs), ("end.json", end)].map(|(name, bytes)| {
+        std::fs::write(folder.join(name), bytes).unwrap();
+        folder.join(name).display().to_string()
+    })
+}
+
+async fn filtered(engine: Engine) {
+    let folder = tempfile::tempdir().unwrap();
+    let url = database_url(engine, &folder, "audit").await;
+    let beside = folder.path().join("beside").display().to_string();
+    let service = Service::start("audit", &url, &[("LOG__FOLDER", &beside)]).await;
+    let now = SystemTime::now();
+    let events = (0..700).map(|n| events::audit(now, n)).collect();
+    AuditIngestServiceClient::new(service.channel()).record_events(RecordEventsRequest { events }).await.unwrap();
+    let mut trust = AuditTrustServiceClient::new(service.channel());
+    let request = GetCheckpointRequest { instance_id: INSTANCE.into(), min_size: Some(700) };
+    testkit::eventually(PATIENCE, async || trust.clone().get_checkpoint(request.clone()).await.is_ok()).await;
+    let keys = trust.list_keys(ListKeysRequest { instance_id: INSTANCE.into() }).await.unwrap().into_inner().keys;
+    let key = keys.iter().find(|key| key.kind() == KeyKind::Log).unwrap().verifier_key.as_str();
+    let of_three = AuditFilter { actors: vec!["admin-3".into()], ..AuditFilter::default() };
+    let verify = |[export, proofs, end]: &[String; 3], more: &[&str]| {
+        let files = ["--key", key, "--export", export, "--proofs", proofs, "--end", end];
+        e2e::verify::verify(files.into_iter().chain(more.iter().copied()))
+    };
+    let files = proven_export(&service, of_three.clone(), folder.path()).await;
+    let (status, text) = verify(&files, &["--filtered"]);
+    assert!(status == Some(0) && text.contains("100 of its 700 entries are in this export"), "{text}");
+    let (status, text) = verify(&files, &[]);
+    assert!(status == Some(2) && text.contains("entries 0 to 2 are missing"), "{text}");
+
+    // The owner edits an entry; filtered or not, it is named, and no other.
+    e2e::tree::tamper(&url, e2e::tree::guards_off(engine)).await;
+    let edit =
+        "UPDATE audit_entries SET canonical = replace(canonical, 'ticket OPS-', 'ticket ABC-') WHERE sequence = 150";
+    e2e::tree::tamper(&url, &[edit]).await;
+    for (filter, more) in [(of_three, &["--filtered"][..]), (AuditFilter::default(), &[])] {
+        let files = proven_export(&service, filter, folder.path()).await;
+        let (status, text) = verify(&files, more);
+        assert_eq!(status, Some(1), "{text}");
+        assert!(text.contains("entry 150 (line "), "{text}");
+        assert_eq!(text.matches("is not the one that was signed").count(), 1, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_filtered_export_is_proven_line_by_line_on_sqlite() {
+    filtered(Engine::Sqlite).await;
+}
+
+#[tokio::test]
+async fn a_filtered_export_is_proven_line_by_line_on_postgres() {
+    if !testkit::Postgres::skipped() {
+        filtered(Engine::Postgres).await;
+    }
 }
 
 #[tokio::test]

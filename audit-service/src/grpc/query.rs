@@ -8,6 +8,7 @@ use activity_proto::audit::v1 as proto;
 use activity_proto::audit::v1::audit_query_service_server::AuditQueryService;
 use async_stream::try_stream;
 use futures::Stream;
+use serde_json::json;
 use service_core::auth::{Access, Caller};
 use service_core::clock;
 use service_core::error::{Error, Reason, Result};
@@ -17,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use crate::activity::{self, Activity, Exporting};
+use crate::archive::hex;
 use crate::convert;
 use crate::event::Key;
 use crate::export::{End, Export, Format, Scope};
@@ -24,6 +27,7 @@ use crate::filter::{Filter, Stages};
 use crate::prover::{Connected, Prover};
 use crate::store::{self, MAX_HOLDS, Range, Row, Sought, Store};
 use crate::tail::Tails;
+use crate::time::rfc3339;
 
 /// Kinds of tokens, so that none is taken for another.
 const PAGE_TOKEN: &str = "audit.list_entries.page";
@@ -44,6 +48,7 @@ pub(crate) struct QueryService {
     tails: Tails,
     sealer: Sealer,
     prover: Prover,
+    activity: Activity,
     heartbeat: Duration,
     shutdown: CancellationToken,
 }
@@ -55,10 +60,11 @@ impl QueryService {
         tails: Tails,
         sealer: Sealer,
         prover: Prover,
+        activity: Activity,
         heartbeat: Duration,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { store, tails, sealer, prover, heartbeat, shutdown }
+        Self { store, tails, sealer, prover, activity, heartbeat, shutdown }
     }
 
     /// The sequence that the next entry of the instance gets.
@@ -101,6 +107,8 @@ impl AuditQueryService for QueryService {
         };
         let page = self.store.list(caller.access(), &filter, range, order, after, limit, page::MAX_PAGE_BYTES).await?;
         self.store.refuse_removed(caller.access(), &filter, range.start_us).await?;
+        let told = || activity::query(serde_json::to_string(&filter).unwrap_or_default());
+        self.activity.page("ListEntries", &caller, told, page.entries.len());
         let next = page.next.map(|next| self.sealer.seal(PAGE_TOKEN, &query, &Position::write(range, next)));
         Ok(Response::new(proto::ListEntriesResponse {
             entries: page.entries.into_iter().map(|(entry, leaf)| convert::entry(entry, leaf)).collect(),
@@ -150,6 +158,8 @@ impl AuditQueryService for QueryService {
                 }
             }
         };
+        let told = || json!({ "instance_id": row.instance_id, "sequence": row.sequence.to_string() });
+        self.activity.page("GetEntry", &caller, told, 1);
         Ok(Response::new(proto::GetEntryResponse { entry: Some(answer(row)?) }))
     }
 
@@ -175,6 +185,8 @@ impl AuditQueryService for QueryService {
         // First: names of what was removed meanwhile cannot be read.
         self.store.refuse_removed(caller.access(), &filter, range.start_us).await?;
         let facets = facets?;
+        let told = || activity::query(serde_json::to_string(&filter).unwrap_or_default());
+        self.activity.page("ListFacets", &caller, told, facets.actors.len());
         Ok(Response::new(proto::ListFacetsResponse {
             actors: facet(facets.actors),
             actions: facet(facets.actions),
@@ -216,6 +228,8 @@ impl AuditQueryService for QueryService {
         if let Some(gone) = self.store.gone(caller.access(), &instance_id, next).await? {
             return Err(Error::from(gone).into());
         }
+        let told = || json!({ "instance_id": instance_id, "from_sequence": next.to_string() });
+        self.activity.page("TailEntries", &caller, told, 0);
         Ok(Response::new(Box::pin(try_stream! {
             yield beat(next);
             let mut told = tokio::time::Instant::now();
@@ -308,10 +322,26 @@ impl AuditQueryService for QueryService {
                 log_scope(range)?
             }
         };
+        let reads_archive = match &scope {
+            Scope::Log { from, .. } => Some(*from),
+            Scope::Time { .. } => None,
+        };
         let log = match &scope {
             Scope::Log { instance_id, .. } => Some(instance_id.clone()),
             Scope::Time { .. } => None,
         };
+        let asked = json!({
+            "range": match &scope {
+                Scope::Time { start_us, end_us } => json!([rfc3339(*start_us), rfc3339(*end_us)]),
+                Scope::Log { from, to, .. } => json!([from.to_string(), to.to_string()]),
+            },
+            "filter": activity::query(serde_json::to_string(&filter).unwrap_or_default()),
+            "format": format!("{format:?}").to_lowercase(),
+            "resumed": !token.is_empty(),
+            "entries": "0",
+        });
+        // Told too where it is refused, or left off.
+        let mut exporting = Exporting::new(&self.activity, &caller, log.clone(), asked);
         let (store, access) = (self.store.clone(), caller.access().clone());
         let mut export = if token.is_empty() {
             Export::open(store.clone(), caller.access(), filter, format, scope).await?
@@ -319,6 +349,14 @@ impl AuditQueryService for QueryService {
             let payload = self.sealer.open_field("resume_token", RESUME_TOKEN, &query, &token)?;
             Export::resume(store.clone(), caller.access(), filter, format, &payload).await?
         };
+        if request.with_proofs && format == Format::Csv {
+            let message = "with_proofs is of lines that are hashed, allowed is format EXPORT_FORMAT_JSONL";
+            return Err(Error::invalid("with_proofs", message).into());
+        }
+        let mut rows = request.with_proofs.then(|| self.prover.rows(caller.access()));
+        if rows.is_some() {
+            export.note_places();
+        }
         let (sealer, shutdown, prover) = (self.sealer.clone(), self.shutdown.clone(), self.prover.clone());
         Ok(Response::new(Box::pin(try_stream! {
             loop {
@@ -330,8 +368,16 @@ impl AuditQueryService for QueryService {
                 };
                 let Some(data) = chunk? else { break };
                 let resume_token = sealer.seal(RESUME_TOKEN, &query, &export.save()?);
+                exporting.entries(export.entries());
                 let entries_so_far = Some(export.entries());
-                let chunk = proto::ExportChunk { data, resume_token, entries_so_far };
+                let proofs = match &mut rows {
+                    Some(rows) => {
+                        let places = export.take_places();
+                        rows.prove(export.heads(), places).await?
+                    }
+                    None => Vec::new(),
+                };
+                let chunk = proto::ExportChunk { data, resume_token, entries_so_far, proofs };
                 yield proto::ExportEntriesResponse { part: Some(Part::Chunk(chunk)) };
             }
             let end_of = export.end();
@@ -340,12 +386,14 @@ impl AuditQueryService for QueryService {
                 Format::Csv => BTreeMap::new(),
             };
             let mut end = end(end_of, connected);
+            exporting.entries(end.entries.unwrap_or_default());
             if let Some(instance_id) = log {
                 let kept = store.kept(&access, &instance_id).await?;
                 end.archived_through = Some(kept.map_or(0, |kept| kept.archived_through));
                 let holds = store.holds(&access, &instance_id, false, None, MAX_HOLDS).await?;
                 end.legal_hold_ids = holds.into_iter().map(|hold| hold.placed.hold_id.to_string()).collect();
             }
+            exporting.ended(&hex(&end.sha256), reads_archive.is_some_and(|from| end.archived_through > Some(from)));
             yield proto::ExportEntriesResponse { part: Some(Part::End(end)) };
         })))
     }

@@ -149,6 +149,21 @@ impl TileSet {
         self.tiles.insert(id, tile);
     }
 
+    /// Whether it has a tile.
+    pub fn has(&self, id: TileId) -> bool {
+        self.tiles.contains_key(&id)
+    }
+
+    /// Tiles in it.
+    pub fn len(&self) -> usize {
+        self.tiles.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.tiles.is_empty()
+    }
+
     fn root_of(&self, subtree: Perfect) -> Result<Hash, Unprovable> {
         let (id, places) = subtree.tile();
         let hashes = self.tiles.get(&id).and_then(|tile| tile.hashes().get(places));

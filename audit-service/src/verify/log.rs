@@ -46,6 +46,8 @@ struct Late {
 pub(super) struct Log {
     pub(super) forest: Forest,
     lines: u64,
+    /// Of a filtered export, lines that were proven by themselves.
+    pub(super) rows: u64,
     overfull: bool,
     producers: Producers,
     late: Late,
@@ -76,6 +78,24 @@ impl Log {
 
     /// Takes an entry of a line; whether it was not there yet.
     pub(super) fn take(&mut self, entry: &Entry, leaf: Subtree) -> bool {
+        self.count(entry);
+        if let Some((end, frontier)) = archived::told(entry) {
+            self.told.insert(end, (entry.sequence, frontier));
+            if self.told.len() > SEGMENTS {
+                self.told.pop_last();
+            }
+        }
+        self.overfull |= self.forest.len() > SUBTREES;
+        self.overfull || self.forest.insert(entry.sequence, leaf)
+    }
+
+    /// What was signed over so many entries.
+    pub(super) fn root(&self, size: u64) -> Option<Hash> {
+        self.roots.get(&size).map(|root| root.root)
+    }
+
+    /// Counts an entry of a line.
+    pub(super) fn count(&mut self, entry: &Entry) {
         self.lines += 1;
         let late_us = entry.recorded_at_us.saturating_sub(entry.event.occurred_at_us);
         if late_us > LATE_US {
@@ -87,14 +107,24 @@ impl Log {
         if let Some(producer) = &entry.event.producer {
             self.producers.insert(&producer.id, producer.epoch, producer.sequence);
         }
-        if let Some((end, frontier)) = archived::told(entry) {
-            self.told.insert(end, (entry.sequence, frontier));
-            if self.told.len() > SEGMENTS {
-                self.told.pop_last();
-            }
+    }
+
+    /// Of a filtered export: how many of its lines are as they were signed.
+    pub(super) fn finish_rows(&mut self, instance: &str, head: Option<u64>, report: &mut Report) -> u64 {
+        self.times(instance, report);
+        if self.rows > 0 {
+            let (rows, size) = (self.rows, head.unwrap_or_default());
+            let at_s = self.roots.get(&size).and_then(|root| root.at_s);
+            let when = at_s.map_or_else(
+                || "signed, not cosigned".to_owned(),
+                |at_s| format!("signed, and cosigned at {at_s} s since 1970"),
+            );
+            report.say(&format!(
+                "log {instance:?}: {rows} of its {size} entries are in this export, each as it was signed and in its place \
+                 ({when}); what the filter left out is not seen"
+            ));
         }
-        self.overfull |= self.forest.len() > SUBTREES;
-        self.overfull || self.forest.insert(entry.sequence, leaf)
+        self.rows
     }
 
     /// Entries that are as they were signed.

@@ -492,3 +492,57 @@ fn what_is_held_of_a_log_does_not_grow_with_it() {
     let log = &verifier.logs[INSTANCE];
     assert!(log.forest.len() <= 13, "{}", log.forest.len());
 }
+
+/// A line of proofs for each of these entries, in the tree over all of them.
+fn proofs(evidence: &Evidence, sequences: &[u64]) -> Vec<String> {
+    let leaves: Vec<Hash> = evidence.lines.iter().map(|line| canonical::leaf_hash(line)).collect();
+    let mut tiles = TileSet::default();
+    tiles.insert(TileId { level: 0, index: 0 }, Tile::new(leaves.clone()).unwrap());
+    let proof = |sequence: &u64| {
+        let plan = Plan::inclusion(*sequence, leaves.len() as u64).unwrap();
+        let hashes: Vec<String> = plan.prove(&tiles).unwrap().iter().map(|hash| BASE64.encode(hash)).collect();
+        serde_json::json!({ "instanceId": INSTANCE, "sequence": sequence.to_string(), "hashes": hashes }).to_string()
+    };
+    sequences.iter().map(proof).collect()
+}
+
+#[test]
+fn a_filtered_export_is_verified_line_by_line() {
+    let evidence = evidence();
+    let of = |sequences: &[u64]| -> Vec<String> {
+        sequences.iter().map(|sequence| evidence.lines[*sequence as usize].clone()).collect()
+    };
+    let verify = |keys: Vec<VerifierKey>, lines: &[String], proofs: &[String], filtered: bool| {
+        let text = |lines: &[String]| lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+        let mut verifier = Verifier::new(keys).unwrap();
+        let end = End { entries: lines.len() as u64, sha256: end_of(lines).sha256, ..connected(&evidence, 10) };
+        verifier.end(end);
+        verifier.proven_export(text(lines).as_bytes(), text(proofs).as_bytes(), filtered).unwrap();
+        verifier.finish()
+    };
+    let some = [1, 4, 8];
+    let report = verify(evidence.keys(), &of(&some), &proofs(&evidence, &some), true);
+    assert_found(&report, Verdict::Valid, "3 of its 10 entries are in this export, each as it was signed");
+    assert_found(&report, Verdict::Valid, "cosigned at 1700000010 s");
+    // Without the filter's word what is not there is missing.
+    let report = verify(evidence.keys(), &of(&some), &proofs(&evidence, &some), false);
+    assert_found(&report, Verdict::Incomplete, "entries 0 to 0 are missing");
+    // Each that was changed is named.
+    let mut changed = of(&some);
+    changed[1] = changed[1].replacen("\"displayName\":\"Ada", "\"displayName\":\"Eve", 1);
+    let report = verify(evidence.keys(), &changed, &proofs(&evidence, &some), true);
+    assert_found(&report, Verdict::Altered, "entry 4 (line 2) is not the one that was signed");
+    assert_found(&report, Verdict::Altered, "2 of its 10 entries");
+    let all: Vec<u64> = (0..10).collect();
+    let mut whole = of(&all);
+    whole[6] = whole[6].replacen("\"displayName\":\"Ada", "\"displayName\":\"Eve", 1);
+    let report = verify(evidence.keys(), &whole, &proofs(&evidence, &all), false);
+    assert_found(&report, Verdict::Altered, "entry 6 (line 7) is not the one that was signed");
+    // Proofs of others, or none.
+    let report = verify(evidence.keys(), &of(&[1, 8, 4]), &proofs(&evidence, &some), true);
+    assert_found(&report, Verdict::Altered, "entry 8 (line 2) has the proof of another entry");
+    let report = verify(evidence.keys(), &of(&some), &proofs(&evidence, &some)[..2], true);
+    assert_found(&report, Verdict::NotEstablished, "entry 8 (line 3) has no proof");
+    let report = verify(Vec::new(), &of(&some), &proofs(&evidence, &some), true);
+    assert_found(&report, Verdict::NotEstablished, "whose head no checkpoint by a pinned key is over");
+}

@@ -52,6 +52,7 @@ impl Service {
         let url = DatabaseUrl::sqlite(folder.path().join("audit.db"));
         let env = realm.settings().into_iter().map(|(key, value)| (format!("{ENV_PREFIX}_{key}"), value));
         let mut config: Config = config::load(ENV_PREFIX, None, env).unwrap();
+        config.activity.instance = String::new();
         config.listen = "127.0.0.1:0".parse().unwrap();
         config.metrics_listen = None;
         config.database_url = url.clone();

@@ -88,7 +88,9 @@ pub async fn run(demo: Demo, env: impl IntoIterator<Item = (String, String)>, st
         audit_listen: Some(demo.audit_listen.unwrap_or_else(|| free_or(50051))),
         usage_listen: Some(demo.usage_listen.unwrap_or_else(|| free_or(50052))),
     };
-    let configs = serve::configs(&settings, quiet(env))?;
+    let mut configs = serve::configs(&settings, quiet(env))?;
+    // What is shown is the platform's, and the same in every run.
+    configs.audit.activity.instance = String::new();
     let _telemetry = service_core::telemetry::init(&configs.audit.telemetry, "standalone-demo")?;
     let pair = serve::bind(&settings, configs).await?;
     let addresses = pair.addresses()?;

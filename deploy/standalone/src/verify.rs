@@ -27,6 +27,15 @@ pub struct VerifyArgs {
     /// unnoticed.
     #[arg(long, value_name = "FILE.json")]
     end: Option<PathBuf>,
+    /// The proofs that came with the chunks of an export (with_proofs), a line for each of its
+    /// lines: an entry that was changed is named, where without them the range between two
+    /// checkpoints is. They go by the end.
+    #[arg(long, value_name = "FILE", requires = "export", requires = "end")]
+    proofs: Option<PathBuf>,
+    /// A filter has left entries out: each that is there is verified by its proof, and none is
+    /// missed.
+    #[arg(long, requires = "proofs")]
+    filtered: bool,
     /// Checkpoints, a JSON object with a "note" a line: answers of GetCheckpoint (jq -c .), or
     /// the file in which the service keeps them. Again for more files.
     #[arg(long, value_name = "FILE")]
@@ -68,7 +77,13 @@ pub fn run(args: VerifyArgs) -> Result<u8> {
     }
     if let Some(export) = &args.export {
         let reader = BufReader::with_capacity(1 << 20, open(export)?);
-        verifier.export(reader).map_err(|error| unreadable(export, &error))?;
+        let read = match &args.proofs {
+            None => verifier.export(reader),
+            Some(proofs) => {
+                verifier.proven_export(reader, BufReader::with_capacity(1 << 20, open(proofs)?), args.filtered)
+            }
+        };
+        read.map_err(|error| unreadable(export, &error))?;
     }
     // One in memory at a time.
     for path in &segments {

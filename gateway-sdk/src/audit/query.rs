@@ -278,6 +278,7 @@ impl Audit {
                 filter: Some(export.filter.clone().into()),
                 format: format.into(),
                 resume_token,
+                with_proofs: false,
             };
             self.reader.open(question, |channel, request| async { client(channel).export_entries(request).await })
         };

@@ -166,6 +166,7 @@ impl AuditQueryService for AuditQueries {
                 data: row(n),
                 resume_token: (n + 1).to_string(),
                 entries_so_far: Some(n + 1),
+                ..Default::default()
             })
         });
         let end =

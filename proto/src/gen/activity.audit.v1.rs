@@ -495,6 +495,10 @@ pub struct ExportEntriesRequest {
     /// Optional. The last `resume_token` received; all else must be as it was.
     #[prost(string, tag = "5")]
     pub resume_token: ::prost::alloc::string::String,
+    /// Optional; JSONL only. With each chunk come the proofs of its lines, so that every
+    /// line is verifiable by itself, also where a filter left others out.
+    #[prost(bool, tag = "6")]
+    pub with_proofs: bool,
     /// Required.
     #[prost(oneof = "export_entries_request::Range", tags = "1, 2")]
     pub range: ::core::option::Option<export_entries_request::Range>,
@@ -555,6 +559,13 @@ pub struct ExportChunk {
     /// Entries up to here, from the start of the export.
     #[prost(uint64, optional, tag = "3")]
     pub entries_so_far: ::core::option::Option<u64>,
+    /// Where they were asked for: a line of JSON for each line of `data`,
+    /// `{"instanceId", "sequence", "hashes"}`, the inclusion proof (RFC 6962, section
+    /// 2.1.1; base64) in the tree over as many entries as the log has in `heads`. About
+    /// 45 bytes for each doubling of the log. Kept in a file of their own beside the
+    /// export's, not under its SHA-256.
+    #[prost(bytes = "vec", tag = "4")]
+    pub proofs: ::prost::alloc::vec::Vec<u8>,
 }
 /// What a whole export held.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2771,8 +2782,9 @@ pub struct GetCheckpointRequest {
     /// Required.
     #[prost(string, tag = "1")]
     pub instance_id: ::prost::alloc::string::String,
-    /// Optional; default the newest checkpoint. The oldest one over at least so many
-    /// entries: for an entry, its sequence and one.
+    /// Optional; default the newest checkpoint. The oldest one that is kept over at
+    /// least so many entries (for an entry, its sequence and one): one a minute is kept
+    /// for good, and the newest.
     #[prost(uint64, optional, tag = "2")]
     pub min_size: ::core::option::Option<u64>,
 }
@@ -2973,6 +2985,9 @@ pub mod audit_trust_service_client {
     /// hash of two hashes is over a one byte and both. Whoever knows the root of one
     /// size can check every entry below it, and that a later tree still begins with
     /// them, without believing the server.
+    ///
+    /// A proof is checked before it is given: `DATA_LOSS` where what is stored is not
+    /// what was, with the entry where it can be told.
     ///
     /// Roles `super_admin` and `auditor`, in the instances of the caller.
     #[derive(Debug, Clone)]
@@ -3266,6 +3281,9 @@ pub mod audit_trust_service_server {
     /// hash of two hashes is over a one byte and both. Whoever knows the root of one
     /// size can check every entry below it, and that a later tree still begins with
     /// them, without believing the server.
+    ///
+    /// A proof is checked before it is given: `DATA_LOSS` where what is stored is not
+    /// what was, with the entry where it can be told.
     ///
     /// Roles `super_admin` and `auditor`, in the instances of the caller.
     #[derive(Debug)]

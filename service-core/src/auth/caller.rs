@@ -77,6 +77,11 @@ impl Caller {
         self.principal.as_ref().map(|principal| principal.kind)
     }
 
+    /// From which address it calls, if that is known.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.from.peer
+    }
+
     /// Who is counted together with it.
     pub(super) fn key(&self) -> String {
         key(self.principal.as_ref().map(|principal| principal.subject.as_str()), self.from.peer)
