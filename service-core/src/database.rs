@@ -15,6 +15,7 @@
 //! Begin a transaction on SQLite with `BEGIN IMMEDIATE`: a deferred one that
 //! reads first cannot become a writer once another connection has written.
 
+mod begin;
 mod citus;
 mod migrate;
 mod replica;
@@ -37,6 +38,7 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use crate::config::{ConfigError, DatabaseConfig, DatabaseUrl, millis};
 use crate::error::{Error, Result};
 
+pub use begin::{begin, begin_postgres, begin_snapshot};
 pub use citus::{Distributed, Spread};
 pub use migrate::Grant;
 

@@ -83,6 +83,18 @@ fn only_the_store_names_a_database() {
     }
 }
 
+/// Whose caller leaves between BEGIN and its answer, leaves the transaction open: `service_core::database::begin`.
+#[test]
+fn transactions_of_services_are_begun_whole() {
+    for service in ["audit-service", "usage-service"] {
+        for word in
+            ["writer.begin(", "reader.begin(", "reader().begin(", "remover.begin(", "postgres_connection_pool().begin("]
+        {
+            assert_eq!(files_naming(service, word, &[]), [""; 0], "{word}");
+        }
+    }
+}
+
 #[test]
 fn only_grpc_and_convert_name_generated_types() {
     for service in ["audit-service", "usage-service"] {

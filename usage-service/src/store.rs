@@ -34,9 +34,9 @@ mod write;
 
 use std::sync::Arc;
 
-use sea_orm::{DatabaseTransaction, DbBackend, IsolationLevel, TransactionTrait as _};
+use sea_orm::{DatabaseTransaction, DbBackend};
 use service_core::config::{DatabaseConfig, DatabaseUrl};
-use service_core::database::{Database, Engine, connect};
+use service_core::database::{Database, Engine, begin, begin_snapshot, connect};
 use service_core::error::{Error, Result};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -121,15 +121,11 @@ impl Store {
 
     /// A transaction whose statements all see the same snapshot.
     async fn snapshot(&self) -> Result<DatabaseTransaction> {
-        Ok(match self.db.engine {
+        match self.db.engine {
             // A deferred transaction takes its snapshot with its first read.
-            Engine::Sqlite => self.db.reader.begin().await?,
-            Engine::Postgres => {
-                let isolation = Some(IsolationLevel::RepeatableRead);
-                let access = Some(sea_orm::AccessMode::ReadOnly);
-                self.db.reader.begin_with_config(isolation, access).await?
-            }
-        })
+            Engine::Sqlite => begin(&self.db.reader).await,
+            Engine::Postgres => begin_snapshot(&self.db.reader).await,
+        }
     }
 }
 

@@ -14,9 +14,9 @@
 
 use std::ops::Range;
 
-use sea_orm::{ConnectionTrait as _, DatabaseTransaction, QueryResult, TransactionTrait as _, Value};
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction, QueryResult, Value};
 use service_core::auth::Access;
-use service_core::database::Engine;
+use service_core::database::{Engine, begin};
 use service_core::error::{Error, Result};
 use uuid::Uuid;
 
@@ -265,7 +265,7 @@ impl Store {
 
     /// Removes some of what is archived of a log and not held.
     pub(crate) async fn sweep(&self, instance_id: &str) -> Result<Swept> {
-        let transaction = self.remover.begin().await?;
+        let transaction = begin(&self.remover).await?;
         let swept = self.sweep_in(&transaction, instance_id).await;
         match &swept {
             Ok(_) => transaction.commit().await?,

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use sea_orm::{ConnectionTrait as _, DatabaseTransaction, TransactionTrait as _, Value};
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction, Value};
 use service_core::auth::Access;
-use service_core::database::Engine;
+use service_core::database::{Engine, begin};
 use service_core::error::Result;
 
 use super::tree::{Head, TreeHead};
@@ -90,7 +90,7 @@ impl Store {
     /// Locks the heads of these logs, in the order of their names as every writer does. A log whose head is damaged is
     /// reported and left out; one that has none has no entries.
     pub(crate) async fn begin_signing(&self, instances: &[String]) -> Result<Signing> {
-        let transaction = self.db.writer.begin().await?;
+        let transaction = begin(&self.db.writer).await?;
         let list = placeholders(1, instances.len());
         let lock = match self.db.engine {
             Engine::Sqlite => "",

@@ -19,8 +19,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sea_orm::{ConnectionTrait as _, DatabaseTransaction, TransactionTrait as _};
-use service_core::database::Engine;
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction};
+use service_core::database::{Engine, begin};
 use service_core::error::{Error, Result};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -203,7 +203,7 @@ impl Store {
             // Nobody else to lead, or no connection to read by while one holds the lock.
             return Ok(Some(Lead { transaction: None }));
         }
-        let transaction = self.reader().begin().await?;
+        let transaction = begin(self.reader()).await?;
         let sql = "SELECT pg_try_advisory_xact_lock($1)";
         let row = transaction.query_one_raw(self.statement(sql, [lock.into()])).await?;
         let leads = row.map_or(Ok(false), |row| row.try_get_by_index(0))?;

@@ -16,9 +16,9 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use sea_orm::{ConnectionTrait as _, DatabaseTransaction, QueryResult, TransactionTrait as _, Value};
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction, QueryResult, Value};
 use service_core::clock;
-use service_core::database::Engine;
+use service_core::database::{Engine, begin};
 use service_core::error::{Error, Result};
 use uuid::Uuid;
 
@@ -192,7 +192,7 @@ impl Store {
 
     /// Replaces a live run's posting of settled intents.
     pub(super) async fn save_settled(&self, run: i64, part: i64, posting: Vec<u8>, unsettled: u64) -> Result<()> {
-        let transaction = self.db.writer.begin().await?;
+        let transaction = begin(&self.db.writer).await?;
         let sql = "INSERT INTO audit_index (run, part, bytes) VALUES ($1, $2, $3) \
                    ON CONFLICT (run, part) DO UPDATE SET bytes = excluded.bytes";
         transaction.execute_raw(self.statement(sql, [run.into(), part.into(), posting.into()])).await?;
@@ -243,7 +243,7 @@ impl<'a> RunWriter<'a> {
     async fn write_pending(&mut self) -> Result<DatabaseTransaction> {
         let store = self.store;
         // Deferred on SQLite, where nobody else writes; so it cannot lose the race for the lock.
-        let transaction = store.db.writer.begin().await?;
+        let transaction = begin(&store.db.writer).await?;
         let run = match self.run {
             Some(run) => run,
             None => {

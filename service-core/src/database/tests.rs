@@ -405,3 +405,45 @@ async fn tls_that_does_not_work_is_done_without_only_where_it_is_merely_preferre
         assert!(open(mode).await.is_err(), "{mode}");
     }
 }
+
+/// Whoever asks may be gone at any instant: also between BEGIN and its answer.
+#[tokio::test]
+async fn a_transaction_that_nobody_waits_for_ends_wherever_it_was() {
+    if Postgres::skipped() {
+        return;
+    }
+    let url = DatabaseUrl::new(Postgres::shared().await.create_database().await).unwrap();
+    let db = connect(&url, &DatabaseConfig { readers: NonZeroU32::MIN, ..config() }).await.unwrap();
+    let left = "SELECT COUNT(*) FROM pg_stat_activity \
+                WHERE datname = current_database() AND state LIKE 'idle in transaction%'";
+    let left = async || {
+        let row = db.probe.query_one_raw(db.statement(left, [])).await.unwrap().unwrap();
+        row.try_get_by_index::<i64>(0).unwrap()
+    };
+    let mut begun = 0;
+    let mut instants = 0;
+    while begun < 10 {
+        // On the one connection, which need not be made anew.
+        begin_snapshot(&db.reader).await.unwrap().rollback().await.unwrap();
+        let gone = async {
+            for _ in 0..instants {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            transaction = begin_snapshot(&db.reader) => {
+                transaction.unwrap().rollback().await.unwrap();
+                begun += 1;
+            }
+            () = gone => instants += 1,
+        }
+        // The next one on its connection would end it, and hide it.
+        testkit::eventually(Duration::from_secs(10), async || match left().await {
+            0 => Ok(()),
+            left => Err(left),
+        })
+        .await;
+    }
+    db.close().await;
+}

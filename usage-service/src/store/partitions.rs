@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
 use service_core::clock;
-use service_core::database::Engine;
+use service_core::database::{Engine, begin_postgres};
 use service_core::error::{Error, Result};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -160,7 +160,7 @@ impl Store {
     }
 
     async fn make_partition(&self, day: i64, patience: Option<&str>) -> Result<()> {
-        let mut transaction = self.db.writer.get_postgres_connection_pool().begin().await?;
+        let mut transaction = begin_postgres(&self.db.writer).await?;
         if let Some(patience) = patience {
             let sql = "SELECT set_config('statement_timeout', $1, true)";
             sqlx::query(sql).bind(patience).execute(&mut *transaction).await?;

@@ -20,8 +20,8 @@
 
 use std::time::{Duration, Instant};
 
-use sea_orm::{ConnectionTrait, TransactionTrait as _};
-use service_core::database::Engine;
+use sea_orm::ConnectionTrait;
+use service_core::database::{Engine, begin};
 use service_core::error::{Error, Result};
 use service_core::time_range::rfc3339;
 use sqlx::AssertSqlSafe;
@@ -339,7 +339,7 @@ impl Store {
             return Ok((0, Duration::ZERO));
         };
         let last: i64 = last.try_get_by_index(0)?;
-        let transaction = self.db.writer.begin().await?;
+        let transaction = begin(&self.db.writer).await?;
         let begun = Instant::now();
         let sections =
             "DELETE FROM usage_segments WHERE level = $1 AND cut IN (0, 1, 2, 3, 4, 5, 6) AND start_us <= $2";

@@ -143,8 +143,7 @@ impl Store {
                 (Transaction::Sqlite(transaction), number, kept_from_us)
             }
             Engine::Postgres => {
-                let pool = self.db.writer.get_postgres_connection_pool();
-                let (transaction, number, kept_from_us) = postgres::begin(pool).await?;
+                let (transaction, number, kept_from_us) = postgres::begin(&self.db.writer).await?;
                 (Transaction::Postgres(transaction), number, kept_from_us)
             }
         };

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use sea_orm::DatabaseConnection;
+use service_core::database::begin_postgres;
 use service_core::error::{Error, Result};
 use service_core::numbers::Numbers;
 use sqlx::postgres::PgRow;
@@ -28,7 +29,7 @@ pub(in crate::store) struct Transaction(sqlx::Transaction<'static, Postgres>);
 
 impl Transaction {
     pub(super) async fn begin(writer: &DatabaseConnection) -> Result<Self> {
-        Ok(Self(writer.get_postgres_connection_pool().begin().await?))
+        Ok(Self(begin_postgres(writer).await?))
     }
 
     pub(super) async fn commit(self) -> Result<()> {

@@ -16,9 +16,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use sea_orm::sea_query::{Expr, OnConflict, Query};
-use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbErr, SqlErr, TransactionTrait as _};
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbErr, SqlErr};
 use service_core::clock;
-use service_core::database::Engine;
+use service_core::database::{Engine, begin};
 use service_core::error::{Error, Result};
 use uuid::Uuid;
 
@@ -171,7 +171,7 @@ impl Store {
         if self.db.engine == Engine::Sqlite {
             return Ok(Some(None));
         }
-        let transaction = self.db.writer.begin().await?;
+        let transaction = begin(&self.db.writer).await?;
         // It stands still while the work is done.
         transaction.execute_unprepared("SET LOCAL idle_in_transaction_session_timeout = 0").await?;
         let row = transaction
@@ -240,7 +240,7 @@ impl Store {
         let transaction = match lock.take() {
             Some(transaction) => transaction,
             // A deferred transaction that writes first takes the write lock first.
-            None => self.db.writer.begin().await?,
+            None => begin(&self.db.writer).await?,
         };
         // Two that follow one base never agree, whatever their clocks say: after a failover the one that was lost is not
         // taken for the one that was made again.

@@ -4,10 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::OnceLock;
 
+use sea_orm::DatabaseConnection;
+use service_core::database::begin_postgres;
 use service_core::error::{Error, Result};
 use service_core::numbers::Numbers;
 use sqlx::postgres::PgArguments;
-use sqlx::{Arguments as _, PgPool, Postgres, Row as _, Transaction};
+use sqlx::{Arguments as _, Postgres, Row as _, Transaction};
 use uuid::Uuid;
 
 use super::columns::{COLUMNS, POSTGRES_TYPES, count, map};
@@ -19,8 +21,8 @@ use crate::store::watermark::COMMIT_LOCK;
 
 /// Takes the lock that watermarks respect, and only then a commit number and the
 /// horizon of retention: who moves that waits for those who may have read it before.
-pub(super) async fn begin(pool: &PgPool) -> Result<(Transaction<'static, Postgres>, i64, i64)> {
-    let mut transaction = pool.begin().await?;
+pub(super) async fn begin(writer: &DatabaseConnection) -> Result<(Transaction<'static, Postgres>, i64, i64)> {
+    let mut transaction = begin_postgres(writer).await?;
     sqlx::query("SELECT pg_advisory_xact_lock_shared($1)").bind(COMMIT_LOCK).execute(&mut *transaction).await?;
     let number = sqlx::query_scalar("SELECT nextval('usage_commit_number')").fetch_one(&mut *transaction).await?;
     let kept_from_us =
