@@ -5,7 +5,7 @@ mod event;
 mod hold;
 mod query;
 
-pub(crate) use entry::{entry, interval, micros};
+pub(crate) use entry::{entry, interval, micros, open_intent};
 pub(crate) use event::{dropped, event};
 pub(crate) use hold::{hold, hold_details, hold_id, new_hold, reason};
 pub(crate) use query::{filter, instance_id, order};

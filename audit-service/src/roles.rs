@@ -23,4 +23,5 @@ pub const ROLES: RoleTable = RoleTable::new(&[
     // Whoever verifies the log can have it kept, and not let go of.
     RoleRow::new("/activity.audit.v1.AuditGovernanceService/ReleaseLegalHold", &[SuperAdmin]),
     RoleRow::new("/activity.audit.v1.AuditGovernanceService/ListLegalHolds", &[SuperAdmin, Auditor]),
+    RoleRow::new("/activity.audit.v1.AuditGovernanceService/GetCoverage", &[SuperAdmin, Auditor]),
 ]);

@@ -22,6 +22,7 @@ mod archive;
 mod candidates;
 mod checkpoints;
 mod checks;
+mod coverage;
 mod entities;
 mod facets;
 mod frozen;

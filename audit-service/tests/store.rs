@@ -1,6 +1,8 @@
 //! The store, stamped on both engines: what holds on one holds on the other.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
+#[path = "store/coverage.rs"]
+mod coverage;
 #[macro_use]
 mod support;
 
@@ -9,6 +11,11 @@ use audit_service::event::{Dropped, Event, Outcome, Stage};
 use audit_service::filter::{Filter, OneOf, Stages};
 use audit_service::ingest::Batch;
 use audit_service::store::{EventResult, Heads, LogWalk, Order, Range, Store, TimeWalk};
+use coverage::{
+    a_coverage_that_would_take_long_stops_and_says_where, coverage_is_walked_page_by_page,
+    coverage_tells_received_missing_and_dropped, intents_are_open_until_their_outcome_comes,
+    what_is_sent_again_under_another_number_is_not_missing,
+};
 use sea_orm::{ConnectionTrait as _, Database};
 use service_core::error::Reason;
 use support::{
@@ -26,6 +33,11 @@ on_both_engines! {
     numbers_of_a_producer_come_in_any_order,
     refused_events_leave_no_gap,
     what_producers_dropped_is_kept,
+    coverage_tells_received_missing_and_dropped,
+    coverage_is_walked_page_by_page,
+    what_is_sent_again_under_another_number_is_not_missing,
+    a_coverage_that_would_take_long_stops_and_says_where,
+    intents_are_open_until_their_outcome_comes,
     an_empty_group_is_fine,
     writers_at_once_leave_no_gap_and_no_double,
     entries_survive_a_restart,

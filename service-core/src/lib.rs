@@ -24,12 +24,13 @@
 //! - [`auth`]: who calls, and the table of who may call what.
 //! - [`tls`]: certificates that are read again when they change.
 //! - [`csv`]: a cell that no spreadsheet runs.
-//! - [`numbers`]: which numbers a producer has given.
+//! - [`numbers`]: which numbers a producer has given; [`coverage`]: which of them came, as an answer.
 //! - [`clock`]: microseconds since the epoch.
 
 pub mod auth;
 pub mod clock;
 pub mod config;
+pub mod coverage;
 pub mod csv;
 pub mod database;
 pub mod error;

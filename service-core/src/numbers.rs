@@ -4,6 +4,10 @@
 //! it costs one small row a group of events where a unique index would cost an entry an event. Numbers in a row
 //! take no more room than their ends.
 
+mod covered;
+
+pub use covered::{Covered, Covering, MAX_RANGES, Ranges};
+
 use roaring::RoaringBitmap;
 
 /// The block that holds a number: the numbers from `block << 16` on.
@@ -24,6 +28,11 @@ impl Numbers {
     /// Whether a number of this block is there.
     pub fn contains(&self, number: u64) -> bool {
         self.0.contains((number & 0xffff) as u32)
+    }
+
+    /// The highest number of this block, which is the one given.
+    pub fn highest(&self, block: u64) -> Option<u64> {
+        self.0.max().map(|number| block << 16 | u64::from(number))
     }
 
     /// The stored form. That of no numbers is never empty.

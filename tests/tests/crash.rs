@@ -95,7 +95,7 @@ fn assert_all_there_once(kind: &str, printed: &BTreeSet<String>, stored: &Stored
     assert_eq!(ids.len(), stored.len(), "{kind}: each event once");
     let lost: Vec<_> = printed.iter().filter(|id| !ids.contains(id)).collect();
     assert!(lost.is_empty(), "{kind}: {} of {} are lost: {lost:?}", lost.len(), printed.len());
-    // Between the first and the last of each life no number is missing.
+    // Of each life no number is missing.
     let mut epochs: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
     for (_, producer) in stored {
         let new = epochs.entry(producer.epoch).or_default().insert(producer.sequence.unwrap());

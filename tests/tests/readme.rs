@@ -37,6 +37,7 @@ fn expected(recipe: &str) -> &'static str {
         ("ListArchives", "{"),
         ("PlaceLegalHold", "\"placedSequence\""),
         ("ListLegalHolds", "\"case 17\""),
+        ("GetCoverage", "\"missing\": \"0\""),
         ("RecordEvents", "\"accepted\": 1"),
         ("RecordUsage", "\"accepted\": 1"),
         ("describe activity.audit.v1.AuditFilter", "changed_paths"),

@@ -64,6 +64,8 @@ enum Foreign {
     Rejected,
     /// There is nothing of anybody in it.
     Nothing,
+    /// The call is refused to whom any instance is foreign, whatever it names.
+    Undivided,
 }
 
 /// An RPC, asked one way.
@@ -142,6 +144,12 @@ fn table() -> Vec<Row> {
                 ..Default::default()
             }
             .encode_to_vec()
+        }),
+        row("/activity.audit.v1.AuditGovernanceService/GetCoverage", LOG, &[], Foreign::Undivided, |_| {
+            audit::GetCoverageRequest::default().encode_to_vec()
+        }),
+        row("/activity.usage.v1.UsageQueryService/GetCoverage", USAGE, &[], Foreign::Undivided, |_| {
+            usage::GetCoverageRequest::default().encode_to_vec()
         }),
         row("/activity.audit.v1.AuditTrustService/GetCheckpoint", LOG, &[], Foreign::Denied, |named| {
             audit::GetCheckpointRequest { instance_id: instance(named), min_size: None }.encode_to_vec()
@@ -386,12 +394,15 @@ fn expected(row: &Row, role: Option<&str>, named: Named) -> Result<Outcome, Code
     if !all && !own {
         return Err(Code::PermissionDenied);
     }
+    if row.foreign == Foreign::Undivided {
+        return Err(Code::PermissionDenied);
+    }
     if named.instance == Some(FOREIGN) {
         match row.foreign {
             Foreign::Denied => return Err(Code::PermissionDenied),
             Foreign::NotFound => return Err(Code::NotFound),
             Foreign::Rejected => return Ok(Outcome::Rejected),
-            Foreign::Nothing => {}
+            Foreign::Nothing | Foreign::Undivided => {}
         }
     }
     if own && !all && named.user == Some(BOB) {

@@ -14,6 +14,7 @@ pub const ROLES: RoleTable = RoleTable::new(&[
     RoleRow::new("/activity.usage.v1.UsageQueryService/GetTimeSeries", &[SuperAdmin, BillingAdmin]).own(&[Member]),
     RoleRow::new("/activity.usage.v1.UsageQueryService/ListRequests", &[SuperAdmin, BillingAdmin]).own(&[Member]),
     RoleRow::new("/activity.usage.v1.UsageQueryService/ListFacets", &[SuperAdmin, BillingAdmin]).own(&[Member]),
+    RoleRow::new("/activity.usage.v1.UsageQueryService/GetCoverage", &[SuperAdmin, BillingAdmin]),
     RoleRow::new("/activity.usage.v1.UsageQueryService/ExportUsage", &[SuperAdmin, BillingAdmin]).own(&[Member]),
     RoleRow::new("/activity.usage.v1.PricingService/ListPrices", &[SuperAdmin, BillingAdmin, Member]),
     RoleRow::new("/activity.usage.v1.PricingService/EstimateCost", &[SuperAdmin, BillingAdmin, Member]),

@@ -21,6 +21,7 @@
 
 mod cells;
 mod citus;
+mod coverage;
 mod entity;
 mod migration;
 mod page;

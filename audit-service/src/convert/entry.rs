@@ -4,7 +4,7 @@ use activity_proto::audit::v1 as proto;
 use activity_proto::common::v1 as common;
 use service_core::clock;
 
-use crate::event::Entry;
+use crate::event::{Entry, Producer};
 
 /// An entry as it is answered.
 pub(crate) fn entry(entry: Entry, leaf_hash: Vec<u8>) -> proto::AuditEntry {
@@ -39,16 +39,32 @@ pub(crate) fn entry(entry: Entry, leaf_hash: Vec<u8>) -> proto::AuditEntry {
         operation: event
             .operation
             .map(|operation| proto::Operation { id: operation.id, stage: operation.stage.number() }),
-        producer: event.producer.map(|producer| common::Producer {
-            id: producer.id,
-            epoch: producer.epoch,
-            sequence: Some(producer.sequence),
-        }),
+        producer: event.producer.map(producer),
         sequence: Some(entry.sequence),
         recorded_at: Some(clock::to_timestamp(entry.recorded_at_us)),
         recorded_by: entry.recorded_by,
         leaf_hash,
     }
+}
+
+/// An intent whose outcome has not come.
+pub(crate) fn open_intent(entry: Entry) -> proto::OpenIntent {
+    let event = entry.event;
+    proto::OpenIntent {
+        instance_id: event.instance_id,
+        sequence: Some(entry.sequence),
+        id: event.id.to_string(),
+        operation_id: event.operation.map(|operation| operation.id).unwrap_or_default(),
+        occurred_at: Some(clock::to_timestamp(event.occurred_at_us)),
+        recorded_at: Some(clock::to_timestamp(entry.recorded_at_us)),
+        action: event.action,
+        actor_id: event.actor.id,
+        producer: event.producer.map(producer),
+    }
+}
+
+fn producer(producer: Producer) -> common::Producer {
+    common::Producer { id: producer.id, epoch: producer.epoch, sequence: Some(producer.sequence) }
 }
 
 /// The interval that a range was resolved to.

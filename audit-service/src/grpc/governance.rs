@@ -6,6 +6,7 @@ use activity_proto::audit::v1 as proto;
 use activity_proto::audit::v1::audit_governance_service_server::AuditGovernanceService;
 use service_core::auth::{Caller, CredentialKind};
 use service_core::clock;
+use service_core::coverage;
 use service_core::error::{Error, Reason, Result};
 use service_core::page::{self, Sealer};
 use tokio::sync::Notify;
@@ -21,6 +22,7 @@ use crate::ingest::Followers;
 use crate::store::{Hold, MAX_HOLDS, NewHold, Release, Segment, Store, Told};
 
 const ARCHIVES_TOKEN: &str = "audit.list_archives.page";
+const COVERAGE_TOKEN: &str = "audit.get_coverage.page";
 const HOLDS_TOKEN: &str = "audit.list_legal_holds.page";
 const PLACED: &str = "audit_log.legal_hold_placed";
 const RELEASED: &str = "audit_log.legal_hold_released";
@@ -238,6 +240,49 @@ impl AuditGovernanceService for GovernanceService {
             next_page_token: last
                 .map(|last| self.sealer.seal(HOLDS_TOKEN, &query, last.as_bytes()))
                 .unwrap_or_default(),
+        }))
+    }
+
+    async fn get_coverage(
+        &self,
+        request: Request<proto::GetCoverageRequest>,
+    ) -> Result<Response<proto::GetCoverageResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        coverage::allow(&caller)?;
+        let mut request = request.into_inner();
+        let limit = page::page_size(std::mem::take(&mut request.page_size))?;
+        let token = std::mem::take(&mut request.page_token);
+        let query = query_hash(&request, caller.access());
+        let mut wanted = coverage::Wanted::new(
+            request.time_range.as_ref(),
+            request.producer_ids,
+            request.first_sequence,
+            request.last_sequence,
+        )?;
+        let after = match self.page(COVERAGE_TOKEN, &query, &token)? {
+            None => None,
+            Some(payload) => Some(wanted.go_on(&payload)?),
+        };
+        let (access, store) = (caller.access(), &self.store);
+        let (open_intents, more_open_intents) = match after {
+            None => store.open_intents(access, &wanted).await?,
+            Some(_) => (Vec::new(), false),
+        };
+        let mut page = coverage::Page::new(limit);
+        for epoch in store.heard(access, &wanted, after, limit + 1).await? {
+            if !page.has_room() {
+                break;
+            }
+            let (covered, blocks) = store.covered(access, &epoch, &wanted, coverage::MAX_BLOCKS).await?;
+            page.push(epoch, covered, blocks);
+        }
+        let next = page.next.map(|last| self.sealer.seal(COVERAGE_TOKEN, &query, &wanted.position(&last)));
+        Ok(Response::new(proto::GetCoverageResponse {
+            producers: page.producers,
+            open_intents: open_intents.into_iter().map(convert::open_intent).collect(),
+            more_open_intents,
+            next_page_token: next.unwrap_or_default(),
+            interval: Some(wanted.range.to_interval()),
         }))
     }
 }

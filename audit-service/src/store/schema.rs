@@ -47,6 +47,7 @@ impl MigratorTrait for Migrator {
             Box::new(Checkpoints),
             Box::new(Archive),
             Box::new(Recorded),
+            Box::new(Coverage),
         ]
     }
 }
@@ -199,6 +200,27 @@ impl MigrationTrait for Recorded {
     }
 }
 
+/// When producers were heard, and the intents in the order of time.
+struct Coverage;
+
+impl MigrationName for Coverage {
+    fn name(&self) -> &str {
+        "audit_0007_coverage"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Coverage {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let db = manager.get_connection();
+        db.execute_unprepared(&with_types(manager.get_database_backend(), COVERAGE)).await.map(drop)
+    }
+}
+
 /// A text for both engines with the types of one.
 fn with_types(backend: DbBackend, sql: &str) -> String {
     let types = if backend == DbBackend::Postgres { POSTGRES_TYPES } else { SQLITE_TYPES };
@@ -222,6 +244,13 @@ const SQLITE_TYPES: &[(&str, &str)] = &[
     ("{by_key}", " WITHOUT ROWID"),
     ("{no_bytes}", "x''"),
 ];
+
+/// 0: before this was noted. The index has intents alone, which are few; 2 is the number of `Stage::Intent`.
+const COVERAGE: &str = r"
+ALTER TABLE audit_producer_numbers ADD COLUMN since {int} NOT NULL DEFAULT 0;
+ALTER TABLE audit_producer_numbers ADD COLUMN heard_at {int} NOT NULL DEFAULT 0;
+CREATE INDEX audit_entries_intents ON audit_entries (occurred_at, id) WHERE stage = 2;
+";
 
 /// Three indexes and a partial one on the entries: each further one is paid for with every event. IF NOT EXISTS, for
 /// files whose migration was killed when it was not yet one transaction.

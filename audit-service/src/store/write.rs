@@ -4,7 +4,8 @@
 //! lock the heads of all instances      in order, so that two replicas never wait for each other in a ring; with
 //!                                      the head comes the tree that stands below it
 //! look the ids up                      known with the same content: a duplicate; with other content: a conflict
-//! lock the producers' numbers          a number that is there came with another id: a conflict
+//! lock the producers' numbers          a number that is there came with another id: a conflict; that of a duplicate is
+//!                                      taken too, or what was sent again under another number would be missing
 //! give sequences, finish the hashes,┐  only to what is stored, so that no number is lost
 //! grow the trees                    │
 //! insert                            ┘  piece by piece: while the database takes one, the next is made
@@ -219,7 +220,7 @@ impl Store {
             .collect();
         on_engine!(&mut transaction, inner => {
             if !numbers.is_empty() {
-                inner.save_numbers(&numbers).await?;
+                inner.save_numbers(&numbers, now_us).await?;
             }
             if !dropped.is_empty() {
                 inner.save_dropped(&dropped, now_us).await?;
@@ -404,6 +405,11 @@ impl Group {
         if let Some(known) = self.known.get(&event.id) {
             if known.content_hash == event.prefix.content_hash {
                 let (sequence, leaf_hash) = (known.sequence, known.leaf_hash);
+                // Its number here may be another than before: of that one too it is known what became. If it is
+                // somebody else's, theirs it stays.
+                if let Some(producer) = &event.producer {
+                    self.count(producer);
+                }
                 return Ok((EventResult::Stored { sequence, leaf_hash, duplicate: true }, None));
             }
             let message = format!("id {} is known with other content, which stays; an id is for one event", event.id);

@@ -1580,6 +1580,82 @@ pub struct LegalHold {
     #[prost(string, tag = "14")]
     pub release_reason: ::prost::alloc::string::String,
 }
+/// Of which producers.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetCoverageRequest {
+    /// Optional; default the last 24 hours. Producers' epochs that were heard of in it:
+    /// first before its end, last not before its start. What is said of them is not cut
+    /// by it. Intents are those that occurred in it.
+    #[prost(message, optional, tag = "1")]
+    pub time_range: ::core::option::Option<super::super::common::v1::TimeRange>,
+    /// Optional, up to 100; default all producers. Also narrows the intents.
+    #[prost(string, repeated, tag = "2")]
+    pub producer_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Optional; default 0. Numbers below are left out.
+    #[prost(uint64, optional, tag = "3")]
+    pub first_sequence: ::core::option::Option<u64>,
+    /// Optional; default no end. Numbers above are left out.
+    #[prost(uint64, optional, tag = "4")]
+    pub last_sequence: ::core::option::Option<u64>,
+    /// Optional; default 50, at most 1,000. A page ends early rather than take long.
+    #[prost(int32, tag = "5")]
+    pub page_size: i32,
+    /// Optional. `next_page_token` of the page before; all else must be as it was.
+    #[prost(string, tag = "6")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// A page of producers' epochs, and the open intents.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetCoverageResponse {
+    /// In the order of (`producer_id`, `epoch`).
+    #[prost(message, repeated, tag = "1")]
+    pub producers: ::prost::alloc::vec::Vec<super::super::common::v1::ProducerCoverage>,
+    /// Intents without an outcome, newest first, up to 100; on the first page only.
+    /// Each tells that an administrative change was begun and not how it ended: its
+    /// process may have died in the middle.
+    #[prost(message, repeated, tag = "2")]
+    pub open_intents: ::prost::alloc::vec::Vec<OpenIntent>,
+    /// There are more of them, or there may be: narrow the range.
+    #[prost(bool, tag = "3")]
+    pub more_open_intents: bool,
+    /// Empty on the last page.
+    #[prost(string, tag = "4")]
+    pub next_page_token: ::prost::alloc::string::String,
+    /// The range that was used.
+    #[prost(message, optional, tag = "5")]
+    pub interval: ::core::option::Option<super::super::common::v1::Interval>,
+}
+/// An intent whose outcome has not come.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OpenIntent {
+    /// Its log.
+    #[prost(string, tag = "1")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// Its place in its log.
+    #[prost(uint64, optional, tag = "2")]
+    pub sequence: ::core::option::Option<u64>,
+    /// Its entry's id.
+    #[prost(string, tag = "3")]
+    pub id: ::prost::alloc::string::String,
+    /// The operation whose outcome is awaited.
+    #[prost(string, tag = "4")]
+    pub operation_id: ::prost::alloc::string::String,
+    /// When it was announced.
+    #[prost(message, optional, tag = "5")]
+    pub occurred_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it was stored.
+    #[prost(message, optional, tag = "6")]
+    pub recorded_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// What was to be done.
+    #[prost(string, tag = "7")]
+    pub action: ::prost::alloc::string::String,
+    /// By whom: the actor's id.
+    #[prost(string, tag = "8")]
+    pub actor_id: ::prost::alloc::string::String,
+    /// Who numbered it; absent where nobody did.
+    #[prost(message, optional, tag = "9")]
+    pub producer: ::core::option::Option<super::super::common::v1::Producer>,
+}
 /// Generated client implementations.
 pub mod audit_governance_service_client {
     #![allow(
@@ -1830,6 +1906,42 @@ pub mod audit_governance_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// What each producer sent: which of its numbers are in the log, which it dropped,
+        /// which are missing, when it was last heard; and the intents whose outcome has
+        /// not come.
+        ///
+        /// A producer numbers what it records of all instances together, and a gap in its
+        /// numbers tells of all of them: the answer is for callers alone who see every
+        /// instance. Others are refused (`PERMISSION_DENIED`).
+        pub async fn get_coverage(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetCoverageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetCoverageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.audit.v1.AuditGovernanceService/GetCoverage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "activity.audit.v1.AuditGovernanceService",
+                        "GetCoverage",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1894,6 +2006,20 @@ pub mod audit_governance_service_server {
             request: tonic::Request<super::ListLegalHoldsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListLegalHoldsResponse>,
+            tonic::Status,
+        >;
+        /// What each producer sent: which of its numbers are in the log, which it dropped,
+        /// which are missing, when it was last heard; and the intents whose outcome has
+        /// not come.
+        ///
+        /// A producer numbers what it records of all instances together, and a gap in its
+        /// numbers tells of all of them: the answer is for callers alone who see every
+        /// instance. Others are refused (`PERMISSION_DENIED`).
+        async fn get_coverage(
+            &self,
+            request: tonic::Request<super::GetCoverageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetCoverageResponse>,
             tonic::Status,
         >;
     }
@@ -2211,6 +2337,52 @@ pub mod audit_governance_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListLegalHoldsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/activity.audit.v1.AuditGovernanceService/GetCoverage" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetCoverageSvc<T: AuditGovernanceService>(pub Arc<T>);
+                    impl<
+                        T: AuditGovernanceService,
+                    > tonic::server::UnaryService<super::GetCoverageRequest>
+                    for GetCoverageSvc<T> {
+                        type Response = super::GetCoverageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetCoverageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditGovernanceService>::get_coverage(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetCoverageSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

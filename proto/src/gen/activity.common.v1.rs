@@ -10,8 +10,9 @@ pub struct Producer {
     /// Required. Rises when a producer starts numbering anew.
     #[prost(uint64, tag = "2")]
     pub epoch: u64,
-    /// Required. The event's number in its epoch. The same number with another
-    /// event id is refused as `PRODUCER_CONFLICT`.
+    /// Required. The event's number in its epoch, counted from 0: a number that never
+    /// comes shows as missing (`GetCoverage`). The same number with another event id
+    /// is refused as `PRODUCER_CONFLICT`.
     #[prost(uint64, optional, tag = "3")]
     pub sequence: ::core::option::Option<u64>,
 }
@@ -119,6 +120,74 @@ impl TimeRangePreset {
             _ => None,
         }
     }
+}
+/// Numbers in a row, both ends included.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NumberRange {
+    /// The first number.
+    #[prost(uint64, optional, tag = "1")]
+    pub first: ::core::option::Option<u64>,
+    /// The last number, not below the first.
+    #[prost(uint64, optional, tag = "2")]
+    pub last: ::core::option::Option<u64>,
+}
+/// What is known of the numbers that one producer gave in one epoch. Each number
+/// from 0 to the highest that was heard of is one of three: received, dropped, or
+/// missing. What was numbered behind the highest and never came cannot be known.
+///
+/// A number is received once the event that it was given to is stored, also where
+/// that event came before under another number. What the service refused (see
+/// `rejected`) is not stored: the SDK reports its number as dropped, and without such
+/// a report it is missing. Events under way are missing until they arrive.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ProducerCoverage {
+    /// Who numbers.
+    #[prost(string, tag = "1")]
+    pub producer_id: ::prost::alloc::string::String,
+    /// In which epoch.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// When the first of its numbers came.
+    #[prost(message, optional, tag = "3")]
+    pub first_heard_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When the last one came, or its last report of dropped ones. Absent, as is
+    /// `first_heard_at`, where all of them came before the service noted this.
+    #[prost(message, optional, tag = "4")]
+    pub last_heard_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// The lowest number received; absent where none was.
+    #[prost(uint64, optional, tag = "5")]
+    pub first_sequence: ::core::option::Option<u64>,
+    /// The highest number received; absent where none was.
+    #[prost(uint64, optional, tag = "6")]
+    pub last_sequence: ::core::option::Option<u64>,
+    /// How many numbers were received.
+    #[prost(uint64, optional, tag = "7")]
+    pub received: ::core::option::Option<u64>,
+    /// How many are missing.
+    #[prost(uint64, optional, tag = "8")]
+    pub missing: ::core::option::Option<u64>,
+    /// How many the producer has reported as dropped by policy, and were not received.
+    #[prost(uint64, optional, tag = "9")]
+    pub dropped: ::core::option::Option<u64>,
+    /// Those received: the first 100 ranges.
+    #[prost(message, repeated, tag = "10")]
+    pub received_ranges: ::prost::alloc::vec::Vec<NumberRange>,
+    /// Those missing: the first 100 ranges.
+    #[prost(message, repeated, tag = "11")]
+    pub missing_ranges: ::prost::alloc::vec::Vec<NumberRange>,
+    /// Those dropped: the first 100 ranges.
+    #[prost(message, repeated, tag = "12")]
+    pub dropped_ranges: ::prost::alloc::vec::Vec<NumberRange>,
+    /// There are more ranges of a kind than are shown. The counts are of all; ask with
+    /// `first_sequence` for what follows.
+    #[prost(bool, tag = "13")]
+    pub more_ranges: bool,
+    /// The answer is of numbers through this one. It is the highest that was heard of,
+    /// or the `last_sequence` that was asked for if that is lower, or less where an
+    /// epoch is very large (a billion numbers): then ask with `first_sequence` for what
+    /// follows. Absent where nothing was looked at.
+    #[prost(uint64, optional, tag = "14")]
+    pub through_sequence: ::core::option::Option<u64>,
 }
 /// The closed list of reasons for which a call or a single event is refused.
 ///

@@ -1712,6 +1712,43 @@ pub struct ExportEnd {
     #[prost(int32, tag = "6")]
     pub resolution_seconds: i32,
 }
+/// Of which producers.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetCoverageRequest {
+    /// Optional; default the last 24 hours. Producers' epochs that were heard of in it:
+    /// first before its end, last not before its start. What is said of them is not cut
+    /// by it.
+    #[prost(message, optional, tag = "1")]
+    pub time_range: ::core::option::Option<super::super::common::v1::TimeRange>,
+    /// Optional, up to 100; default all producers.
+    #[prost(string, repeated, tag = "2")]
+    pub producer_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Optional; default 0. Numbers below are left out.
+    #[prost(uint64, optional, tag = "3")]
+    pub first_sequence: ::core::option::Option<u64>,
+    /// Optional; default no end. Numbers above are left out.
+    #[prost(uint64, optional, tag = "4")]
+    pub last_sequence: ::core::option::Option<u64>,
+    /// Optional; default 50, at most 1,000. A page ends early rather than take long.
+    #[prost(int32, tag = "5")]
+    pub page_size: i32,
+    /// Optional. `next_page_token` of the page before; all else must be as it was.
+    #[prost(string, tag = "6")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// A page of producers' epochs.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetCoverageResponse {
+    /// In the order of (`producer_id`, `epoch`).
+    #[prost(message, repeated, tag = "1")]
+    pub producers: ::prost::alloc::vec::Vec<super::super::common::v1::ProducerCoverage>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+    /// The range that was used.
+    #[prost(message, optional, tag = "3")]
+    pub interval: ::core::option::Option<super::super::common::v1::Interval>,
+}
 /// What to group by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -2159,6 +2196,39 @@ pub mod usage_query_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// What each producer sent: which of its numbers are stored, which it dropped,
+        /// which are missing, and when it was last heard. Numbers stay when retention
+        /// removes their requests.
+        ///
+        /// A producer numbers what it records of all instances and users together, and a
+        /// gap in its numbers tells of all of them: the answer is for callers alone who see
+        /// every instance. Others are refused (`PERMISSION_DENIED`).
+        pub async fn get_coverage(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetCoverageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetCoverageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/activity.usage.v1.UsageQueryService/GetCoverage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("activity.usage.v1.UsageQueryService", "GetCoverage"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         /// Writes what is on screen as a file in chunks, and ends with the totals and a
         /// hash. Single requests are ascending by (`occurred_at`, `id`), frozen at what
         /// was committed when it was opened, and resume byte for byte; the other shapes
@@ -2246,6 +2316,20 @@ pub mod usage_query_service_server {
             request: tonic::Request<super::ListFacetsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListFacetsResponse>,
+            tonic::Status,
+        >;
+        /// What each producer sent: which of its numbers are stored, which it dropped,
+        /// which are missing, and when it was last heard. Numbers stay when retention
+        /// removes their requests.
+        ///
+        /// A producer numbers what it records of all instances and users together, and a
+        /// gap in its numbers tells of all of them: the answer is for callers alone who see
+        /// every instance. Others are refused (`PERMISSION_DENIED`).
+        async fn get_coverage(
+            &self,
+            request: tonic::Request<super::GetCoverageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetCoverageResponse>,
             tonic::Status,
         >;
         /// Server streaming response type for the ExportUsage method.
@@ -2567,6 +2651,52 @@ pub mod usage_query_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListFacetsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/activity.usage.v1.UsageQueryService/GetCoverage" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetCoverageSvc<T: UsageQueryService>(pub Arc<T>);
+                    impl<
+                        T: UsageQueryService,
+                    > tonic::server::UnaryService<super::GetCoverageRequest>
+                    for GetCoverageSvc<T> {
+                        type Response = super::GetCoverageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetCoverageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as UsageQueryService>::get_coverage(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetCoverageSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -55,6 +55,11 @@ impl Access {
         self.user.as_deref()
     }
 
+    /// Whether nothing is kept from it.
+    pub fn is_everything(&self) -> bool {
+        *self.instances == Instances::All && self.user.is_none()
+    }
+
     /// Whether an instance is among them.
     pub fn has_instance(&self, instance: &str) -> bool {
         self.instances.contains(instance)

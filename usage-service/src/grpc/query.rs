@@ -4,8 +4,9 @@ use activity_proto::common::v1::TimeRange;
 use activity_proto::usage::v1 as proto;
 use prost::Message;
 use proto::usage_query_service_server::UsageQueryService;
-use service_core::auth::{Access, Caller, Instances};
+use service_core::auth::{Access, Caller};
 use service_core::clock;
+use service_core::coverage;
 use service_core::error::{Error, Reason, Result};
 use service_core::page::{self, MAX_PAGE_BYTES};
 use service_core::time_range::{self, Bucket, Resolved, WhenMissing};
@@ -23,6 +24,8 @@ const MAX_POINTS: usize = 10_000;
 
 /// Kind of the tokens of `ListRequests`.
 const PAGE_KIND: &str = "usage.list_requests";
+/// Kind of the tokens of `GetCoverage`.
+const COVERAGE_KIND: &str = "usage.get_coverage";
 
 #[derive(Debug)]
 pub(super) struct Query(pub(super) Shared);
@@ -95,7 +98,7 @@ pub(super) fn query_hash(caller: &Caller, query: &impl Message) -> [u8; 32] {
 /// Whether a caller may see who numbered a request. A producer numbers what it records of all
 /// instances and users together: what lies between two numbers is told to those alone who see it all.
 pub(super) fn sees_producers(access: &Access) -> bool {
-    *access.instances() == Instances::All && access.user().is_none()
+    access.is_everything()
 }
 
 /// A request as a caller may see it.
@@ -343,6 +346,43 @@ impl UsageQueryService for Query {
             next_page_token,
             currency_code: convert::currency(),
             interval: Some(range.to_interval()),
+        }))
+    }
+
+    async fn get_coverage(
+        &self,
+        request: Request<proto::GetCoverageRequest>,
+    ) -> Result<Response<proto::GetCoverageResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        coverage::allow(&caller)?;
+        let mut request = request.into_inner();
+        let limit = page::page_size(std::mem::take(&mut request.page_size))?;
+        let token = std::mem::take(&mut request.page_token);
+        let query = query_hash(&caller, &request);
+        let mut wanted = coverage::Wanted::new(
+            request.time_range.as_ref(),
+            request.producer_ids,
+            request.first_sequence,
+            request.last_sequence,
+        )?;
+        let after = match token.is_empty() {
+            true => None,
+            false => Some(wanted.go_on(&self.0.sealer.open(COVERAGE_KIND, &query, &token)?)?),
+        };
+        let (access, store) = (caller.access(), &self.0.store);
+        let mut page = coverage::Page::new(limit);
+        for epoch in store.heard(access, &wanted, after, limit + 1).await? {
+            if !page.has_room() {
+                break;
+            }
+            let (covered, blocks) = store.covered(access, &epoch, &wanted, coverage::MAX_BLOCKS).await?;
+            page.push(epoch, covered, blocks);
+        }
+        let next = page.next.map(|last| self.0.sealer.seal(COVERAGE_KIND, &query, &wanted.position(&last)));
+        Ok(Response::new(proto::GetCoverageResponse {
+            producers: page.producers,
+            next_page_token: next.unwrap_or_default(),
+            interval: Some(wanted.range.to_interval()),
         }))
     }
 

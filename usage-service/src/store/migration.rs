@@ -32,7 +32,7 @@ pub(super) const GRANTS: &[Grant] = &[
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Requests)]
+        vec![Box::new(Requests), Box::new(Coverage)]
     }
 }
 
@@ -67,6 +67,32 @@ impl MigrationTrait for Requests {
         Ok(())
     }
 }
+
+/// When producers were heard.
+struct Coverage;
+
+impl MigrationName for Coverage {
+    fn name(&self) -> &str {
+        "m0002_coverage"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Coverage {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.get_connection().execute_unprepared(COVERAGE).await.map(drop)
+    }
+}
+
+/// 0: before this was noted.
+const COVERAGE: &str = "
+ALTER TABLE usage_producer_numbers ADD COLUMN since BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE usage_producer_numbers ADD COLUMN heard_at BIGINT NOT NULL DEFAULT 0;
+";
 
 const SQLITE_TYPES: &[(&str, &str)] = &[("{uuid}", "BLOB"), ("{bytes}", "BLOB"), ("{partitioned}", "")];
 const POSTGRES_TYPES: &[(&str, &str)] =

@@ -19,8 +19,8 @@
 //! new                                                              Accepted
 //! ```
 //!
-//! A repeat does not touch the numbers: they are of what is stored. Of events with
-//! one id in one group the first is written; the others are compared with it, and
+//! A repeat takes its number too, if it is free: what is sent again under another
+//! number is not missing. Of events with one id in one group the first is written; the others are compared with it, and
 //! written in another round if it was not stored. Of new events with one producer's
 //! number in one group, the one with the lowest id is kept.
 //!
@@ -124,7 +124,8 @@ impl Store {
             let numbers = transaction.lock_numbers(&blocks).await?;
             let mut group = Group::new(&rows, numbers, stamp.kept_from_us);
             transaction.write_rows(&mut group, stamp).await?;
-            transaction.save_numbers(&group.counted()).await?;
+            group.count_repeats();
+            transaction.save_numbers(&group.counted(), stamp).await?;
             if let Some(delta) = group.delta() {
                 transaction.insert_delta(stamp.commit_number, delta).await?;
             }
@@ -192,11 +193,11 @@ impl Transaction {
         }
     }
 
-    async fn save_numbers(&mut self, blocks: &[(NumberBlock, Vec<u8>)]) -> Result<()> {
+    async fn save_numbers(&mut self, blocks: &[(NumberBlock, Vec<u8>)], stamp: Stamp) -> Result<()> {
         match self {
             _ if blocks.is_empty() => Ok(()),
-            Self::Sqlite(transaction) => sqlite::save_numbers(transaction, blocks).await,
-            Self::Postgres(transaction) => postgres::save_numbers(transaction, blocks).await,
+            Self::Sqlite(transaction) => sqlite::save_numbers(transaction, blocks, stamp).await,
+            Self::Postgres(transaction) => postgres::save_numbers(transaction, blocks, stamp).await,
         }
     }
 
@@ -347,6 +348,17 @@ impl<'a> Group<'a> {
         }
     }
 
+    /// Takes the numbers of those that were there already. One that is another event's stays that one's.
+    fn count_repeats(&mut self) {
+        for (row, outcome) in self.rows.iter().zip(&self.outcomes) {
+            if let (Outcome::Duplicate, Some((block, number))) = (outcome, row.number())
+                && self.numbers.entry(block).or_default().insert(number)
+            {
+                self.counted.insert(block);
+            }
+        }
+    }
+
     /// What rollups have to add: the rows that went in, and nothing of the others.
     fn delta(&mut self) -> Option<Vec<u8>> {
         let mut sums = std::mem::take(&mut self.sums);
@@ -397,7 +409,7 @@ impl<'a> References<'a> {
         match self.producer {
             Some((last, reference)) if last == (id, epoch) => reference,
             _ => {
-                let reference = reference([id.as_bytes(), &epoch.to_be_bytes()[..]]);
+                let reference = producer_ref(id, epoch);
                 self.producers.insert(reference, (id, epoch));
                 self.producer = Some(((id, epoch), reference));
                 reference
@@ -417,6 +429,11 @@ fn charge_texts(charge: &Charge) -> [&str; 5] {
         Charge::Priced { price, .. } => [&price.book_version, &price.provider, &price.model, &price.detail, ""],
         Charge::Unpriced(reason) => ["", "", "", "", reason],
     }
+}
+
+/// The key of a producer's epoch.
+pub(super) fn producer_ref(id: &str, epoch: i64) -> i64 {
+    reference([id.as_bytes(), &epoch.to_be_bytes()[..]])
 }
 
 /// The key of a row that others refer to: a hash of its content, so that all

@@ -3,6 +3,7 @@
 
 mod checks;
 mod citus;
+mod coverage;
 mod events;
 mod groups;
 mod reads;
@@ -128,6 +129,8 @@ on_all_engines!(
     writes::large_groups_are_stored_whole,
     writes::replicas_that_write_the_same_events_agree,
     writes::dropped_ranges_are_taken,
+    coverage::coverage_tells_received_missing_and_dropped,
+    coverage::what_is_sent_again_under_another_number_is_not_missing,
     writes::references_that_the_database_lost_are_written_again,
     reads::pages_walk_through_ties_in_both_orders,
     reads::late_events_are_in_every_answer_at_once,

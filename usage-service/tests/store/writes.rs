@@ -64,7 +64,7 @@ pub(crate) async fn a_producers_number_belongs_to_one_event(bench: Bench) {
         numbered(&event(4), 1, 7),
         numbered(&event(5), 1, 8),
         numbered(&event(6), 1, 8),
-        // Known: its producer is not looked at.
+        // Known: it is no conflict, and its number is taken.
         numbered(&event(1), 1, 9),
         // Refused with one number, then taken with another, in one group.
         numbered(&event(4), 1, 10),

@@ -236,11 +236,12 @@ impl Transaction {
         Ok(())
     }
 
-    pub(super) async fn save_numbers(&mut self, numbers: &[(&NumberBlock, Vec<u8>)]) -> Result<()> {
+    pub(super) async fn save_numbers(&mut self, numbers: &[(&NumberBlock, Vec<u8>)], now_us: i64) -> Result<()> {
         let (producers, epochs, blocks) = columns(numbers.iter().map(|(block, _)| *block));
         let sets: Vec<&[u8]> = numbers.iter().map(|(_, bytes)| bytes.as_slice()).collect();
         sqlx::query(
-            "UPDATE audit_producer_numbers p SET numbers = new.numbers \
+            "UPDATE audit_producer_numbers p SET numbers = new.numbers, heard_at = $5, \
+             since = CASE WHEN length(p.numbers) = 0 THEN $5 ELSE p.since END \
              FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[]) AS new (producer, epoch, block, numbers) \
              WHERE p.producer_id = new.producer AND p.epoch = new.epoch AND p.block = new.block",
         )
@@ -248,6 +249,7 @@ impl Transaction {
         .bind(epochs)
         .bind(blocks)
         .bind(sets)
+        .bind(now_us)
         .execute(&mut *self.0)
         .await?;
         Ok(())

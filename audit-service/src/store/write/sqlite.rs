@@ -223,16 +223,18 @@ impl Transaction {
         Ok(())
     }
 
-    pub(super) async fn save_numbers(&mut self, numbers: &[(&NumberBlock, Vec<u8>)]) -> Result<()> {
+    pub(super) async fn save_numbers(&mut self, numbers: &[(&NumberBlock, Vec<u8>)], now_us: i64) -> Result<()> {
         for (block, bytes) in numbers {
             sqlx::query(
-                "INSERT INTO audit_producer_numbers (producer_id, epoch, block, numbers) VALUES ($1, $2, $3, $4) \
-                 ON CONFLICT (producer_id, epoch, block) DO UPDATE SET numbers = excluded.numbers",
+                "INSERT INTO audit_producer_numbers (producer_id, epoch, block, numbers, since, heard_at) \
+                 VALUES ($1, $2, $3, $4, $5, $5) ON CONFLICT (producer_id, epoch, block) \
+                 DO UPDATE SET numbers = excluded.numbers, heard_at = excluded.heard_at",
             )
             .bind(block.producer_id.as_str())
             .bind(block.epoch.cast_signed())
             .bind(signed(block.block))
             .bind(bytes.as_slice())
+            .bind(now_us)
             .execute(&mut *self.0)
             .await?;
         }

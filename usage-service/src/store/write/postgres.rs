@@ -202,15 +202,18 @@ pub(super) async fn lock_numbers(
 pub(super) async fn save_numbers(
     transaction: &mut Transaction<'static, Postgres>,
     blocks: &[(NumberBlock, Vec<u8>)],
+    stamp: Stamp,
 ) -> Result<()> {
     sqlx::query(
-        "UPDATE usage_producer_numbers AS kept SET numbers = new.numbers \
+        "UPDATE usage_producer_numbers AS kept SET numbers = new.numbers, heard_at = $4, \
+         since = CASE WHEN length(kept.numbers) = 0 THEN $4 ELSE kept.since END \
          FROM UNNEST($1::int8[], $2::int8[], $3::bytea[]) AS new (producer_ref, block, numbers) \
          WHERE kept.producer_ref = new.producer_ref AND kept.block = new.block",
     )
     .bind(blocks.iter().map(|((producer, _), _)| *producer).collect::<Vec<_>>())
     .bind(blocks.iter().map(|((_, block), _)| *block).collect::<Vec<_>>())
     .bind(blocks.iter().map(|(_, numbers)| numbers.as_slice()).collect::<Vec<_>>())
+    .bind(stamp.recorded_at_us)
     .execute(&mut **transaction)
     .await?;
     Ok(())

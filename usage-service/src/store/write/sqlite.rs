@@ -224,15 +224,18 @@ pub(super) async fn lock_numbers(
 pub(super) async fn save_numbers(
     transaction: &mut Transaction<'static, Sqlite>,
     blocks: &[(NumberBlock, Vec<u8>)],
+    stamp: Stamp,
 ) -> Result<()> {
     for ((producer, block), numbers) in blocks {
         sqlx::query(
-            "INSERT INTO usage_producer_numbers (producer_ref, block, numbers) VALUES (?, ?, ?) \
-             ON CONFLICT (producer_ref, block) DO UPDATE SET numbers = excluded.numbers",
+            "INSERT INTO usage_producer_numbers (producer_ref, block, numbers, since, heard_at) \
+             VALUES (?1, ?2, ?3, ?4, ?4) ON CONFLICT (producer_ref, block) \
+             DO UPDATE SET numbers = excluded.numbers, heard_at = excluded.heard_at",
         )
         .bind(producer)
         .bind(block)
         .bind(numbers.as_slice())
+        .bind(stamp.recorded_at_us)
         .execute(&mut **transaction)
         .await?;
     }
