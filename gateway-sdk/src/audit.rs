@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 pub(crate) mod event;
+mod governance;
 pub(crate) mod operation;
 pub(crate) mod query;
 pub(crate) mod tail;

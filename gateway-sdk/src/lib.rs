@@ -146,6 +146,7 @@ pub use crate::config::{Builder, Rejected, RejectedEvent, SpoolPressure};
 pub use crate::credentials::{Credentials, Token};
 pub use crate::diff::{Diff, Secrets, secret};
 pub use crate::error::{AccessProblem, Error, FieldViolation, Rejection, ServiceError};
+pub use crate::query::coverage::CoverageQuery;
 pub use crate::query::export::{ExportFormat, ExportProgress, Exported};
 pub use crate::query::{Page, TimeRange};
 pub use crate::stats::{Flushed, ServiceStats, Stats, Waiting};

@@ -1,6 +1,7 @@
 //! What the queries of both services share: time ranges, pages, and calls that are
 //! tried again.
 
+pub(crate) mod coverage;
 pub(crate) mod export;
 
 use std::fmt;

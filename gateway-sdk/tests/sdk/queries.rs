@@ -1,6 +1,8 @@
 //! Questions: pages, resumed exports and tails, typed errors.
 
 use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -8,13 +10,16 @@ use std::sync::{Arc, Mutex};
 use futures::{Stream, StreamExt, TryStreamExt};
 use gateway_sdk::proto::audit::v1 as audit;
 use gateway_sdk::proto::audit::v1::audit_query_service_server::AuditQueryService;
+use gateway_sdk::proto::common::v1::ProducerCoverage;
 use gateway_sdk::proto::common::v1::time_range::Range;
 use gateway_sdk::proto::usage::v1 as usage;
 use gateway_sdk::proto::usage::v1::usage_query_service_server::UsageQueryService;
 use gateway_sdk::{
-    AuditExport, AuditFilter, AuditQuery, Bucket, Code, Dimension, Error, ErrorReason, ExportFormat, Grouping, Outcome,
-    TailQuery, TimeRange, TimeRangePreset, UsageQuery, UsageShape,
+    AuditExport, AuditFilter, AuditQuery, Bucket, Code, CoverageQuery, Dimension, Error, ErrorReason, ExportFormat,
+    Grouping, Outcome, TailQuery, TimeRange, TimeRangePreset, UsageQuery, UsageShape,
 };
+use prost::Message;
+use prost_types::FileDescriptorSet;
 use sha2::{Digest, Sha256};
 use tonic::{Request, Response, Status, async_trait};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -230,6 +235,19 @@ impl UsageQueryService for UsageQueries {
         self.0.answers.answer(String::new(), usage::ListFacetsResponse::default())
     }
 
+    async fn get_coverage(
+        &self,
+        request: Request<usage::GetCoverageRequest>,
+    ) -> Result<Response<usage::GetCoverageResponse>, Status> {
+        let request = request.into_inner();
+        let numbers = (request.first_sequence, request.last_sequence);
+        let seen = format!("{:?} {numbers:?} {} {:?}", request.producer_ids, request.page_size, request.page_token);
+        let next = if request.page_token.is_empty() { "second" } else { "" };
+        let producers = vec![ProducerCoverage { missing: Some(1), ..Default::default() }];
+        let page = usage::GetCoverageResponse { producers, next_page_token: next.into(), ..Default::default() };
+        self.0.answers.answer(seen, page)
+    }
+
     type ExportUsageStream = Messages<usage::ExportUsageResponse>;
 
     async fn export_usage(
@@ -335,6 +353,53 @@ async fn usage_questions_reach_the_service() {
     let requests: Vec<_> = sdk.usage().requests(query).try_collect().await.unwrap();
     assert_eq!(requests.len(), 3);
     assert_eq!(fake.memory.answers.seen(), ["[4, 3] 7", "Day", "", "500"]);
+}
+
+#[tokio::test]
+async fn coverage_is_read_over_all_pages() {
+    let fake = Fake::start();
+    let sdk = fake.sdk().build().unwrap();
+    let query = CoverageQuery::new().producer("gateway-1").from_sequence(7).to_sequence(9).page_size(3);
+    let producers: Vec<_> = sdk.usage().coverage(query.clone()).try_collect().await.unwrap();
+    assert_eq!(producers.len(), 2);
+    sdk.usage().coverage_page(&CoverageQuery::new(), None).await.unwrap();
+    let numbers = r#"["gateway-1"] (Some(7), Some(9)) 3"#;
+    assert_eq!(
+        fake.memory.answers.seen(),
+        [format!(r#"{numbers} """#), format!(r#"{numbers} "second""#), r#"[] (None, None) 0 """#.to_owned()]
+    );
+}
+
+/// What writes, and is no question.
+const WRITES: [&str; 6] =
+    ["RecordEvents", "StreamEvents", "RecordUsage", "StreamUsage", "PlaceLegalHold", "ReleaseLegalHold"];
+
+/// All of the SDK's source.
+fn source(folder: &Path) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        text += &if path.is_dir() { source(&path) } else { fs::read_to_string(&path).unwrap() };
+    }
+    text
+}
+
+#[test]
+fn every_rpc_that_reads_has_a_typed_query() {
+    let set = FileDescriptorSet::decode(gateway_sdk::proto::FILE_DESCRIPTOR_SET).unwrap();
+    let services = set.file.iter().flat_map(|file| &file.service);
+    let rpcs: Vec<&str> = services.flat_map(|service| &service.method).map(|method| method.name()).collect();
+    assert!(WRITES.iter().all(|write| rpcs.contains(write)), "{rpcs:?}");
+    let source = source(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let asked = |rpc: &str| {
+        let words = rpc.chars().flat_map(|char| [char.is_uppercase().then_some('_'), Some(char.to_ascii_lowercase())]);
+        let method: String = words.flatten().collect();
+        // Names that both services have are asked for in both.
+        source.matches(&format!(".{}(request)", &method[1..])).count()
+    };
+    let wanted = |rpc: &str| rpcs.iter().filter(|other| **other == rpc).count();
+    let missing: Vec<&&str> = rpcs.iter().filter(|rpc| !WRITES.contains(rpc) && asked(rpc) < wanted(rpc)).collect();
+    assert!(missing.is_empty(), "no typed query asks {missing:?}");
 }
 
 #[tokio::test]
