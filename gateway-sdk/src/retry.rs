@@ -10,10 +10,11 @@
 //! | a cause in this side's transport, whatever the code | again |
 //! | `UNAUTHENTICATED` | again with new credentials, once at once, then slowly |
 //! | `OVERLOADED`, `BATCH_OUT_OF_ORDER` | again: they say nothing of the events |
+//! | `RESOURCE_EXHAUSTED` that the service did not send: a proxy's quota | again |
 //! | `UNAVAILABLE`, `ABORTED`, `CANCELLED`, `UNKNOWN`, `DEADLINE_EXCEEDED` | again |
 //! | `PERMISSION_DENIED`, `UNIMPLEMENTED` and their kin | held: kept, asked again slowly |
 //! | `INTERNAL` | again, and to blame alone when it comes every time |
-//! | `INVALID_ARGUMENT`, `OUT_OF_RANGE`, `RESOURCE_EXHAUSTED` without a delay | never again |
+//! | `INVALID_ARGUMENT`, `OUT_OF_RANGE`, the service's own `TOO_LARGE` | never again |
 //!
 //! **Why a denial is not permanent.** It says what the table of roles allows this writer at
 //! the moment. A role that is taken away by mistake for ten minutes must not cost ten
@@ -46,6 +47,9 @@ pub(crate) enum Verdict {
     Permanent,
 }
 
+/// Whose reasons are ours, in `ErrorInfo`.
+const DOMAIN: &str = "activity";
+
 /// The longest time that a service may ask us to wait; a larger or hostile value
 /// must not silence the sender.
 const MAX_RETRY_INFO: Duration = Duration::from_secs(300);
@@ -65,7 +69,9 @@ pub(crate) fn classify(status: &Status) -> Verdict {
     if std::error::Error::source(status).is_some() {
         return retry;
     }
-    let reason = details.error_info().and_then(|info| reason_from_name(&info.reason));
+    // A proxy has reasons of its own, whose names may be like ours.
+    let ours = details.error_info().filter(|info| info.domain == DOMAIN);
+    let reason = ours.and_then(|info| reason_from_name(&info.reason));
     // Both say something about the moment or the stream, not about the events.
     if let Some(ErrorReason::Overloaded | ErrorReason::BatchOutOfOrder) = reason {
         return retry;
@@ -79,6 +85,9 @@ pub(crate) fn classify(status: &Status) -> Verdict {
             Verdict::Hold
         }
         Code::Internal => Verdict::Defect,
+        // The service says which of its limits it was. Whoever says nothing is between, and takes no events for too
+        // large: they would be given up, all of them, while a quota lasts.
+        Code::ResourceExhausted if reason.is_none() => retry,
         Code::InvalidArgument | Code::OutOfRange | Code::ResourceExhausted | Code::AlreadyExists => Verdict::Permanent,
     }
 }
@@ -141,8 +150,8 @@ mod tests {
             (Code::NotFound, Verdict::Hold),
             (Code::AlreadyExists, Verdict::Permanent),
             (Code::PermissionDenied, Verdict::Hold),
-            // Too large, unless there is a delay with it.
-            (Code::ResourceExhausted, Verdict::Permanent),
+            // Of the service's own it says why.
+            (Code::ResourceExhausted, RETRY),
             (Code::FailedPrecondition, Verdict::Hold),
             (Code::Aborted, RETRY),
             // tonic's own word for a message over the limit.
@@ -186,6 +195,16 @@ mod tests {
             let details = ErrorDetails::with_error_info(name, "activity", HashMap::new());
             let status = Status::with_error_details(code, "", details);
             assert_eq!(classify(&status), verdict, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_a_proxy_refuses_is_kept() {
+        let reasons = [("TOO_LARGE", "gateway.example.com"), ("RATE_LIMIT_EXCEEDED", "googleapis.com")];
+        for (reason, domain) in reasons {
+            let details = ErrorDetails::with_error_info(reason, domain, HashMap::new());
+            let status = Status::with_error_details(Code::ResourceExhausted, "", details);
+            assert_eq!(classify(&status), RETRY, "{reason} of {domain}");
         }
     }
 

@@ -123,6 +123,8 @@ use crate::stats::{ServiceStats, Waiting};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Lines for `rejected.jsonl` that wait for a disk; beyond it they are only counted.
 const MAX_LETTERS: usize = 1_000;
+/// And how many bytes of them.
+const MAX_LETTER_BYTES: usize = 4 * 1024 * 1024;
 
 /// What a spool is and does; see [`Builder::spool`](crate::Builder::spool).
 #[derive(Clone, Debug)]
@@ -205,8 +207,10 @@ impl<T> Spool<T> {
                 return Ok(());
             }
             self.work.notify_one();
+            state.droppers += 1;
             let (back, waited) = self.made.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
             state = back;
+            state.droppers -= 1;
             if waited.timed_out() && state.spare.is_none() {
                 state.stalled = true;
             }
@@ -229,7 +233,8 @@ impl<T> Spool<T> {
             // In a block of its own: the lock is not held over an await.
             let refused = {
                 let mut state = self.lock();
-                state.dropping = false;
+                // Unless somebody else waits who wants just that.
+                state.dropping = state.droppers > 0;
                 match self.place(state, body, crc, &mut extra) {
                     Placed::Done(sequence) => return Ok(sequence),
                     Placed::Closed => return Err(Refused::Closed),
@@ -384,7 +389,8 @@ impl<T> Spool<T> {
         .to_string();
         line.push('\n');
         let mut state = self.lock();
-        if state.letters.len() < MAX_LETTERS {
+        let waiting: usize = state.letters.iter().map(Vec::len).sum();
+        if state.letters.len() < MAX_LETTERS && waiting + line.len() <= MAX_LETTER_BYTES {
             state.letters.push(line.into_bytes());
         } else {
             state.stats.disk_errors += 1;

@@ -12,9 +12,9 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -62,9 +62,24 @@ pub(super) struct Disk {
     ledger: File,
 }
 
-/// Makes a folder that only this user can look into.
+/// Makes a folder that only this user can look into, with all above it, such that they survive a power cut. One that is
+/// there is closed to others, if it is this user's.
 pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+    let missing = folder.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+    let missing: Vec<&Path> = missing.collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    for made in missing {
+        let parent = made.parent().filter(|parent| !parent.as_os_str().is_empty());
+        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    let mode = fs::metadata(folder)?.permissions().mode();
+    if mode & 0o077 != 0
+        && let Err(error) = fs::set_permissions(folder, Permissions::from_mode(mode & 0o7700))
+    {
+        // The files in it are this user's alone in any case.
+        tracing::warn!(folder = %folder.display(), %error, "others can look into the spool's folder");
+    }
+    Ok(())
 }
 
 fn options() -> OpenOptions {
@@ -102,6 +117,7 @@ impl Disk {
         // Once it has its room, it can be written on a full disk.
         fill(&ledger, have.min(ledger::LEN), ledger::LEN)?;
         ledger.sync_all()?;
+        File::open(&folder)?.sync_all()?;
         Ok(Self { folder, ledger })
     }
 

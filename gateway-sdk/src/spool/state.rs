@@ -85,6 +85,8 @@ pub(super) struct State<T> {
     pub(super) full: bool,
     /// The last event to come may push out the oldest.
     pub(super) dropping: bool,
+    /// Callers that wait for room and want the oldest dropped for it.
+    pub(super) droppers: usize,
     /// A next segment was waited for in vain.
     pub(super) stalled: bool,
     /// Why there is no next segment.
@@ -159,6 +161,7 @@ impl<T> State<T> {
             ended: false,
             full: false,
             dropping: false,
+            droppers: 0,
             stalled: false,
             trouble: None,
             bytes,

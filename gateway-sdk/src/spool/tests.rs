@@ -367,6 +367,60 @@ async fn waiting_callers_drop_nothing_and_are_told_in_time() {
     assert_eq!(waiting.await.unwrap(), Ok(n));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_that_wait_keep_nobody_from_dropping_the_oldest() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    while spool.push_waiting(&body(0), None, Instant::now() + Duration::from_millis(100)).await.is_ok() {}
+    let waiting = tokio::spawn({
+        let spool = spool.arc();
+        async move {
+            while spool.push_waiting(&body(0), None, Instant::now()).await != Err(Refused::Closed) {
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    let dropping = tokio::task::spawn_blocking({
+        let spool = spool.arc();
+        move || (1..=5_000).for_each(|n| spool.push_dropping(&body(n)).unwrap())
+    });
+    dropping.await.unwrap();
+    spool.close();
+    waiting.await.unwrap();
+    // A call that waited in vain would have dropped its own event instead of the oldest.
+    let mut bodies = spool.take_all().await.bodies();
+    bodies.retain(|body| *body > 0);
+    let kept = bodies.len() as u64;
+    assert!(kept > 50, "{kept}");
+    assert_eq!(bodies, (5_001 - kept..=5_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_folder_is_made_for_its_user_alone_and_closed_to_others_if_it_is_there() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = tempfile::tempdir().unwrap();
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    let new = home.path().join("above/new");
+    super::files::make_folder(&new).unwrap();
+    assert_eq!((mode(&new), mode(new.parent().unwrap())), (0o700, 0o700));
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
+    super::files::make_folder(&new).unwrap();
+    assert_eq!(mode(&new), 0o700);
+}
+
+#[tokio::test]
+async fn rejected_events_that_wait_for_the_disk_are_bounded_in_bytes() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    let rejection = Rejection { reason: crate::ErrorReason::InvalidId, message: "bad".into(), field: "id".into() };
+    // Whether the keeper is at it or not: what waits at a moment is never more.
+    for _ in 0..200 {
+        spool.keep_rejected(&[0; 64 * 1024], &rejection);
+        let waiting: usize = spool.lock().letters.iter().map(Vec::len).sum();
+        assert!(waiting <= MAX_LETTER_BYTES, "{waiting}");
+    }
+}
+
 #[tokio::test]
 async fn a_full_disk_is_an_error_for_audit_until_there_is_room() {
     let harness = Harness::durable();

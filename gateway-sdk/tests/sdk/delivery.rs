@@ -1,5 +1,6 @@
 //! Everything arrives once, whatever happens on the way.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -34,6 +35,32 @@ fn record(sdk: &GatewaySdk, count: u64) {
 
 fn ended(code: Code) -> Status {
     Status::new(code, "as the test wants it")
+}
+
+/// As the service ends a stream for what was sent: a limit of its own it names.
+fn refused(code: Code) -> Status {
+    match code {
+        Code::ResourceExhausted => {
+            let details = ErrorDetails::with_error_info("TOO_LARGE", "activity", HashMap::new());
+            Status::with_error_details(code, "as the test wants it", details)
+        }
+        code => ended(code),
+    }
+}
+
+#[tokio::test]
+async fn a_quota_of_somebody_between_costs_no_event() {
+    let fake = Fake::start();
+    let sdk = fake.sdk().batch(64, 1 << 20).build().unwrap();
+    fake.memory.script(|arrived| match arrived.stream {
+        0..5 => Action::End(ended(Code::ResourceExhausted)),
+        _ => Action::Ack,
+    });
+    record(&sdk, 10);
+    assert!(sdk.flush(LONG).await.is_complete());
+    fake.memory.look(|memory| assert_eq!(memory.sequences_as_stored(), (0..10).collect::<Vec<_>>()));
+    let stats = sdk.stats().usage;
+    assert_eq!((stats.acknowledged, stats.rejected, stats.dropped), (10, 0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -255,7 +282,7 @@ async fn refused_event_is_told_and_not_sent_again() {
 
 fn poisoned(code: Code) -> impl Fn(&Arrived) -> Action + Send + Sync + 'static {
     move |arrived| {
-        if arrived.has("poison") { Action::End(ended(code)) } else { Action::Ack }
+        if arrived.has("poison") { Action::End(refused(code)) } else { Action::Ack }
     }
 }
 
