@@ -9,8 +9,8 @@ use gateway_sdk::proto::audit::v1::audit_governance_service_server::{
     AuditGovernanceService, AuditGovernanceServiceServer,
 };
 use gateway_sdk::proto::audit::v1::{
-    GetRetentionRequest, GetRetentionResponse, LegalHold, ListArchivesRequest, ListArchivesResponse,
-    ListLegalHoldsRequest, ListLegalHoldsResponse, PlaceLegalHoldRequest, PlaceLegalHoldResponse,
+    GetCoverageRequest, GetCoverageResponse, GetRetentionRequest, GetRetentionResponse, LegalHold, ListArchivesRequest,
+    ListArchivesResponse, ListLegalHoldsRequest, ListLegalHoldsResponse, PlaceLegalHoldRequest, PlaceLegalHoldResponse,
     ReleaseLegalHoldRequest, ReleaseLegalHoldResponse,
 };
 use gateway_sdk::{Actor, Audit, Diff, GatewaySdk, Resource};
@@ -26,7 +26,8 @@ pub(crate) const ACTIONS: [(&str, &str, &str); 2] = [
     ("/activity.audit.v1.AuditGovernanceService/PlaceLegalHold", "legal_hold.placed", "legal_hold"),
     ("/activity.audit.v1.AuditGovernanceService/ReleaseLegalHold", "legal_hold.released", "legal_hold"),
 ];
-pub(crate) const READ_ONLY: [&str; 3] = [
+pub(crate) const READ_ONLY: [&str; 4] = [
+    "/activity.audit.v1.AuditGovernanceService/GetCoverage",
     "/activity.audit.v1.AuditGovernanceService/GetRetention",
     "/activity.audit.v1.AuditGovernanceService/ListArchives",
     "/activity.audit.v1.AuditGovernanceService/ListLegalHolds",
@@ -124,6 +125,10 @@ impl AuditGovernanceService for Administration {
 
     async fn list_archives(&self, _: Request<ListArchivesRequest>) -> Result<Response<ListArchivesResponse>, Status> {
         Err(Status::unimplemented("nothing is archived here"))
+    }
+
+    async fn get_coverage(&self, _: Request<GetCoverageRequest>) -> Result<Response<GetCoverageResponse>, Status> {
+        Err(Status::unimplemented("nobody numbers anything here"))
     }
 }
 

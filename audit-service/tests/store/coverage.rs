@@ -47,7 +47,7 @@ pub(crate) async fn coverage_tells_received_missing_and_dropped(home: &Home) {
     drop_range(&store, "silent", 1, 0, u64::MAX).await;
     // Every event with its number; nothing of it is an epoch on either engine.
     let conflict = numbered(T0, "refused", 1, 9);
-    write(&store, [Event { id: conflict.id, ..event(T0) }]).await;
+    write(&store, [Event { id: conflict.id, reason: "other".into(), ..event(T0) }]).await;
     write(&store, [conflict]).await;
 
     let all = covered(&store, &wanted()).await;
