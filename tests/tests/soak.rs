@@ -408,7 +408,8 @@ async fn nothing_is_lost_doubled_or_left_over(engine: Engine) {
         eprintln!("  memory of {name}: {} MiB in the second quarter, {} in the last", second / MIB, last / MIB);
     }
     for (before, after) in before.iter().zip(after) {
-        assert!(after <= before + 2, "files and sockets at rest: {before}, then {after}");
+        // A pool's connection to SQLite holds three files, and two of them may be opened late.
+        assert!(after <= before + 6, "files and sockets at rest: {before}, then {after}");
     }
     for service in [&soaked.audit, &soaked.usage] {
         let log = service.process().log();

@@ -97,7 +97,11 @@ fn refused_configuration_ends_with_64_and_says_why() {
         (vec!["--data-dir", folder, "--usage-listen", "localhost:1"], vec![], "such as 127.0.0.1:50051"),
         (
             vec!["--data-dir", folder],
-            vec![("USAGE_METRICS_LISTEN", "0.0.0.0:1")],
+            vec![
+                ("USAGE_METRICS_LISTEN", "0.0.0.0:1"),
+                ("AUDIT_LISTEN", "127.0.0.1:0"),
+                ("USAGE_LISTEN", "127.0.0.1:0"),
+            ],
             "metrics_listen (USAGE_METRICS_LISTEN)",
         ),
         (vec!["--data-dir", folder], vec![("AUDIT_TELEMETRY__LOG", "shouty")], "telemetry.log is \"shouty\""),

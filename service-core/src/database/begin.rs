@@ -1,9 +1,9 @@
 //! Beginning a transaction, whole.
 //!
-//! sqlx 0.9 hands a PostgreSQL connection back as idle when the future of its `BEGIN` is dropped before the answer is
-//! there: by a client that has left, by a time-out. The transaction stays open, and whoever is given the connection next
-//! is inside it unawares: a snapshot that cannot be taken any more, a write that nobody commits. So each `BEGIN` runs in a
-//! task of its own, to its end: a transaction that nobody waits for any more is dropped whole, and so rolled back.
+//! In sqlx 0.9 a PostgreSQL connection knows of its transaction once `BEGIN` is answered: a future that is dropped before,
+//! by a client that has left or a time-out, may leave it open and unknown, and whoever is given the connection next is
+//! inside it. A soak that cut clients off at random met such a connection. So each `BEGIN` runs in a task of its own, to its
+//! end: a transaction that nobody waits for any more is dropped whole, and so rolled back.
 //!
 //! ```text
 //! caller   begin ──────── dropped
