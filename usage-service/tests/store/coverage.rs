@@ -46,7 +46,7 @@ pub(crate) async fn coverage_tells_received_missing_and_dropped(bench: Bench) {
     drop_range(store, "sdk", 199_000, 300_000).await;
     drop_range(store, "Silent", 0, i64::MAX).await;
     // What was refused leaves no epoch on either engine.
-    assert_eq!(write(store, [numbered(&request(NOON + 1, 0), 9, 0)]).await, [Outcome::Accepted]);
+    assert_eq!(write(store, [numbered(&request(NOON + 1, 9_999), 9, 0)]).await, [Outcome::Accepted]);
     let conflict = crate::events::changed(&request(NOON, 1), |event| event.user_id = "other".into());
     assert_eq!(write(store, [numbered(&conflict, 8, 0)]).await, [Outcome::IdConflict]);
 
