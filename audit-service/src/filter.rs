@@ -1,13 +1,14 @@
 //! Which entries a query wants: one exact predicate, and the index terms that can narrow the search for them.
 //!
 //! Lists, tails and exports all decide by [`Filter::matches`]. The index behind the store only ever narrows: every
-//! term that a matching entry must have is in [`terms`] of that entry, and what the index finds is checked again.
+//! term that a matching entry must have is among the `terms` of its line, and what the index finds is checked again.
 
 mod needles;
 
 use serde::{Deserialize, Serialize};
 use service_core::auth::{Access, Instances};
 
+use crate::canonical::Line;
 use crate::event::{Event, Outcome, Stage};
 use crate::words;
 
@@ -112,6 +113,25 @@ impl Filter {
         Self { stages: Stages::All, ..Self::default() }
     }
 
+    /// What an event says of itself, in every list, and as many of its words as may be asked for.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn of(event: &Event) -> Self {
+        let mut words = Vec::new();
+        texts_of(event).for_each(|text| text.words(&mut |word| words.push(word.to_owned())));
+        words.truncate(MAX_WORDS);
+        Self {
+            actors: OneOf::from_iter([event.actor.id.clone()]),
+            actions: OneOf::from_iter([ActionPattern::Exact(event.action.clone())]),
+            resources: event.resources.iter().map(|resource| resource.name.clone()).collect(),
+            resource_types: event.resources.iter().map(|resource| resource.kind.clone()).collect(),
+            instance_ids: OneOf::from_iter([event.instance_id.clone()]),
+            outcomes: OneOf::from_iter([event.outcome]),
+            changed_paths: event.changes.iter().map(|change| change.path.clone()).collect(),
+            stages: Stages::Of(OneOf::from_iter([event.stage()])),
+            words,
+        }
+    }
+
     /// The same of what a caller may see only; `None` where that is nothing.
     pub fn within(&self, access: &Access) -> Option<Self> {
         let Instances::Only(seen) = access.instances() else {
@@ -156,7 +176,7 @@ impl Filter {
     fn has_words(&self, event: &Event) -> bool {
         let mut missing: Vec<&str> = self.words.iter().map(String::as_str).collect();
         if !missing.is_empty() {
-            words_of(event, &mut |word| missing.retain(|wanted| *wanted != word));
+            texts_of(event).for_each(|text| text.words(&mut |word| missing.retain(|wanted| *wanted != word)));
         }
         missing.is_empty()
     }
@@ -190,28 +210,24 @@ impl Filter {
     }
 }
 
-/// The terms of an entry, each once: a pure function, so that an index can be made anew from the entries.
-pub fn terms(event: &Event) -> Vec<u64> {
-    let mut terms = vec![
-        term(Kind::Instance, &event.instance_id),
-        term(Kind::ActorId, &event.actor.id),
-        term(Kind::Actor, &event.actor.id),
-        term(Kind::Actor, &event.actor.display_name),
-        term(Kind::Action, &event.action),
-        term(Kind::ActionOf, resource_of(&event.action)),
-        term(Kind::Outcome, event.outcome.name()),
-        term(Kind::Stage, event.stage().name()),
-    ];
-    for resource in &event.resources {
-        terms.push(term(Kind::ResourceType, &resource.kind));
-        terms.push(term(Kind::Resource, &resource.id));
-        terms.push(term(Kind::Resource, &resource.name));
+/// Gives each term of an entry to `sink`, some more than once: a pure function, so that an index can be made anew from
+/// the entries.
+pub(crate) fn terms(line: &Line<'_>, sink: &mut impl FnMut(u64)) {
+    sink(term(Kind::Instance, &line.instance_id));
+    sink(term(Kind::ActorId, &line.actor.id));
+    sink(term(Kind::Actor, &line.actor.id));
+    sink(term(Kind::Actor, &line.actor.display_name));
+    sink(term(Kind::Action, &line.action));
+    sink(term(Kind::ActionOf, resource_of(&line.action)));
+    sink(term(Kind::Outcome, &line.outcome));
+    sink(term(Kind::Stage, line.stage()));
+    for resource in &line.resources {
+        sink(term(Kind::ResourceType, &resource.kind));
+        sink(term(Kind::Resource, &resource.id));
+        sink(term(Kind::Resource, &resource.name));
     }
-    terms.extend(event.changes.iter().map(|change| term(Kind::ChangedPath, &change.path)));
-    words_of(event, &mut |word| terms.push(term(Kind::Word, word)));
-    terms.sort_unstable();
-    terms.dedup();
-    terms
+    line.changes.iter().for_each(|change| sink(term(Kind::ChangedPath, &change.path)));
+    texts_of_line(line).for_each(|text| text.words(&mut |word| sink(term(Kind::Word, word))));
 }
 
 /// What a term is about: the upper four bits of it. Stored, so the numbers never change.
@@ -278,17 +294,50 @@ fn resource_of(action: &str) -> &str {
     action.split_once('.').map_or(action, |(resource, _)| resource)
 }
 
-/// Words of the names, the reason, the values and the details.
-fn words_of(event: &Event, sink: &mut impl FnMut(&str)) {
-    words::of_text(&event.actor.display_name, sink);
-    for resource in &event.resources {
-        words::of_text(&resource.name, sink);
-    }
-    words::of_text(&event.reason, sink);
-    for change in &event.changes {
-        for value in [&change.old_value, &change.new_value].into_iter().flatten() {
-            words::of_json(value, sink);
+/// A text in which words are looked for.
+enum Told<'a> {
+    Plain(&'a str),
+    Json(&'a str),
+}
+
+impl Told<'_> {
+    fn words(&self, sink: &mut impl FnMut(&str)) {
+        match self {
+            Self::Plain(text) => words::of_text(text, sink),
+            Self::Json(text) => words::of_json(text, sink),
         }
     }
-    words::of_json(&event.details_json, sink);
+}
+
+/// Where words are looked for: the names, the reason, the values and the details.
+fn told<'a>(
+    names: impl Iterator<Item = &'a str>,
+    reason: &'a str,
+    values: impl Iterator<Item = &'a str>,
+    details: &'a str,
+) -> impl Iterator<Item = Told<'a>> {
+    let plain = names.chain([reason]).map(Told::Plain);
+    plain.chain(values.chain([details]).map(Told::Json))
+}
+
+fn texts_of(event: &Event) -> impl Iterator<Item = Told<'_>> {
+    let names = event.resources.iter().map(|resource| resource.name.as_str());
+    let values = event.changes.iter().flat_map(|change| [&change.old_value, &change.new_value]).flatten();
+    told(
+        std::iter::once(event.actor.display_name.as_str()).chain(names),
+        &event.reason,
+        values.map(String::as_str),
+        &event.details_json,
+    )
+}
+
+fn texts_of_line<'a>(line: &'a Line<'_>) -> impl Iterator<Item = Told<'a>> {
+    let names = line.resources.iter().map(|resource| &*resource.name);
+    let values = line.changes.iter().flat_map(|change| [&change.old_value, &change.new_value]).flatten();
+    told(
+        std::iter::once(&*line.actor.display_name).chain(names),
+        &line.reason,
+        values.map(|text| &*text.0),
+        &line.details_json,
+    )
 }

@@ -251,7 +251,12 @@ impl Authenticator {
                 kind: CredentialKind::Certificate,
                 expires_at_us: None,
             };
-            certificates.push((rule.san.clone(), Arc::new(principal)));
+            // Names of hosts are the same in either case; those of certificates are told in lower case.
+            let san = match rule.san.strip_prefix("dns:") {
+                Some(name) => format!("dns:{}", name.to_ascii_lowercase()),
+                None => rule.san.clone(),
+            };
+            certificates.push((san, Arc::new(principal)));
         }
         if tokens.is_none() && certificates.is_empty() {
             return Ok(None);

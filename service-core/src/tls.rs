@@ -101,22 +101,30 @@ impl ServerTls {
     pub(crate) async fn watch(self: Arc<Self>, metrics: Metrics, shutdown: CancellationToken) {
         let every: Duration = millis(self.config.reload_interval_ms);
         let mut seen = self.first.clone();
+        // What is wrong is told once.
+        let mut told = String::new();
         while shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
             // Before reading: what changes meanwhile is seen the next time.
             let now = stamps(&self.config);
             if now == seen {
                 continue;
             }
-            seen = now;
             match read(&self.config) {
                 Ok(config) => {
+                    seen = now;
+                    told.clear();
                     *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
                     metrics.reloaded("tls", true);
                     tracing::info!("the certificate was read again");
                 }
+                // They are tried again: who may read a file changes without a trace in its stamp.
                 Err(error) => {
                     metrics.reloaded("tls", false);
-                    tracing::error!(error = format!("{error:#}"), "new TLS files are not usable; the old ones stay");
+                    let error = format!("{error:#}");
+                    if error != told {
+                        tracing::error!(error, "new TLS files are not usable; the old ones stay");
+                    }
+                    told = error;
                 }
             }
         }

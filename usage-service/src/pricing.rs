@@ -57,7 +57,7 @@ pub struct PriceBook {
     catalogue: Catalogue,
 }
 
-/// What decides a request's price, beside its counts of other units and its labels.
+/// What decides a request's price, beside its counts of other units and its price conditions.
 #[derive(Debug, Clone, Copy)]
 pub struct Usage<'a> {
     pub provider: &'a str,
@@ -144,7 +144,7 @@ impl PriceBook {
     }
 
     /// The cost of a request. `attribute` answers for what else a price may ask of it (`route`,
-    /// `speed`, `search_type`): labels, as a rule. Does not allocate for a model seen before.
+    /// `speed`, `search_type`): its price conditions. Does not allocate for a model seen before.
     pub fn cost<'u>(
         &self,
         usage: &Usage<'u>,

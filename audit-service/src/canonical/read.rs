@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::event::{Actor, ActorKind, Change, Entry, Event, Operation, Outcome, Producer, Resource, Stage};
+use crate::event::{Actor, ActorKind, Change, Entry, Event, Key, Operation, Outcome, Producer, Resource, Stage};
 use crate::time::parse_rfc3339;
 
 /// A stored line that is not canonical JSON of a schema that we know: a defect, or somebody changed the database.
@@ -23,8 +23,11 @@ impl std::error::Error for Unreadable {}
 
 /// The entry that a line of canonical JSON tells.
 pub fn parse(line: &str) -> Result<Entry, Unreadable> {
-    let entry = Line::new(line)?.into_entry();
-    entry.ok_or_else(|| Unreadable("a member has a value that is not allowed".into()))
+    Line::new(line)?.into_entry().ok_or_else(not_allowed)
+}
+
+fn not_allowed() -> Unreadable {
+    Unreadable("a member has a value that is not allowed".into())
 }
 
 /// What facets count, without the cost of the rest.
@@ -186,6 +189,17 @@ impl<'a> Line<'a> {
             1 => Ok(read),
             schema => Err(Unreadable(format!("schema is {schema}, known is 1"))),
         }
+    }
+
+    /// Its place in the order of every list.
+    pub(crate) fn key(&self) -> Result<Key, Unreadable> {
+        let key = || Some(Key { occurred_at_us: parse_rfc3339(&self.occurred_at)?, id: Uuid::try_parse(&self.id).ok()? });
+        key().ok_or_else(not_allowed)
+    }
+
+    /// The name of its stage.
+    pub(crate) fn stage(&self) -> &str {
+        self.operation.as_ref().map_or(Stage::Single.name(), |operation| &operation.stage)
     }
 
     fn into_entry(self) -> Option<Entry> {

@@ -1,6 +1,8 @@
 //! What holds of any bytes: bodies that run under proptest in every run of the tests, and under a fuzzer in `fuzz/`.
 //! None may panic but by its own assertions.
 
+use std::collections::HashSet;
+
 use activity_proto::audit::v1 as proto;
 use activity_proto::common::v1 as common;
 use prost::Message;
@@ -52,8 +54,7 @@ pub fn event(bytes: &[u8]) -> bool {
     let leaf_hash = canonical_form(&entry);
     line_of_csv(&entry, &leaf_hash);
 
-    let terms = filter::terms(&entry.event);
-    assert!(terms.is_sorted() && Filter::everything().matches(&entry.event));
+    index_finds(&entry);
     // What is read is what was written, and may be written again.
     let answer = convert::entry(entry.clone(), leaf_hash.to_vec()).encode_to_vec();
     let again = proto::AuditEvent::decode(answer.as_slice()).map(|wire| convert::event(wire, NOW_US));
@@ -80,6 +81,17 @@ fn canonical_form(entry: &Entry) -> [u8; 32] {
     assert_ne!(other(&|event| event.reason.push('x')), prefix.content_hash);
     assert_ne!(other(&|event| event.actor.display_name.push('x')), prefix.content_hash);
     leaf_hash
+}
+
+/// A filter for what an entry is matches it, and each of its lists has a term of the entry's line.
+fn index_finds(entry: &Entry) {
+    let event = &entry.event;
+    let filter = Filter::of(event);
+    assert!(filter.matches(event) && Filter::everything().matches(event));
+    let line = canonical::to_string(entry);
+    let mut terms = HashSet::new();
+    filter::terms(&Line::new(&line).unwrap_or_else(|error| panic!("{error}")), &mut |term| drop(terms.insert(term)));
+    assert!(filter.terms().iter().all(|list| list.iter().any(|term| terms.contains(term))), "{filter:?} of {line}");
 }
 
 fn line_of_csv(entry: &Entry, leaf_hash: &[u8]) {

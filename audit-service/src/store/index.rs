@@ -31,7 +31,7 @@ use super::merge;
 use super::postings::{ShardBuilder, encode, own_part};
 use super::runs::{KeyBuilder, Origin, Run, RunWriter, Snapshot};
 use super::settle::Intent;
-use crate::canonical;
+use crate::canonical::Line;
 use crate::event::Key;
 use crate::filter::{self, SETTLED};
 
@@ -290,18 +290,18 @@ impl Store {
 struct RunBuilder {
     /// Keys, and the places at which they came.
     keys: Vec<(Key, u32)>,
-    /// Terms, and the places of entries that have them.
+    /// Terms, and the places of entries that have them; some more than once.
     terms: Vec<(u64, u32)>,
     intents: Vec<Intent>,
 }
 
 impl RunBuilder {
     fn push(&mut self, line: &str) -> Result<()> {
-        let event = canonical::parse(line).map_err(Error::internal)?.event;
+        let line = Line::new(line).map_err(Error::internal)?;
         let place = self.keys.len() as u32;
-        self.keys.push((Key { occurred_at_us: event.occurred_at_us, id: event.id }, place));
-        self.terms.extend(filter::terms(&event).into_iter().map(|term| (term, place)));
-        self.intents.extend(Intent::of(&event, place as usize));
+        self.keys.push((line.key().map_err(Error::internal)?, place));
+        filter::terms(&line, &mut |term| self.terms.push((term, place)));
+        self.intents.extend(Intent::of_line(&line, place as usize));
         Ok(())
     }
 
@@ -318,6 +318,7 @@ impl RunBuilder {
         parts.extend(keys.finish());
         self.terms.iter_mut().for_each(|(_, place)| *place = ranks[*place as usize]);
         self.terms.sort_unstable();
+        self.terms.dedup();
         let entries = self.keys.len() as u64;
         let mut shards = ShardBuilder::new(entries);
         let mut of_term = Vec::new();

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::postings::{Places, Posting, Shard, encode, own_part, shard_part};
 use super::runs::{Run, damaged};
 use super::{Store, placeholders};
+use crate::canonical::Line;
 use crate::event::{Event, Stage};
 use crate::filter::{SETTLED, intents};
 
@@ -39,6 +40,12 @@ impl Intent {
     pub(super) fn of(event: &Event, at: usize) -> Option<Self> {
         let operation = event.operation.as_ref().filter(|operation| operation.stage == Stage::Intent)?;
         Some(Self { at, instance_id: event.instance_id.clone(), operation_id: operation.id.clone() })
+    }
+
+    /// An entry's line as an intent, if it is one.
+    pub(super) fn of_line(line: &Line<'_>, at: usize) -> Option<Self> {
+        let operation = line.operation.as_ref().filter(|operation| operation.stage == Stage::Intent.name())?;
+        Some(Self { at, instance_id: line.instance_id.clone().into(), operation_id: operation.id.clone().into() })
     }
 }
 

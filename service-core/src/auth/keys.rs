@@ -205,6 +205,8 @@ impl KeyStore {
             Source::File(_) => self.refresh.min(LOOK),
             Source::Address(_) => self.refresh,
         };
+        // What is wrong is told once.
+        let mut told = String::new();
         let mut next = Instant::now() + if matches!(self.source, Source::File(_)) { every } else { Duration::ZERO };
         loop {
             tokio::select! {
@@ -228,6 +230,9 @@ impl KeyStore {
             self.reads().running = false;
             self.done.send_modify(|count| *count += 1);
             next = Instant::now() + if read.is_ok() { every } else { self.retry.min(every) };
+            if read.is_ok() {
+                told.clear();
+            }
             match read {
                 Ok(false) => {}
                 Ok(true) => {
@@ -238,11 +243,16 @@ impl KeyStore {
                     metrics.reloaded("jwks", false);
                     let error = format!("{error:#}");
                     match self.set().keys.len() {
+                        _ if error == told => {}
                         0 => {
                             tracing::error!(error, "the keys of tokens cannot be read; until then no token is accepted")
                         }
-                        _ => tracing::error!(error, "the keys of tokens cannot be read; the old ones stay"),
+                        _ => tracing::error!(
+                            error,
+                            "the keys of tokens cannot be read; the old ones stay until they are too old"
+                        ),
                     }
+                    told = error;
                 }
             }
         }
@@ -260,9 +270,10 @@ impl KeyStore {
                     return self.take(self.set().text.clone());
                 }
                 let text = tokio::fs::read(path).await.with_context(|| format!("{}", path.display()))?;
-                let taken = self.take(text.into());
+                let is_new = self.take(text.into())?;
+                // One that is not usable is read again, and the keys grow old meanwhile.
                 self.reads().file = now;
-                taken
+                Ok(is_new)
             }
         }
     }

@@ -308,7 +308,8 @@ async fn a_connection_is_worth_nothing_once_its_certificate_has_expired() {
             tls.client_certificates = ClientCertificates::Required;
             let roles = vec!["writer".to_owned()];
             auth.certificates = vec![CertificateRule {
-                san: name.to_owned(),
+                // Names of hosts are the same in either case.
+                san: "dns:Gateway-1.Example.com".to_owned(),
                 roles,
                 instances: vec!["*".to_owned()],
                 ..CertificateRule::default()
@@ -352,6 +353,29 @@ async fn a_new_certificate_is_taken_over_while_streams_go_on() {
     batches.send(batch(2)).await.expect("sent");
     assert_eq!(stream.message().await.expect("no error").expect("an answer").batch_id, 2);
     drop((batches, stream, client));
+    server.running.stop().await;
+}
+
+/// As when only who may read it was changed.
+#[tokio::test]
+async fn a_certificate_that_could_not_be_read_is_tried_again_though_its_stamp_stays() {
+    let server = start_with(|_| {}, |tls, _, _| tls.reload_interval_ms = 200.try_into().expect("not zero")).await;
+    let next = Authority::new("next root");
+    let elsewhere = tempfile::tempdir().expect("folder");
+    next.write(elsewhere.path());
+    let of = |file: &str| std::fs::read_to_string(elsewhere.path().join(file)).expect("read");
+    let put = |file: &str, text: String| {
+        let path = server.folder.path().join(file);
+        std::fs::write(&path, text).expect("written");
+        let file = std::fs::File::options().write(true).open(&path).expect("opened");
+        file.set_modified(std::time::UNIX_EPOCH).expect("set");
+    };
+    put("key.pem", of("key.pem"));
+    put("certificate.pem", of("certificate.pem").replace("BEGIN", "BEGUN"));
+    let failed = r#"activity_reloads_total{outcome="failed",service="test",what="tls"}"#;
+    testkit::eventually(PATIENCE, async || server.running.metrics.encode().contains(failed)).await;
+    put("certificate.pem", of("certificate.pem"));
+    testkit::eventually(PATIENCE, async || server.channel_to(&next, None).await.is_ok()).await;
     server.running.stop().await;
 }
 
