@@ -228,6 +228,10 @@ impl Verifier {
         let log = self.log(&manifest.instance_id);
         log.cut(manifest.first_sequence);
         log.cut(manifest.end_sequence);
+        // What is wrong with it is told with its lines.
+        if let Ok(Some((checkpoint, at_s))) = self.vouched(manifest) {
+            self.signed(&manifest.instance_id, &checkpoint, Root { at_s, beyond: true, ..Root::of(&checkpoint) });
+        }
     }
 
     /// Takes the lines.
@@ -335,7 +339,7 @@ impl Verifier {
             let head = self.end.as_ref().and_then(|end| end.heads.get(instance)).map(|head| head.size);
             let frozen_at_s = self.end.as_ref().and_then(|end| end.frozen_at_s);
             proven += match self.filtered {
-                true => log.finish_rows(instance, head, report),
+                true => log.finish_rows(instance, head, frozen_at_s, report),
                 false => log.finish(instance, head, frozen_at_s, report),
             };
         }

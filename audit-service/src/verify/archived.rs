@@ -10,7 +10,7 @@ use super::log::Log;
 use super::{Report, Verdict, Verifier, signed_by};
 use crate::archive::Manifest;
 use crate::canonical;
-use crate::checkpoint::Note;
+use crate::checkpoint::{Checkpoint, Note};
 use crate::event::Entry;
 use crate::merkle::{Frontier, Hash};
 use crate::retention::{ARCHIVED, RECORDED_BY};
@@ -56,6 +56,7 @@ impl Verifier {
         };
         match signed {
             Ok(signed) => {
+                let signed = signed.is_some();
                 let log = self.log(instance);
                 let others = log.forest.fill(first, &leaves);
                 log.segments.push(Verified { first, end, signed });
@@ -74,29 +75,28 @@ impl Verifier {
         }
     }
 
-    /// Whether a pinned key of the segment's log has signed its checkpoint.
-    fn vouched(&self, manifest: &Manifest) -> Result<bool, String> {
-        let Some(checkpoint) = manifest.signed().map_err(|why| why.to_string())? else { return Ok(false) };
+    /// The checkpoint of a segment, if a pinned key of its log has signed it, and when it was cosigned.
+    pub(super) fn vouched(&self, manifest: &Manifest) -> Result<Option<(Checkpoint, Option<u64>)>, String> {
+        let Some(checkpoint) = manifest.signed().map_err(|why| why.to_string())? else { return Ok(None) };
         let note = manifest.checkpoint.as_ref().and_then(|note| note.parse::<Note>().ok());
-        let Some(note) = note else { return Ok(false) };
+        let Some(note) = note else { return Ok(None) };
         let signed = signed_by(&self.keys, &note, &checkpoint).map_err(|error| error.to_string())?;
-        Ok(signed.is_some_and(|(instance, _)| instance == manifest.instance_id))
+        let at_s = signed.and_then(|(instance, at_s)| (instance == manifest.instance_id).then_some(at_s));
+        Ok(at_s.map(|at_s| (checkpoint, at_s)))
     }
 }
 
 impl Log {
     /// Says how far the segments of a log reach of which there is nothing else; entries that are as they were signed.
+    ///
+    /// Each is under a checkpoint of its own. That all of them, and what else was signed, are of one history, is seen by
+    /// the roots as far as none is missing.
     pub(super) fn only_segments(&mut self, instance: &str, report: &mut Report) -> u64 {
+        self.compare(instance, Frontier::default(), report);
         self.segments.sort_unstable_by_key(|segment| segment.first);
-        let (mut next, mut proven) = (0, 0);
+        let mut proven = 0;
         for segment in &self.segments {
             let last = segment.end - 1;
-            if segment.first > next {
-                let what =
-                    format!("log {instance:?}: the segments of entries {next} to {} are missing", segment.first - 1);
-                report.found(Verdict::Incomplete, what);
-            }
-            next = next.max(segment.end);
             if segment.signed {
                 proven += segment.end - segment.first;
             } else {

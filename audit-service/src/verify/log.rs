@@ -23,13 +23,15 @@ pub(super) struct Root {
     pub(super) root: Hash,
     /// The newest time of a cosignature.
     pub(super) at_s: Option<u64>,
+    /// The oldest one: so many entries were there by then.
+    first_s: Option<u64>,
     /// Only the export's own end has it, and it is over more than the export.
     pub(super) beyond: bool,
 }
 
 impl Root {
     pub(super) fn of(checkpoint: &Checkpoint) -> Self {
-        Self { root: checkpoint.root, at_s: None, beyond: false }
+        Self { root: checkpoint.root, at_s: None, first_s: None, beyond: false }
     }
 }
 
@@ -67,6 +69,7 @@ impl Log {
     pub(super) fn know(&mut self, size: u64, root: Root) -> bool {
         self.cut(size);
         let known = self.roots.entry(size).or_insert(root);
+        known.first_s = [known.first_s, root.at_s].into_iter().flatten().min();
         known.at_s = known.at_s.max(root.at_s);
         known.beyond &= root.beyond;
         known.root == root.root
@@ -79,14 +82,18 @@ impl Log {
     /// Takes an entry of a line; whether it was not there yet.
     pub(super) fn take(&mut self, entry: &Entry, leaf: Subtree) -> bool {
         self.count(entry);
+        self.overfull |= self.forest.len() > SUBTREES;
+        let is_new = self.overfull || self.forest.insert(entry.sequence, leaf);
         if let Some((end, frontier)) = archived::told(entry) {
             self.told.insert(end, (entry.sequence, frontier));
+            // Wanted is the one at the first entry that is there, behind which none can be.
+            let first = self.forest.first().unwrap_or(u64::MAX);
+            self.told.retain(|end, _| *end <= first);
             if self.told.len() > SEGMENTS {
-                self.told.pop_last();
+                self.told.pop_first();
             }
         }
-        self.overfull |= self.forest.len() > SUBTREES;
-        self.overfull || self.forest.insert(entry.sequence, leaf)
+        is_new
     }
 
     /// What was signed over so many entries.
@@ -110,8 +117,24 @@ impl Log {
     }
 
     /// Of a filtered export: how many of its lines are as they were signed.
-    pub(super) fn finish_rows(&mut self, instance: &str, head: Option<u64>, report: &mut Report) -> u64 {
+    pub(super) fn finish_rows(
+        &mut self,
+        instance: &str,
+        head: Option<u64>,
+        frozen_at_s: Option<u64>,
+        report: &mut Report,
+    ) -> u64 {
         self.times(instance, report);
+        if let Some(head) = head {
+            self.missing_at_end(instance, head, Some(head), frozen_at_s, report);
+            let others = self.roots.iter().filter(|(size, root)| **size != head && !root.beyond).count();
+            if others > 0 {
+                report.say(&format!(
+                    "log {instance:?}: {others} checkpoints over other than its {head} entries were not compared: what a \
+                     filter has left is no tree"
+                ));
+            }
+        }
         if self.rows > 0 {
             let (rows, size) = (self.rows, head.unwrap_or_default());
             let at_s = self.roots.get(&size).and_then(|root| root.at_s);
@@ -153,7 +176,7 @@ impl Log {
 
     /// Compares the roots of what is whole from the beginning with what was signed. How many are proven, unless some are
     /// not as they were signed, and the first sequence behind all.
-    fn compare(&self, instance: &str, begin: Frontier, report: &mut Report) -> (Option<u64>, u64) {
+    pub(super) fn compare(&self, instance: &str, begin: Frontier, report: &mut Report) -> (Option<u64>, u64) {
         // Roots over less than what is archived are others' to compare.
         let mut roots = self.roots.range(begin.size()..).peekable();
         let (mut proven, mut next) = (begin.size(), begin.size());
@@ -206,7 +229,7 @@ impl Log {
         report: &mut Report,
     ) {
         // What was signed when the export was frozen, or later, by its own word, was written later.
-        let later = |root: &Root| head.is_some() && frozen_at_s.is_some() && root.at_s >= frozen_at_s;
+        let later = |root: &Root| head.is_some() && frozen_at_s.is_some() && root.first_s >= frozen_at_s;
         let given = || self.roots.iter().filter(|(_, root)| !root.beyond);
         let signed = given().filter(|(_, root)| !later(root)).map(|(size, _)| *size).next_back().unwrap_or(0);
         let there = head.unwrap_or(0).max(signed);
@@ -218,7 +241,7 @@ impl Log {
             report.say(&format!(
                 "log {instance:?}: at {} s since 1970 it was signed with {size} entries; this export says that it was \
                  opened before, at {} s, with {there}",
-                root.at_s.unwrap_or_default(),
+                root.first_s.unwrap_or_default(),
                 frozen_at_s.unwrap_or_default()
             ));
         }

@@ -1,6 +1,7 @@
 //! The tampering drill: everything that can be done to an export is found, and said where.
 
 use super::*;
+use crate::archive::{Proof, SegmentBuilder, needed_tiles};
 use crate::canonical::fixtures;
 use crate::checkpoint::SigningKey;
 use crate::event::{Entry, Producer};
@@ -399,6 +400,20 @@ fn what_was_signed_after_an_export_was_opened_is_not_missing_in_it() {
 }
 
 #[test]
+fn a_log_that_was_silent_is_held_to_the_first_of_its_cosignatures() {
+    let mut evidence = evidence();
+    let end = End { frozen_at_s: Some(1_700_000_009), ..connected(&evidence, 8) };
+    // All ten were there before the export says that it was opened, and were cosigned again afterwards.
+    for at_s in [1_700_000_005, 1_700_000_700] {
+        let text = evidence.notes[2].parse::<Note>().unwrap().text().to_owned();
+        let signatures = [&evidence.key, &evidence.witness].map(|key| key.sign(&text, at_s)).to_vec();
+        evidence.notes.push(Note::new(text, signatures).unwrap().to_string());
+    }
+    let report = evidence.verify_with(evidence.keys(), &evidence.lines[..8], Some(end));
+    assert_found(&report, Verdict::Incomplete, "entries 8 to 9 are missing at its end");
+}
+
+#[test]
 fn entries_that_were_back_dated_are_named() {
     let mut evidence = evidence();
     for (at, us) in [(6, -1), (9, 0)] {
@@ -493,9 +508,74 @@ fn what_is_held_of_a_log_does_not_grow_with_it() {
     assert!(log.forest.len() <= 13, "{}", log.forest.len());
 }
 
-/// A line of proofs for each of these entries, in the tree over all of them.
-fn proofs(evidence: &Evidence, sequences: &[u64]) -> Vec<String> {
+#[test]
+fn where_an_export_begins_is_known_after_however_many_segments() {
+    let mut log = Log::default();
+    for end in 1..=5_000 {
+        let mut tells = entry(5_000 + end);
+        tells.event.action = crate::retention::ARCHIVED.into();
+        tells.recorded_by = "audit-service".into();
+        // One leaf is of as many peaks as one bit.
+        let peaks = vec!["00".repeat(32); end.count_ones() as usize];
+        tells.event.details_json = serde_json::json!({ "end_sequence": end.to_string(), "frontier": peaks }).to_string();
+        let first = entry(5_000);
+        log.take(&first, Subtree::leaf([0; 32], first.recorded_at_us));
+        log.take(&tells, Subtree::leaf([0; 32], tells.recorded_at_us));
+    }
+    let mut report = Report::default();
+    assert_eq!(log.begin(INSTANCE, &mut report).size(), 5_000, "{report}");
+    assert!(log.told.len() <= 1_024, "{}", log.told.len());
+}
+
+/// A segment of the archive with these entries, under the newest note.
+fn segment(evidence: &Evidence, first: usize, end: usize) -> (Manifest, Vec<u8>) {
+    let mut builder = SegmentBuilder::new().unwrap();
+    for line in &evidence.lines[first..end] {
+        builder.push(line, &canonical::parse(line).unwrap()).unwrap();
+    }
+    let built = builder.finish().unwrap();
     let leaves: Vec<Hash> = evidence.lines.iter().map(|line| canonical::leaf_hash(line)).collect();
+    let size = leaves.len() as u64;
+    let tiles = needed_tiles(first as u64, end as u64, size);
+    let proof = Proof {
+        tree_size: size,
+        root: leaves.iter().copied().collect::<Frontier>().root(),
+        frontier: leaves[..end].iter().copied().collect(),
+        tiles: tiles.into_iter().map(|id| (id, Tile::new(leaves.clone()).unwrap())).collect(),
+        checkpoint: evidence.notes.last().cloned(),
+    };
+    let manifest = Manifest::new("localhost/audit", INSTANCE, first as u64, "data".into(), &built, proof);
+    (manifest, built.data)
+}
+
+#[test]
+fn segments_alone_are_held_to_what_was_kept() {
+    let mut evidence = evidence();
+    let keys = evidence.keys();
+    let verify = |notes: &[String], segments: &[&(Manifest, Vec<u8>)]| {
+        let mut verifier = Verifier::new(keys.clone()).unwrap();
+        notes.iter().for_each(|note| verifier.checkpoint(note));
+        segments.iter().for_each(|(manifest, _)| verifier.expect_segment(manifest));
+        segments.iter().for_each(|(manifest, data)| verifier.segment(manifest, data.clone()));
+        verifier.finish()
+    };
+    let kept = evidence.notes.clone();
+    let [first, second] = [(0, 6), (6, 9)].map(|(first, end)| segment(&evidence, first, end));
+    assert_found(&verify(&kept, &[&first, &second]), Verdict::Valid, "9 entries of 2 segments of the archive");
+    assert_found(&verify(&kept, &[&second]), Verdict::Incomplete, "entries 0 to 5 are missing");
+    // Who has the key writes another history, and signs all of it.
+    evidence.lines[5] = evidence.lines[5].replacen("\"displayName\":\"Ada", "\"displayName\":\"Eve", 1);
+    evidence.notes = vec![note(&evidence.lines, 10, &[&evidence.key, &evidence.witness])];
+    let others = [(0, 6), (6, 9)].map(|(first, end)| segment(&evidence, first, end));
+    assert_found(&verify(&[], &[&others[0], &others[1]]), Verdict::Valid, "9 entries of 2 segments");
+    assert_found(&verify(&kept[..2], &[&others[0], &others[1]]), Verdict::Altered, "entries 4 to 6 are not those");
+    // Two that are not of one history.
+    assert_found(&verify(&[], &[&others[0], &second]), Verdict::Altered, "two histories");
+}
+
+/// A line of proofs for each of these entries, in the tree over all of them.
+fn proofs(lines: &[String], sequences: &[u64]) -> Vec<String> {
+    let leaves: Vec<Hash> = lines.iter().map(|line| canonical::leaf_hash(line)).collect();
     let mut tiles = TileSet::default();
     tiles.insert(TileId { level: 0, index: 0 }, Tile::new(leaves.clone()).unwrap());
     let proof = |sequence: &u64| {
@@ -521,28 +601,38 @@ fn a_filtered_export_is_verified_line_by_line() {
         verifier.finish()
     };
     let some = [1, 4, 8];
-    let report = verify(evidence.keys(), &of(&some), &proofs(&evidence, &some), true);
+    let report = verify(evidence.keys(), &of(&some), &proofs(&evidence.lines, &some), true);
     assert_found(&report, Verdict::Valid, "3 of its 10 entries are in this export, each as it was signed");
     assert_found(&report, Verdict::Valid, "cosigned at 1700000010 s");
+    // A note that was kept says that the log was longer.
+    let mut verifier = Verifier::new(evidence.keys()).unwrap();
+    evidence.notes.iter().for_each(|note| verifier.checkpoint(note));
+    let (one, sidecar) = (of(&[1]), proofs(&evidence.lines[..7], &[1]));
+    let end = End { frozen_at_s: Some(1_700_000_011), ..connected(&evidence, 7) };
+    verifier.end(End { entries: 1, sha256: end_of(&one).sha256, ..end });
+    verifier.proven_export(format!("{}\n", one[0]).as_bytes(), format!("{}\n", sidecar[0]).as_bytes(), true).unwrap();
+    let report = verifier.finish();
+    assert_found(&report, Verdict::Incomplete, "entries 7 to 9 are missing at its end");
+    assert_found(&report, Verdict::Incomplete, "2 checkpoints over other than its 7 entries were not compared");
     // Without the filter's word what is not there is missing.
-    let report = verify(evidence.keys(), &of(&some), &proofs(&evidence, &some), false);
+    let report = verify(evidence.keys(), &of(&some), &proofs(&evidence.lines, &some), false);
     assert_found(&report, Verdict::Incomplete, "entries 0 to 0 are missing");
     // Each that was changed is named.
     let mut changed = of(&some);
     changed[1] = changed[1].replacen("\"displayName\":\"Ada", "\"displayName\":\"Eve", 1);
-    let report = verify(evidence.keys(), &changed, &proofs(&evidence, &some), true);
+    let report = verify(evidence.keys(), &changed, &proofs(&evidence.lines, &some), true);
     assert_found(&report, Verdict::Altered, "entry 4 (line 2) is not the one that was signed");
     assert_found(&report, Verdict::Altered, "2 of its 10 entries");
     let all: Vec<u64> = (0..10).collect();
     let mut whole = of(&all);
     whole[6] = whole[6].replacen("\"displayName\":\"Ada", "\"displayName\":\"Eve", 1);
-    let report = verify(evidence.keys(), &whole, &proofs(&evidence, &all), false);
+    let report = verify(evidence.keys(), &whole, &proofs(&evidence.lines, &all), false);
     assert_found(&report, Verdict::Altered, "entry 6 (line 7) is not the one that was signed");
     // Proofs of others, or none.
-    let report = verify(evidence.keys(), &of(&[1, 8, 4]), &proofs(&evidence, &some), true);
+    let report = verify(evidence.keys(), &of(&[1, 8, 4]), &proofs(&evidence.lines, &some), true);
     assert_found(&report, Verdict::Altered, "entry 8 (line 2) has the proof of another entry");
-    let report = verify(evidence.keys(), &of(&some), &proofs(&evidence, &some)[..2], true);
+    let report = verify(evidence.keys(), &of(&some), &proofs(&evidence.lines, &some)[..2], true);
     assert_found(&report, Verdict::NotEstablished, "entry 8 (line 3) has no proof");
-    let report = verify(Vec::new(), &of(&some), &proofs(&evidence, &some), true);
+    let report = verify(Vec::new(), &of(&some), &proofs(&evidence.lines, &some), true);
     assert_found(&report, Verdict::NotEstablished, "whose head no checkpoint by a pinned key is over");
 }
