@@ -64,12 +64,12 @@ struct To {
     instance_id: String,
     queue: mpsc::Sender<Event>,
     budget: Mutex<(f64, Instant)>,
-    left_out: AtomicU64,
+    left_out: Arc<AtomicU64>,
 }
 
-/// What waits to be recorded.
+/// What waits to be recorded, and how much is not.
 #[derive(Debug)]
-pub(crate) struct Told(Option<mpsc::Receiver<Event>>);
+pub(crate) struct Told(Option<(mpsc::Receiver<Event>, Arc<AtomicU64>)>);
 
 impl Activity {
     /// Of a service whose activity is in the log of this instance; of none, it is in none.
@@ -79,8 +79,9 @@ impl Activity {
         }
         let (queue, told) = mpsc::channel(QUEUE);
         let budget = Mutex::new((BURST, Instant::now()));
-        let to = To { instance_id: instance_id.to_owned(), queue, budget, left_out: AtomicU64::new(0) };
-        (Self { to: Some(Arc::new(to)), pages }, Told(Some(told)))
+        let left_out = Arc::new(AtomicU64::new(0));
+        let to = To { instance_id: instance_id.to_owned(), queue, budget, left_out: left_out.clone() };
+        (Self { to: Some(Arc::new(to)), pages }, Told(Some((told, left_out))))
     }
 
     /// The service itself did something.
@@ -172,10 +173,10 @@ impl To {
 }
 
 impl Told {
-    /// Records what is told, until `stop` and then what is left; what cannot be stored is tried again for as long as a stop
-    /// waits.
+    /// Records what is told, until `stop` and then what is left. What cannot be stored now is tried again, however long the
+    /// database is away, but for as long as a stop waits.
     pub(crate) async fn record(self, ingest: Ingest, stop: CancellationToken) {
-        let Some(mut told) = self.0 else { return };
+        let Some((mut told, left_out)) = self.0 else { return };
         loop {
             let event = tokio::select! {
                 biased;
@@ -188,9 +189,12 @@ impl Told {
             let Some(event) = event else { return };
             let mut tries = PATIENCE.as_secs();
             while let Err(error) = write(&ingest, event.clone()).await {
-                tries = tries.saturating_sub(1);
+                if stop.is_cancelled() {
+                    tries = tries.saturating_sub(1);
+                }
                 if !error.is_retryable() || tries == 0 {
                     tracing::error!(%error, action = event.action, "activity of the service is not recorded");
+                    left_out.fetch_add(1, Ordering::Relaxed);
                     break;
                 }
                 tokio::time::sleep(PAUSE).await;

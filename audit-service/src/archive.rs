@@ -81,15 +81,20 @@ impl Archive {
     pub(crate) async fn put(&self, name: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         match self.objects.put_opts(&self.at(name)?, bytes.into(), options).await {
-            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => self.get(name).await,
-            Err(error) => Err(unavailable(name, error)),
+            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => {}
+            Err(error) => return Err(unavailable(name, error.into())),
         }
+        self.get(name).await?.ok_or_else(|| unavailable(name, anyhow::anyhow!("it was written, and is not there")))
     }
 
-    /// Reads an object.
-    pub(crate) async fn get(&self, name: &str) -> Result<Vec<u8>> {
-        let got = self.objects.get(&self.at(name)?).await.map_err(|error| unavailable(name, error))?;
-        Ok(got.bytes().await.map_err(|error| unavailable(name, error))?.into())
+    /// Reads an object, if there is one of this name.
+    pub(crate) async fn get(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let at = self.at(name)?;
+        match async { self.objects.get(&at).await?.bytes().await }.await {
+            Ok(bytes) => Ok(Some(bytes.into())),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(unavailable(name, error.into())),
+        }
     }
 
     fn at(&self, name: &str) -> Result<Path> {
@@ -99,8 +104,8 @@ impl Archive {
 }
 
 /// Trying again may help, and nothing was removed.
-fn unavailable(name: &str, error: object_store::Error) -> Error {
-    Error::storage_unavailable(anyhow::Error::new(error).context(format!("the archive's object {name}")))
+fn unavailable(name: &str, error: anyhow::Error) -> Error {
+    Error::storage_unavailable(error.context(format!("the archive's object {name}")))
 }
 
 /// The name of a segment, without what tells lines and manifest apart.
@@ -167,7 +172,11 @@ mod tests {
         let archive = Archive::folder(folder.path()).unwrap();
         assert_eq!(archive.put("a/b", b"one".to_vec()).await.unwrap(), b"one");
         assert_eq!(archive.put("a/b", b"two".to_vec()).await.unwrap(), b"one");
-        assert!(archive.get("a/c").await.unwrap_err().is_retryable());
+        assert_eq!(archive.get("a/b").await.unwrap().as_deref(), Some(&b"one"[..]));
+        // That it is not there is for good; that it cannot be read is not.
+        assert_eq!(archive.get("a/c").await.unwrap(), None);
+        std::fs::create_dir(folder.path().join("a/d")).unwrap();
+        assert!(archive.get("a/d").await.unwrap_err().is_retryable());
     }
 
     #[test]

@@ -7,10 +7,12 @@
 //! once a day  every entry, its line, its hash, its columns, every tile, every root      a fifth of one core at most
 //! ```
 //!
-//! Entries are looked at here and their hashes in the archive's place; of the archive itself a segment a log and day. What
-//! is found is named in the service's log, counted, and turns the health of whoever takes events in; a damaged log takes
-//! no more, others do. A log is well again when a check of all of it finds nothing, which a start begins anew.
+//! Entries are looked at here and their hashes in the archive's place; of the archive itself a segment a log and hour.
+//! What is found is named in the service's log, counted, and turns the health of whoever takes events in; a damaged log
+//! takes no more, others do. A log is well again when a check of all of it finds nothing, which a start begins anew.
+//! A damaged archive is named and counted, and looked at again until it is as it was.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use prometheus::{IntCounterVec, IntGauge, Opts};
@@ -26,7 +28,7 @@ use crate::checkpoint::{Checkpoint, Note, VerifierKey};
 use crate::merkle::{Frontier, Hash, Tile, TileId, WIDTH};
 use crate::prover::Prover;
 use crate::signer::Signer;
-use crate::store::{CheckKind, Found, LogEnd, Store, TreeHead, tiles_of};
+use crate::store::{CheckKind, Found, LogEnd, Segment, Store, TreeHead, tiles_of};
 
 /// Between two looks at the ends of logs, at most.
 const WATCH: Duration = Duration::from_secs(2);
@@ -122,7 +124,7 @@ pub async fn check_all(
     mut report: impl FnMut(&str, Result<&Checked, &Error>),
 ) -> Result<bool> {
     let mut well = true;
-    let mut instances: std::collections::BTreeSet<String> =
+    let mut instances: BTreeSet<String> =
         store.all_heads(&Access::unrestricted()).await?.into_keys().collect();
     // A log that is not there any more was signed.
     instances.extend(trusted.kept.iter().map(|(instance, _)| instance.clone()));
@@ -166,8 +168,8 @@ async fn check_log(store: &Store, instance_id: &str, trusted: &Trusted, segments
         found.sort_by_key(|found| found.sequences.start);
         checked.keep(found);
         checked.entries = frontier.size();
-        if segments && let Some(found) = check_segments(store, instance_id, index, head.size).await? {
-            checked.keep(vec![found]);
+        if segments {
+            checked.keep(check_segments(store, instance_id, index, head.size).await?);
         }
         if rest > 0 {
             sleep(begun.elapsed() * rest).await;
@@ -237,18 +239,29 @@ async fn check_above(
     Ok(())
 }
 
-/// The segment of the archive that begins in a tile.
-async fn check_segments(store: &Store, instance_id: &str, index: u64, end: u64) -> Result<Option<Found>> {
+/// The segments of the archive that begin in a tile. One that cannot be read keeps no other from being checked.
+async fn check_segments(store: &Store, instance_id: &str, index: u64, end: u64) -> Result<Vec<Found>> {
     let places = TileId { level: 0, index }.places();
-    let segments = store.segments(&Access::unrestricted(), instance_id, places.start, 2).await?;
-    for segment in segments.iter().filter(|segment| places.contains(&segment.sequences.start)) {
-        if segment.sequences.start < end
-            && let Some(found) = store.check_segment(instance_id, segment.sequences.start).await?
-        {
-            return Ok(Some(found));
+    // Each has an entry at least.
+    let segments = store.segments(&Access::unrestricted(), instance_id, places.start, WIDTH as usize + 1).await?;
+    let mut found = Vec::new();
+    for Segment { sequences, place, .. } in segments {
+        if !places.contains(&sequences.start) || sequences.start >= end {
+            continue;
+        }
+        match store.check_segment(instance_id, sequences.start).await {
+            Ok(of_segment) => found.extend(of_segment),
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                let (first, last) = (sequences.start, sequences.end - 1);
+                let what = format!(
+                    "the archive's segment of entries {first} to {last}, {place}, cannot be read: {error}: {cause}"
+                );
+                found.push(Found::new(sequences, what));
+            }
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// Roots that were signed of one log, in the order of their sizes: those that were kept elsewhere and those of the
@@ -348,7 +361,7 @@ impl Checker {
         let now_s = clock::now_us().max(0).unsigned_abs() / 1_000_000;
         let damaged = self.store.damages();
         let (mut unsigned, mut oldest_s, mut after) = (0_u64, now_s, String::new());
-        let mut known = std::collections::BTreeMap::new();
+        let mut known = BTreeMap::new();
         loop {
             let page = self.store.log_ends(&after).await?;
             let Some(last) = page.last() else { break };
@@ -365,6 +378,9 @@ impl Checker {
             }
             if let Some(signer) = &self.signer {
                 signer.sweep(&page);
+                if let Err(error) = signer.follow(&page).await {
+                    tracing::warn!(%error, "what other replicas have signed is not known");
+                }
                 known.extend(page.into_iter().map(|end| (end.instance_id, end.entries)));
             }
         }
@@ -374,7 +390,7 @@ impl Checker {
             self.gauges.unsigned.set(i64::try_from(unsigned).unwrap_or(i64::MAX));
             self.gauges.age.set(i64::try_from(now_s.saturating_sub(oldest_s)).unwrap_or(i64::MAX));
         }
-        let logs: std::collections::BTreeSet<String> =
+        let logs: BTreeSet<String> =
             self.store.damages().into_keys().map(|(instance, _)| instance).collect();
         self.gauges.damaged.set(i64::try_from(logs.len()).unwrap_or(i64::MAX));
         Ok(())
@@ -382,8 +398,11 @@ impl Checker {
 
     async fn deeper(&self) {
         let mut whole_at = Instant::now() + FIRST_WHOLE;
+        // Of each log, a segment of the archive that is damaged.
+        let mut broken = BTreeMap::new();
         loop {
             self.pass(CheckKind::Sample).await;
+            self.look_into_archive(&mut broken).await;
             let hour = Instant::now() + HOUR;
             while Instant::now() < hour {
                 sleep(whole_at.min(hour).saturating_duration_since(Instant::now())).await;
@@ -433,7 +452,7 @@ impl Checker {
         tracing::debug!(logs = heads.len(), ?kind, "logs were checked");
     }
 
-    /// Checks the newest tiles of a log and some others, and a segment of its archive.
+    /// Checks the newest tiles of a log and some others.
     async fn sample(&self, instance_id: &str, others: u64) -> Result<Checked> {
         let everything = Access::unrestricted();
         let mut checked = Checked::default();
@@ -443,7 +462,7 @@ impl Checker {
             Err(error) => return damage(error, &mut checked).map(|()| checked),
         };
         let tiles = tiles_of(head.size);
-        let mut sample: std::collections::BTreeSet<u64> = (tiles.saturating_sub(2)..tiles).collect();
+        let mut sample: BTreeSet<u64> = (tiles.saturating_sub(2)..tiles).collect();
         sample.extend((0..others).map(|_| random() % tiles));
         for index in sample {
             let begun = Instant::now();
@@ -461,10 +480,34 @@ impl Checker {
             checked.keep(found);
             sleep(begun.elapsed() * REST).await;
         }
-        if let Some(found) = self.store.check_segment(instance_id, random() % head.size).await? {
-            checked.keep(vec![found]);
-        }
         Ok(checked)
+    }
+
+    /// Checks a segment of each log's archive: any, or the one that was found damaged.
+    async fn look_into_archive(&self, broken: &mut BTreeMap<String, u64>) {
+        let heads = match self.store.all_heads(&Access::unrestricted()).await {
+            Ok(heads) => heads,
+            Err(error) => return tracing::warn!(%error, "which logs there are is not known"),
+        };
+        for (instance_id, entries) in heads {
+            let sequence = broken.get(&instance_id).copied().unwrap_or_else(|| random() % entries.max(1));
+            let outcome = match self.store.check_segment(&instance_id, sequence).await {
+                Ok(found) => {
+                    match &found {
+                        Some(found) => broken.insert(instance_id.clone(), found.sequences.start),
+                        None => broken.remove(&instance_id),
+                    };
+                    self.store.checked(&instance_id, CheckKind::Archive, found.as_ref().map(|found| found.what.as_str()));
+                    if found.is_some() { "damaged" } else { "well" }
+                }
+                Err(error) => {
+                    let cause = std::error::Error::source(&error);
+                    tracing::warn!(instance_id, %error, ?cause, "the log's archive could not be checked");
+                    "failed"
+                }
+            };
+            self.gauges.checks.with_label_values(&["archive", outcome]).inc();
+        }
     }
 }
 
@@ -488,11 +531,11 @@ fn random() -> u64 {
 
 /// | name | labels | what |
 /// | --- | --- | --- |
-/// | `activity_log_damaged` | | logs that a check found damaged, and that take no more |
+/// | `activity_log_damaged` | | logs that a check found damaged, or their archive |
 /// | `activity_log_forked` | | 1 when a log does not begin as it was signed: nothing is written any more |
 /// | `activity_log_unsigned_entries` | | entries under no checkpoint yet |
 /// | `activity_log_checkpoint_age_seconds` | | since the newest checkpoint of a log was signed, of the log where that is longest |
-/// | `activity_log_checks_total` | kind: sample, whole; outcome: well, damaged, failed | checks of a log |
+/// | `activity_log_checks_total` | kind: sample, whole, archive; outcome: well, damaged, failed | checks of a log |
 #[derive(Debug)]
 struct Gauges {
     damaged: IntGauge,
@@ -508,7 +551,7 @@ impl Gauges {
         let gauge = |name: &str, help: &str| made(IntGauge::with_opts(opts(name, help)));
         let checks = opts("activity_log_checks_total", "checks of a log, by what came of them");
         let gauges = Self {
-            damaged: gauge("activity_log_damaged", "logs that are damaged and take no more"),
+            damaged: gauge("activity_log_damaged", "logs that are damaged, or their archive"),
             forked: gauge("activity_log_forked", "1 when a log does not begin as it was signed"),
             unsigned: gauge("activity_log_unsigned_entries", "entries under no checkpoint yet"),
             age: gauge("activity_log_checkpoint_age_seconds", "since the newest checkpoint of a log, the longest"),

@@ -86,11 +86,10 @@ impl History {
             )));
         };
         let name = data_name(&segment.place);
-        let data = archive.get(&name).await?;
+        let lost = |how: &str| lost(damaged(&self.instance_id, &format!("the archive's object {name} {how}")));
+        let data = archive.get(&name).await?.ok_or_else(|| lost("is missing"))?;
         if sha256(&data) != segment.data_sha256 {
-            return Err(Error::internal(anyhow::anyhow!(
-                "the archive's object {name} is not the one that was archived: another SHA-256"
-            )));
+            return Err(lost("is not the one that was archived: another SHA-256"));
         }
         Lines::new(data).map_err(unreadable)
     }

@@ -228,7 +228,8 @@ fn health(store: &Store, ingest: &Ingest, signer: Option<Signer>) -> Vec<HealthC
     let takes = {
         let (store, fits) = (store.clone(), fits.clone());
         move || {
-            let damaged = store.damages().into_iter().next().map(|((instance, _), what)| {
+            let mut damages = store.damages().into_iter();
+            let damaged = damages.find(|((_, kind), _)| kind.stops_writers()).map(|((instance, _), what)| {
                 Error::DataLoss(format!("the log of instance {instance:?} is damaged: {what}"))
             });
             fits().and(damaged.map_or(Ok(()), Err))

@@ -32,7 +32,7 @@ use crate::checker::Trusted;
 use crate::checkpoint::{Checkpoint, VerifierKey};
 use crate::config::LogConfig;
 use crate::merkle::{Plan, verify_consistency};
-use crate::store::{Heads, LogEnd, NewCheckpoint, Signable, Store, TreeHead, damaged_log};
+use crate::store::{Heads, LogEnd, NewCheckpoint, Signable, Signing, Store, TreeHead, damaged_log};
 
 use keys::Keys;
 use state::State;
@@ -110,7 +110,7 @@ impl Signer {
         let signed = lock(&signer.0.last).clone();
         for (instance_id, last) in signed {
             signer.0.store.was_signed(&instance_id, last.size);
-            signer.compare_at_start(&instance_id, &last).await?;
+            signer.fits(&instance_id, &last).await?;
         }
         signer.compare_newest().await?;
         Ok(Some(signer))
@@ -124,29 +124,49 @@ impl Signer {
             let page = self.0.store.newest_checkpoints(&after).await?;
             let Some((end, _)) = page.last() else { return Ok(()) };
             after.clone_from(end);
-            let mut behind = Vec::new();
-            for (instance_id, note) in page {
-                let Some(newest) = self.ours(&instance_id, &note) else {
-                    // It is signed anew.
-                    lock(&self.0.grown).insert(instance_id);
-                    continue;
-                };
-                let last = self.last(&instance_id);
-                if last.as_ref() != Some(&newest) && self.compare_at_start(&instance_id, &newest).await? {
-                    self.0.store.was_signed(&instance_id, newest.size);
-                    if last.is_none_or(|last| last.size < newest.size) {
-                        behind.push((instance_id, note));
-                    }
-                }
-            }
-            self.keep(behind).await?;
+            let foreign = self.take_over(page).await?;
+            // They are signed anew.
+            lock(&self.0.grown).extend(foreign);
         }
     }
 
+    /// Takes over what other replicas have signed: should it be lost, it is missed here too.
+    pub(crate) async fn follow(&self, ends: &[LogEnd]) -> Result<()> {
+        let mut notes = Vec::new();
+        for LogEnd { instance_id, signed, .. } in ends {
+            if self.last(instance_id).is_none_or(|last| last.size < *signed)
+                && let Some(note) = self.0.store.checkpoint(&Access::unrestricted(), instance_id, None).await?
+            {
+                notes.push((instance_id.clone(), note));
+            }
+        }
+        self.take_over(notes).await.map(drop)
+    }
+
+    /// Keeps those of the database's notes that fit it, where less is kept; the instances of those that are not ours.
+    async fn take_over(&self, notes: Vec<(String, String)>) -> Result<Vec<String>> {
+        let (mut behind, mut foreign) = (Vec::new(), Vec::new());
+        for (instance_id, note) in notes {
+            let Some(newest) = self.ours(&instance_id, &note) else {
+                foreign.push(instance_id);
+                continue;
+            };
+            let last = self.last(&instance_id);
+            if last.as_ref() != Some(&newest) && self.fits(&instance_id, &newest).await? {
+                self.0.store.was_signed(&instance_id, newest.size);
+                if last.is_none_or(|last| last.size < newest.size) {
+                    behind.push((instance_id, note));
+                }
+            }
+        }
+        self.keep(behind).await?;
+        Ok(foreign)
+    }
+
     /// Whether a log begins with what was signed. One that is damaged is reported, and keeps no other from being served.
-    async fn compare_at_start(&self, instance_id: &str, signed: &Checkpoint) -> Result<bool> {
+    async fn fits(&self, instance_id: &str, signed: &Checkpoint) -> Result<bool> {
         let compared = match self.head(&Access::unrestricted(), instance_id).await {
-            Ok(head) => self.compare(instance_id, signed, &head).await,
+            Ok(head) => self.compare(None, instance_id, signed, &head).await,
             Err(error) => Err(error),
         };
         compared.or_else(|error| match damaged_log(&error) {
@@ -235,10 +255,17 @@ impl Signer {
     /// Takes logs that have entries under no checkpoint, that a replica may have left behind, that were last signed long
     /// ago, or that have fewer entries than were signed.
     pub(crate) fn sweep(&self, ends: &[LogEnd]) {
-        let before_s = now_s().saturating_sub(self.0.silence_s);
-        let waits = |end: &&LogEnd| end.entries > 0 && (end.signed != end.entries || end.cosigned_at_s <= before_s);
+        let now_s = now_s();
+        let waits =
+            |end: &&LogEnd| end.entries > 0 && (end.signed != end.entries || self.is_silent(end.cosigned_at_s, now_s));
         let waiting: Vec<String> = ends.iter().filter(waits).map(|end| end.instance_id.clone()).collect();
         self.take(waiting);
+    }
+
+    /// Whether a log was cosigned so long ago that it is to be cosigned again, or by a clock that was ahead.
+    fn is_silent(&self, cosigned_at_s: u64, now_s: u64) -> bool {
+        let silence_s = self.0.silence_s;
+        cosigned_at_s.saturating_add(silence_s) <= now_s || cosigned_at_s > now_s.saturating_add(silence_s)
     }
 
     /// Takes logs that have fewer entries than were signed, or of which nothing is left.
@@ -278,7 +305,7 @@ impl Signer {
         let mut made: Vec<NewCheckpoint> = Vec::new();
         for (instance_id, Signable { head, newest, cosigned_at_s }) in signing.take() {
             let newest = newest.and_then(|note| self.ours(&instance_id, &note));
-            match self.compare_both(&instance_id, newest.as_ref(), &head).await {
+            match self.compare_both(&signing, &instance_id, newest.as_ref(), &head).await {
                 Ok(true) => {}
                 Ok(false) => {
                     signing.give_up().await?;
@@ -289,7 +316,7 @@ impl Signer {
                     continue;
                 }
             }
-            let silent = cosigned_at_s.saturating_add(self.0.silence_s) <= now_s;
+            let silent = self.is_silent(cosigned_at_s, now_s);
             if head.size > 0 && (newest.is_none_or(|newest| newest.size < head.size) || silent) {
                 made.push(self.0.keys.checkpoint(&instance_id, head, now_s)?);
             }
@@ -346,7 +373,7 @@ impl Signer {
                 // Another replica's: it is shown when it is known here to go on from what was signed.
                 let head = self.head(access, instance_id).await?;
                 for signed in last.iter().chain([&found]) {
-                    if !self.compare(instance_id, signed, &head).await? {
+                    if !self.compare(None, instance_id, signed, &head).await? {
                         return self.check().map(|()| None);
                     }
                 }
@@ -378,24 +405,40 @@ impl Signer {
     }
 
     /// Whether a log still begins with what was signed last: as is known here, and as the database says.
-    async fn compare_both(&self, instance_id: &str, newest: Option<&Checkpoint>, head: &TreeHead) -> Result<bool> {
+    async fn compare_both(
+        &self,
+        signing: &Signing,
+        instance_id: &str,
+        newest: Option<&Checkpoint>,
+        head: &TreeHead,
+    ) -> Result<bool> {
         let last = self.last(instance_id);
         let other = newest.filter(|newest| last.as_ref() != Some(newest));
         for signed in last.iter().chain(other) {
-            if !self.compare(instance_id, signed, head).await? {
+            if !self.compare(Some(signing), instance_id, signed, head).await? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Whether a log still begins with what was signed.
-    async fn compare(&self, instance_id: &str, last: &Checkpoint, head: &TreeHead) -> Result<bool> {
+    /// Whether a log still begins with what was signed. Who has locked its head reads by that lock's connection: writers
+    /// would wait for as long as it waited for another one.
+    async fn compare(
+        &self,
+        signing: Option<&Signing>,
+        instance_id: &str,
+        last: &Checkpoint,
+        head: &TreeHead,
+    ) -> Result<bool> {
         let Ok(plan) = Plan::consistency(last.size, head.size) else {
             self.found_fork(instance_id, last, &format!("{} entries", head.size));
             return Ok(false);
         };
-        let tiles = self.0.store.tiles(&Access::unrestricted(), instance_id, &plan).await?;
+        let tiles = match signing {
+            Some(signing) => signing.tiles(instance_id, &plan).await?,
+            None => self.0.store.tiles(&Access::unrestricted(), instance_id, &plan).await?,
+        };
         let holds = plan.prove(&tiles).map_err(|error| error.to_string()).and_then(|proof| {
             verify_consistency(last.size, head.size, &last.root, &head.root, &proof).map_err(|error| error.to_string())
         });

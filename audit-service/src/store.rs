@@ -56,7 +56,7 @@ use crate::merkle::Hash;
 
 pub use archive::{Kept, Segment};
 pub use checkpoints::SignedBy;
-pub(crate) use checkpoints::{NewCheckpoint, Signable};
+pub(crate) use checkpoints::{NewCheckpoint, Signable, Signing};
 pub use checks::Found;
 pub(crate) use checks::{CheckKind, LogEnd, tiles_of};
 pub use facets::{Facet, Facets};

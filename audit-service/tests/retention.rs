@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use audit_service::RetentionConfig;
 use audit_service::archive::{Archive, Manifest};
+use audit_service::checker::{Trusted, check_all};
 use audit_service::event::{Event, Stage};
 use audit_service::export::{End, Export, Format, Scope};
 use audit_service::filter::{Filter, OneOf};
@@ -33,6 +34,7 @@ on_both_engines! {
     killed_at_any_step_it_goes_on,
     the_database_removes_nothing_but_what_is_archived,
     what_the_archive_has_of_something_else_removes_nothing,
+    each_segment_that_is_damaged_is_named,
     an_outcome_in_the_archive_settles_its_intent,
     what_is_held_stays_until_it_is_released,
     entries_that_were_changed_are_neither_archived_nor_removed,
@@ -353,7 +355,47 @@ async fn what_the_archive_has_of_something_else_removes_nothing(home: &Home) {
     std::fs::write(&object, b"of somebody else").unwrap();
     let scope = Scope::Log { instance_id: "prod".into(), from: 0, to: 10 };
     let mut export = Export::open(store.clone(), &full(), Filter::everything(), Format::Jsonl, scope).await.unwrap();
-    assert_eq!(export.chunk().await.unwrap_err().reason(), Reason::Internal);
+    let Err(Error::DataLoss(why)) = export.chunk().await else { panic!("not refused") };
+    assert!(why.contains("another SHA-256"), "{why}");
+}
+
+async fn each_segment_that_is_damaged_is_named(home: &Home) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_with(home, folder.path()).await;
+    // As a log has them in which a few things happen between two looks: several begin in one tile.
+    for round in 0..4 {
+        write(&store, (0..5).map(|n| event(T0 + round * 10 + n)).collect::<Vec<_>>()).await;
+        retention(&store, 1, World::days_later(2)).once().await.unwrap();
+    }
+    let segments = store.segments(&full(), "prod", 0, 10).await.unwrap();
+    assert_eq!(segments.len(), 4);
+    let found = async || {
+        let mut all = Vec::new();
+        let well = check_all(&store, &Trusted::default(), |_, checked| {
+            all.extend(checked.unwrap().found.iter().map(|found| found.what.clone()));
+        });
+        assert_eq!(well.await.unwrap(), all.is_empty());
+        all
+    };
+    assert_eq!(found().await, [""; 0]);
+    let object = |at: usize, kind: &str| folder.path().join(format!("{}.{kind}", segments[at].place));
+    std::fs::remove_file(object(2, "jsonl.zst")).unwrap();
+    std::fs::write(object(3, "json"), b"{}").unwrap();
+    let named = |at: usize, how: &str| {
+        let sequences = &segments[at].sequences;
+        let (first, last) = (sequences.start, sequences.end - 1);
+        format!("the archive's segment of entries {first} to {last}, {}, {how}", segments[at].place)
+    };
+    assert_eq!(found().await, [named(2, "is missing"), named(3, "has another manifest")]);
+    // What cannot be read now keeps nothing else from being found.
+    std::fs::remove_file(object(0, "json")).unwrap();
+    std::fs::create_dir(object(0, "json")).unwrap();
+    let told = found().await;
+    assert!(told.len() == 3 && told[0].contains("cannot be read"), "{told:?}");
+    let scope = Scope::Log { instance_id: "prod".into(), from: segments[2].sequences.start, to: u64::MAX };
+    let mut export = Export::open(store.clone(), &full(), Filter::everything(), Format::Jsonl, scope).await.unwrap();
+    let Err(Error::DataLoss(why)) = export.chunk().await else { panic!("not refused") };
+    assert!(why.contains("is missing"), "{why}");
 }
 
 async fn an_outcome_in_the_archive_settles_its_intent(home: &Home) {
@@ -458,8 +500,20 @@ async fn what_is_held_stays_until_it_is_released(home: &Home) {
         "DELETE FROM audit_legal_holds",
         "UPDATE audit_legal_holds SET filter = '{}'",
         "UPDATE audit_legal_holds SET released_at = NULL",
+        "REPLACE INTO audit_legal_holds SELECT * FROM audit_legal_holds",
     ] {
         connection.execute_unprepared(sql).await.expect_err(sql);
+    }
+    // Nor places or releases one, but with the entry that tells of it.
+    for sql in [
+        "UPDATE audit_legal_holds SET released_at = 1, released_sequence = 0 WHERE released_at IS NULL",
+        "INSERT INTO audit_legal_holds (hold_id, instance_id, first_sequence, end_sequence, start_us, end_us, filter, \
+         reason, placed_at, placed_by, placed_sequence) \
+         SELECT '00000000000000000000000000000001', instance_id, 0, 0, 0, 0, filter, reason, 0, '', 0 \
+         FROM audit_legal_holds WHERE released_at IS NULL",
+    ] {
+        let refused = connection.execute_unprepared(sql).await.expect_err(sql).to_string();
+        assert!(refused.contains("only with the entry that tells of it"), "{refused}");
     }
 }
 

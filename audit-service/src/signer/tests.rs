@@ -139,6 +139,28 @@ async fn before_each_signature_the_databases_own_checkpoint_is_compared() {
 }
 
 #[tokio::test]
+async fn what_another_replica_signed_is_missed_by_one_that_never_signed() {
+    let home = Home::new().await;
+    let (signer, other) = (home.replica("one").await, home.replica("other").await);
+    write(&signer, A, 10).await.unwrap();
+    signer.sign_all().await;
+    home.store.tamper("CREATE TABLE before AS SELECT * FROM audit_log_heads").await;
+    home.store.tamper("CREATE TABLE signed_before AS SELECT * FROM audit_newest_checkpoints").await;
+    write(&signer, A, 10).await.unwrap();
+    signer.sign_all().await;
+    other.follow(&home.store.log_ends("").await.unwrap()).await.unwrap();
+    assert!(std::fs::read_to_string(home.state_file("other")).unwrap().contains("\\n20\\n"));
+    // As a standby has it that was behind: what was signed is lost with the entries.
+    put_back(&home.store).await;
+    home.store.tamper("DELETE FROM audit_newest_checkpoints").await;
+    home.store.tamper("INSERT INTO audit_newest_checkpoints SELECT * FROM signed_before").await;
+    write(&other, A, 1).await.unwrap_err();
+    other.0.grown.lock().unwrap().insert(A.into());
+    other.sign_all().await;
+    assert!(fork(&other).contains("was signed with 20 entries, and the database has 10"), "{}", fork(&other));
+}
+
+#[tokio::test]
 async fn a_note_that_is_not_ours_is_neither_shown_nor_kept_nor_believed() {
     let home = Home::new().await;
     let signer = home.replica("one").await;

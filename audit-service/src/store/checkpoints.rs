@@ -10,6 +10,7 @@ use service_core::error::Result;
 use super::tree::{Head, TreeHead};
 use super::{Store, placeholders, signed, unsigned};
 use crate::checkpoint::VerifierKey;
+use crate::merkle::{Plan, TileSet};
 
 /// Logs that are looked up at once.
 const LOOKUP: u32 = 500;
@@ -185,6 +186,11 @@ impl Signing {
         std::mem::take(&mut self.logs)
     }
 
+    /// The tiles that a proof needs, by the connection that has the lock.
+    pub(crate) async fn tiles(&self, instance_id: &str, plan: &Plan) -> Result<TileSet> {
+        self.store.tiles_by(&self.transaction, instance_id, plan).await
+    }
+
     /// Lets go of the heads.
     pub(crate) async fn give_up(self) -> Result<()> {
         Ok(self.transaction.rollback().await?)
@@ -192,14 +198,14 @@ impl Signing {
 
     /// Stores the checkpoints, and which keys have signed them. The newest of a log is kept, with its newest cosignature,
     /// and for good one a minute: between the others a proof of consistency is as good, and a log that never rests would
-    /// have two a second.
+    /// have two a second. One that was signed by a clock that was ahead is as if it were of long ago.
     pub(crate) async fn finish(self, made: &[NewCheckpoint], keys: &[VerifierKey]) -> Result<()> {
         for NewCheckpoint { instance_id, head, at_s, note } in made {
             let (size, at) = (signed(head.size), signed(*at_s));
             self.execute(
                 "INSERT INTO audit_checkpoints (instance_id, size, root, signed_at, note) SELECT $1, $2, $3, $4, $5 \
                  WHERE COALESCE((SELECT signed_at FROM audit_checkpoints WHERE instance_id = $1 \
-                 ORDER BY size DESC LIMIT 1), 0) <= $4 - $6 \
+                 ORDER BY size DESC LIMIT 1), 0) NOT BETWEEN $4 - $6 + 1 AND $4 + $6 \
                  AND NOT EXISTS (SELECT 1 FROM audit_checkpoints WHERE instance_id = $1 AND size = $2)",
                 vec![
                     instance_id.as_str().into(),

@@ -59,22 +59,35 @@ pub(crate) enum CheckKind {
     End,
     /// Of some tiles.
     Sample,
-    /// Of everything.
+    /// Of everything in the database.
     Whole,
+    /// Of a segment of the archive, until that segment is as it was.
+    Archive,
+}
+
+impl CheckKind {
+    /// Whether a log of which it found something takes no more. A copy that is bad does not make the log bad.
+    pub(crate) fn stops_writers(self) -> bool {
+        self != Self::Archive
+    }
 }
 
 /// What is damaged of which logs.
 pub(crate) type Damages = BTreeMap<(String, CheckKind), String>;
 
 impl Store {
-    /// Says what a check has found of a log, or that it is well. A damaged log takes no more, and keeps no other from it.
+    /// Says what a check has found of a log, or that it is well. A damaged log takes no more, and keeps no other from it;
+    /// one whose archive is damaged goes on.
     pub(crate) fn checked(&self, instance_id: &str, kind: CheckKind, found: Option<&str>) {
         let mut damages = self.damages.lock().unwrap_or_else(PoisonError::into_inner);
         let key = |kind| (instance_id.to_owned(), kind);
         match found {
             Some(what) => {
                 if damages.insert(key(kind), what.to_owned()).as_deref() != Some(what) {
-                    tracing::error!(instance_id, what, "the log is damaged: nothing is written to it any more");
+                    match kind.stops_writers() {
+                        true => tracing::error!(instance_id, what, "the log is damaged: nothing is written to it any more"),
+                        false => tracing::error!(instance_id, what, "what was archived of the log is damaged"),
+                    }
                 }
             }
             None => {
@@ -97,10 +110,7 @@ impl Store {
     /// Refuses logs that were found damaged.
     pub(super) fn refuse_damaged<'a>(&self, mut instances: impl Iterator<Item = &'a String>) -> Result<()> {
         let damages = self.damages.lock().unwrap_or_else(PoisonError::into_inner);
-        if damages.is_empty() {
-            return Ok(());
-        }
-        let of = |instance: &String| damages.iter().find(|((log, _), _)| log == instance);
+        let of = |instance: &String| damages.iter().find(|((log, kind), _)| log == instance && kind.stops_writers());
         match instances.find_map(of) {
             Some(((instance, _), what)) => Err(damaged(instance, what)),
             None => Ok(()),
@@ -260,16 +270,13 @@ impl Store {
             let what = format!("the archive's segment of entries {first} to {last}, {}, {what}", segment.place);
             Ok(Some(Found::new(segment.sequences.clone(), what)))
         };
-        let manifest = match archive.get(&crate::archive::manifest_name(&segment.place)).await {
-            Ok(bytes) if crate::archive::sha256(&bytes) == segment.manifest_sha256 => bytes,
-            Ok(_) => return wrong("has another manifest".into()),
-            Err(Error::NotFound(_)) => return wrong("is missing".into()),
-            Err(error) => return Err(error),
+        let manifest = match archive.get(&crate::archive::manifest_name(&segment.place)).await? {
+            Some(bytes) if crate::archive::sha256(&bytes) == segment.manifest_sha256 => bytes,
+            Some(_) => return wrong("has another manifest".into()),
+            None => return wrong("has no manifest: it is missing".into()),
         };
-        let data = match archive.get(&crate::archive::data_name(&segment.place)).await {
-            Ok(bytes) => bytes,
-            Err(Error::NotFound(_)) => return wrong("is missing".into()),
-            Err(error) => return Err(error),
+        let Some(data) = archive.get(&crate::archive::data_name(&segment.place)).await? else {
+            return wrong("is missing".into());
         };
         let verified = tokio::task::spawn_blocking(move || {
             let manifest = crate::archive::Manifest::parse(&manifest)?;

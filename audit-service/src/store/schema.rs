@@ -48,6 +48,7 @@ impl MigratorTrait for Migrator {
             Box::new(Archive),
             Box::new(Recorded),
             Box::new(Coverage),
+            Box::new(HoldsTold),
         ]
     }
 }
@@ -218,6 +219,30 @@ impl MigrationTrait for Coverage {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let db = manager.get_connection();
         db.execute_unprepared(&with_types(manager.get_database_backend(), COVERAGE)).await.map(drop)
+    }
+}
+
+/// A hold stands, and is released, with the entry that tells of it.
+struct HoldsTold;
+
+impl MigrationName for HoldsTold {
+    fn name(&self) -> &str {
+        "audit_0008_holds_told"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for HoldsTold {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let is_postgres = manager.get_database_backend() == DbBackend::Postgres;
+        for statement in if is_postgres { archive::POSTGRES_HOLDS_TOLD } else { archive::SQLITE_HOLDS_TOLD } {
+            manager.get_connection().execute_unprepared(statement).await?;
+        }
+        Ok(())
     }
 }
 

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::PoisonError;
 
-use sea_orm::ConnectionTrait as _;
+use sea_orm::ConnectionTrait;
 use service_core::auth::Access;
 use service_core::error::{Error, Result};
 
@@ -348,16 +348,26 @@ impl Store {
         if !access.has_instance(instance_id) || !(1..=WIDTH).contains(&width) {
             return Ok(None);
         }
+        self.tile_by(self.reader(), instance_id, id, width).await
+    }
+
+    async fn tile_by(
+        &self,
+        db: &impl ConnectionTrait,
+        instance_id: &str,
+        id: TileId,
+        width: u64,
+    ) -> Result<Option<Tile>> {
         let sql = "SELECT hashes FROM audit_tiles WHERE instance_id = $1 AND level = $2 AND tile = $3";
         let values = vec![instance_id.into(), i16::from(id.level).into(), signed(id.index).into()];
-        let mut hashes = match self.read(sql, values).await?.first() {
+        let mut hashes = match db.query_one_raw(self.statement(sql, values)).await? {
             Some(row) => {
                 let tile = Tile::from_bytes(&row.try_get_by_index::<Vec<u8>>(0)?);
                 let full = tile.ok().filter(Tile::is_full);
                 let full = full.ok_or_else(|| damaged(instance_id, &format!("{id:?} has not 256 hashes")))?;
                 full.hashes().to_vec()
             }
-            None => self.partial_tile(instance_id, id, width).await?,
+            None => self.partial_tile(db, instance_id, id, width).await?,
         };
         if (hashes.len() as u64) < width {
             return Ok(None);
@@ -366,7 +376,13 @@ impl Store {
         Tile::new(hashes).map(Some).map_err(Error::internal)
     }
 
-    async fn partial_tile(&self, instance_id: &str, id: TileId, width: u64) -> Result<Vec<Hash>> {
+    async fn partial_tile(
+        &self,
+        db: &impl ConnectionTrait,
+        instance_id: &str,
+        id: TileId,
+        width: u64,
+    ) -> Result<Vec<Hash>> {
         let places = id.places();
         let (first, end) = (signed(places.start), signed(places.start.saturating_add(width)));
         let (sql, values) = match id.level.checked_sub(1) {
@@ -377,7 +393,7 @@ impl Store {
                 vec![instance_id.into(), first.into(), end.into(), i16::from(below).into()],
             ),
         };
-        let rows = self.read(sql, values).await?;
+        let rows = db.query_all_raw(self.statement(sql, values)).await?;
         rows.iter()
             .map(|row| {
                 let wrong = |_| damaged(instance_id, &format!("a hash of {id:?} has not 32 bytes"));
@@ -388,9 +404,24 @@ impl Store {
 
     /// The tiles that a proof needs; those that are not there are left out, and missed by the proof.
     pub async fn tiles(&self, access: &Access, instance_id: &str, plan: &Plan) -> Result<TileSet> {
+        match access.has_instance(instance_id) {
+            true => self.tiles_by(self.reader(), instance_id, plan).await,
+            false => Ok(TileSet::default()),
+        }
+    }
+
+    pub(super) async fn tiles_by(
+        &self,
+        db: &impl ConnectionTrait,
+        instance_id: &str,
+        plan: &Plan,
+    ) -> Result<TileSet> {
         let mut tiles = TileSet::default();
         for id in plan.tiles() {
-            if let Some(tile) = self.tile(access, instance_id, id, id.width(plan.size())).await? {
+            let width = id.width(plan.size());
+            if (1..=WIDTH).contains(&width)
+                && let Some(tile) = self.tile_by(db, instance_id, id, width).await?
+            {
                 tiles.insert(id, tile);
             }
         }

@@ -187,3 +187,39 @@ pub(super) const POSTGRES: &[&str] = &[
      FOR EACH ROW EXECUTE FUNCTION audit_legal_holds_release()",
     "ALTER TABLE audit_legal_holds ENABLE ALWAYS TRIGGER audit_legal_holds_release",
 ];
+
+pub(super) const SQLITE_HOLDS_TOLD: &[&str] = &[
+    "CREATE TRIGGER audit_legal_holds_no_replace BEFORE INSERT ON audit_legal_holds
+     WHEN EXISTS (SELECT 1 FROM audit_legal_holds WHERE hold_id = NEW.hold_id)
+     BEGIN SELECT RAISE(ABORT, 'legal holds are released, not changed: REPLACE is refused'); END",
+    "CREATE TRIGGER audit_legal_holds_placed BEFORE INSERT ON audit_legal_holds
+     WHEN NEW.released_at IS NOT NULL OR NOT EXISTS (
+        SELECT 1 FROM audit_entries e WHERE e.instance_id = NEW.instance_id AND e.sequence = NEW.placed_sequence
+          AND substr(e.canonical, 1, 40) = '{\"action\":\"audit_log.legal_hold_placed\",')
+     BEGIN SELECT RAISE(ABORT, 'a legal hold stands only with the entry that tells of it'); END",
+    "CREATE TRIGGER audit_legal_holds_released BEFORE UPDATE OF released_at ON audit_legal_holds
+     WHEN NOT EXISTS (
+        SELECT 1 FROM audit_entries e WHERE e.instance_id = NEW.instance_id AND e.sequence = NEW.released_sequence
+          AND substr(e.canonical, 1, 42) = '{\"action\":\"audit_log.legal_hold_released\",')
+     BEGIN SELECT RAISE(ABORT, 'a legal hold is released only with the entry that tells of it'); END",
+];
+
+pub(super) const POSTGRES_HOLDS_TOLD: &[&str] = &[
+    "CREATE FUNCTION audit_legal_holds_told() RETURNS trigger LANGUAGE plpgsql AS
+     $$ BEGIN
+        IF TG_OP = 'INSERT' AND NEW.released_at IS NULL AND EXISTS (
+            SELECT 1 FROM audit_entries e WHERE e.instance_id = NEW.instance_id AND e.sequence = NEW.placed_sequence
+              AND substr(e.canonical, 1, 40) = '{\"action\":\"audit_log.legal_hold_placed\",') THEN
+            RETURN NEW;
+        END IF;
+        IF TG_OP = 'UPDATE' AND EXISTS (
+            SELECT 1 FROM audit_entries e WHERE e.instance_id = NEW.instance_id AND e.sequence = NEW.released_sequence
+              AND substr(e.canonical, 1, 42) = '{\"action\":\"audit_log.legal_hold_released\",') THEN
+            RETURN NEW;
+        END IF;
+        RAISE EXCEPTION 'a legal hold stands, and is released, only with the entry that tells of it';
+     END $$",
+    "CREATE TRIGGER audit_legal_holds_told BEFORE INSERT OR UPDATE ON audit_legal_holds
+     FOR EACH ROW EXECUTE FUNCTION audit_legal_holds_told()",
+    "ALTER TABLE audit_legal_holds ENABLE ALWAYS TRIGGER audit_legal_holds_told",
+];
