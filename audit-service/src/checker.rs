@@ -124,8 +124,7 @@ pub async fn check_all(
     mut report: impl FnMut(&str, Result<&Checked, &Error>),
 ) -> Result<bool> {
     let mut well = true;
-    let mut instances: BTreeSet<String> =
-        store.all_heads(&Access::unrestricted()).await?.into_keys().collect();
+    let mut instances: BTreeSet<String> = store.all_heads(&Access::unrestricted()).await?.into_keys().collect();
     // A log that is not there any more was signed.
     instances.extend(trusted.kept.iter().map(|(instance, _)| instance.clone()));
     for instance in instances {
@@ -390,8 +389,7 @@ impl Checker {
             self.gauges.unsigned.set(i64::try_from(unsigned).unwrap_or(i64::MAX));
             self.gauges.age.set(i64::try_from(now_s.saturating_sub(oldest_s)).unwrap_or(i64::MAX));
         }
-        let logs: BTreeSet<String> =
-            self.store.damages().into_keys().map(|(instance, _)| instance).collect();
+        let logs: BTreeSet<String> = self.store.damages().into_keys().map(|(instance, _)| instance).collect();
         self.gauges.damaged.set(i64::try_from(logs.len()).unwrap_or(i64::MAX));
         Ok(())
     }
@@ -497,7 +495,11 @@ impl Checker {
                         Some(found) => broken.insert(instance_id.clone(), found.sequences.start),
                         None => broken.remove(&instance_id),
                     };
-                    self.store.checked(&instance_id, CheckKind::Archive, found.as_ref().map(|found| found.what.as_str()));
+                    self.store.checked(
+                        &instance_id,
+                        CheckKind::Archive,
+                        found.as_ref().map(|found| found.what.as_str()),
+                    );
                     if found.is_some() { "damaged" } else { "well" }
                 }
                 Err(error) => {

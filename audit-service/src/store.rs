@@ -268,6 +268,16 @@ impl Store {
         Self { signed: Arc::default(), damages: Arc::default(), ..self.clone() }
     }
 
+    /// Takes every connection for reading.
+    #[cfg(test)]
+    pub(crate) async fn take_readers(&self) -> Vec<sea_orm::DatabaseTransaction> {
+        let mut taken = Vec::new();
+        for _ in 0..DatabaseConfig::default().readers.get() {
+            taken.push(service_core::database::begin(self.reader()).await.unwrap());
+        }
+        taken
+    }
+
     fn statement(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
         let backend = match self.db.engine {
             Engine::Sqlite => DbBackend::Sqlite,

@@ -4,12 +4,16 @@
 use std::time::{Duration, SystemTime};
 
 use activity_proto::audit::v1::audit_ingest_service_client::AuditIngestServiceClient;
-use activity_proto::audit::v1::{AuditEntry, Outcome, RecordEventsRequest};
+use activity_proto::audit::v1::audit_query_service_client::AuditQueryServiceClient;
+use activity_proto::audit::v1::{
+    AuditEntry, ExportEntriesRequest, Outcome, RecordEventsRequest, SequenceRange, export_entries_request,
+};
 use e2e::sandbox::database_url;
 use e2e::{Engine, Service, events};
 use futures::TryStreamExt as _;
 use gateway_sdk::{AuditExport, AuditFilter, AuditQuery, ExportFormat, GatewaySdk, TimeRange};
 use serde_json::Value;
+use testkit::Postgres;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -106,5 +110,36 @@ async fn a_flood_of_exports_does_not_fill_the_log() {
     let (told, left_out) = counted().await;
     let most = 100 + 10 * (begun.elapsed().unwrap().as_secs() + 1);
     assert!(told <= most, "{told} of {most}, and {left_out} left out");
+    assert!(reader.shutdown(PATIENCE).await.is_complete());
+}
+
+#[tokio::test]
+async fn what_is_told_while_the_database_is_away_is_recorded_when_it_is_back() {
+    if Postgres::skipped() {
+        return;
+    }
+    let postgres = Postgres::start().await;
+    let url = postgres.create_database().await;
+    let service = Service::start("audit", &url, &[("ACTIVITY__INSTANCE", "own")]).await;
+    let mut client = AuditQueryServiceClient::new(service.channel());
+    let range = SequenceRange { instance_id: "nowhere".into(), ..SequenceRange::default() };
+    let request = ExportEntriesRequest {
+        range: Some(export_entries_request::Range::SequenceRange(range)),
+        format: activity_proto::audit::v1::ExportFormat::Jsonl.into(),
+        ..ExportEntriesRequest::default()
+    };
+    postgres.crash().await;
+    client.export_entries(request).await.map(drop).unwrap_err();
+    // Longer than a stop waits.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    postgres.start_again().await;
+    let reader = sdk(&service);
+    let filter = AuditFilter::new().instance("own").action("audit_log.exported");
+    let query = AuditQuery::new().range(TimeRange::last_hour()).filter(filter);
+    testkit::eventually(PATIENCE, async || {
+        let told: Result<Vec<AuditEntry>, _> = reader.audit().entries(query.clone()).try_collect().await;
+        told.is_ok_and(|told| told.len() == 1 && told[0].outcome() == Outcome::Failure)
+    })
+    .await;
     assert!(reader.shutdown(PATIENCE).await.is_complete());
 }

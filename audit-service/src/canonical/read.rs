@@ -193,7 +193,8 @@ impl<'a> Line<'a> {
 
     /// Its place in the order of every list.
     pub(crate) fn key(&self) -> Result<Key, Unreadable> {
-        let key = || Some(Key { occurred_at_us: parse_rfc3339(&self.occurred_at)?, id: Uuid::try_parse(&self.id).ok()? });
+        let key =
+            || Some(Key { occurred_at_us: parse_rfc3339(&self.occurred_at)?, id: Uuid::try_parse(&self.id).ok()? });
         key().ok_or_else(not_allowed)
     }
 

@@ -160,6 +160,21 @@ async fn what_another_replica_signed_is_missed_by_one_that_never_signed() {
     assert!(fork(&other).contains("was signed with 20 entries, and the database has 10"), "{}", fork(&other));
 }
 
+/// While it has the heads of logs, writers wait for it.
+#[tokio::test]
+async fn signing_waits_for_no_reader() {
+    let home = Home::new().await;
+    let signer = home.replica("one").await;
+    for _ in 0..2 {
+        write(&signer, A, 300).await.unwrap();
+        let readers = home.store.take_readers().await;
+        let signed = tokio::time::timeout(Duration::from_secs(3), signer.sign_all()).await;
+        assert_eq!(signed, Ok(true));
+        drop(readers);
+    }
+    assert_eq!(shown(&signer, A).await, Some(600));
+}
+
 #[tokio::test]
 async fn a_note_that_is_not_ours_is_neither_shown_nor_kept_nor_believed() {
     let home = Home::new().await;

@@ -85,7 +85,9 @@ impl Store {
             Some(what) => {
                 if damages.insert(key(kind), what.to_owned()).as_deref() != Some(what) {
                     match kind.stops_writers() {
-                        true => tracing::error!(instance_id, what, "the log is damaged: nothing is written to it any more"),
+                        true => {
+                            tracing::error!(instance_id, what, "the log is damaged: nothing is written to it any more")
+                        }
                         false => tracing::error!(instance_id, what, "what was archived of the log is damaged"),
                     }
                 }

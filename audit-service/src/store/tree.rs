@@ -410,12 +410,7 @@ impl Store {
         }
     }
 
-    pub(super) async fn tiles_by(
-        &self,
-        db: &impl ConnectionTrait,
-        instance_id: &str,
-        plan: &Plan,
-    ) -> Result<TileSet> {
+    pub(super) async fn tiles_by(&self, db: &impl ConnectionTrait, instance_id: &str, plan: &Plan) -> Result<TileSet> {
         let mut tiles = TileSet::default();
         for id in plan.tiles() {
             let width = id.width(plan.size());

@@ -517,7 +517,8 @@ fn where_an_export_begins_is_known_after_however_many_segments() {
         tells.recorded_by = "audit-service".into();
         // One leaf is of as many peaks as one bit.
         let peaks = vec!["00".repeat(32); end.count_ones() as usize];
-        tells.event.details_json = serde_json::json!({ "end_sequence": end.to_string(), "frontier": peaks }).to_string();
+        tells.event.details_json =
+            serde_json::json!({ "end_sequence": end.to_string(), "frontier": peaks }).to_string();
         let first = entry(5_000);
         log.take(&first, Subtree::leaf([0; 32], first.recorded_at_us));
         log.take(&tells, Subtree::leaf([0; 32], tells.recorded_at_us));
