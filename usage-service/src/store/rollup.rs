@@ -33,7 +33,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use check::Checked;
-pub(super) use ends::OneRequest;
+pub(super) use ends::{EndSection, OneRequest};
 pub(super) use fold::Sections;
 pub(super) use read::{View, Wishes};
 pub use seal::{Backlog, Sealed};

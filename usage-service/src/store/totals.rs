@@ -3,7 +3,7 @@
 //!
 //! Raw rows alone answer what rollups don't tell apart: labels, exports frozen at
 //! a commit, buckets and windows finer than a quarter of an hour. Everything else
-//! is segments, deltas, and raw rows at the ends of the window, in one snapshot.
+//! is segments, deltas, and the ends of the window, in one snapshot.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use service_core::clock;
 use service_core::error::{Error, Result};
 
 use super::cells::{Cell, Cut};
-use super::rollup::{Sections, View, Waiting, Wishes};
+use super::rollup::{EndSection, Sections, View, Waiting, Wishes};
 use super::{Kept, Store};
 use crate::answer::{Group, Metrics, Ranked};
 use crate::model::{Dimension, Metric, Scope};
@@ -70,11 +70,12 @@ impl Ask<'_> {
     }
 }
 
-/// What counts beside segments: deltas and raw ends.
+/// What counts beside segments: deltas and the ends of the window.
 struct Gathered {
     filter: IdFilter,
     overlay: Overlay,
     cells: Vec<Cell>,
+    ends: Vec<EndSection>,
 }
 
 /// Ranks the groups of sections and of what counts beside them.
@@ -83,6 +84,9 @@ fn rank(question: &Question, order_by: Metric, beside: &Gathered, sections: Sect
     for section in sections {
         let (_, instance, section) = section?;
         ranker.add_section(instance, &section).map_err(Error::internal)?;
+    }
+    for EndSection { instance, section, .. } in &beside.ends {
+        ranker.add_section(*instance, section).map_err(Error::internal)?;
     }
     for cell in &beside.cells {
         ranker.add_row(cell.instance, &cell.row);
@@ -228,6 +232,9 @@ impl Store {
                 let (bucket, instance, section) = section?;
                 tally.add_section(bucket, instance, &section).map_err(Error::internal)?;
             }
+            for EndSection { bucket, instance, section } in &rows.ends {
+                tally.add_section(*bucket, *instance, section).map_err(Error::internal)?;
+            }
             for cell in &rows.cells {
                 tally.add_row(cell.bucket, cell.instance, &cell.row);
             }
@@ -237,22 +244,32 @@ impl Store {
         Ok((ranked, view.into_wishes()))
     }
 
-    /// Deltas and raw ends of a view, by these keys and what is narrowed by.
+    /// Deltas and ends of a view, by these keys and what is narrowed by.
     async fn gather(&self, view: &View, ask: &Ask<'_>, plan: &Plan, keys: &[Dimension]) -> Result<Arc<Gathered>> {
         let mut overlay = Overlay::new(Arc::clone(&view.values));
         let filter = IdFilter::new(&ask.scope.filter, &mut overlay).within(&ask.scope.access, &mut overlay);
         let asked = |dimension: &Dimension| keys.contains(dimension) || filter.list(*dimension).is_some();
         let dimensions: Vec<Dimension> = Dimension::ALL.into_iter().filter(asked).collect();
-        let waiting = Waiting::new(plan.clone(), filter, overlay, &dimensions);
-        let waiting = self.each_delta(&view.snapshot, i64::MAX, waiting, Waiting::add).await?;
-        let Waiting { filter, mut overlay, mut cells, touched, .. } = waiting;
-        for part in &plan.raw {
+        let end = self.end_of(view, plan, &mut overlay).await?;
+        let waiting = Waiting::new(plan.clone(), filter, overlay, &dimensions, end.as_ref().map(|end| end.quarter_us));
+        let mut waiting = self.each_delta(&view.snapshot, i64::MAX, waiting, Waiting::add).await?;
+        let (mut cells, of_end) = waiting.take_cells();
+        let Waiting { filter, mut overlay, touched, .. } = waiting;
+        let raw = &plan.raw[..plan.raw.len() - usize::from(end.is_some())];
+        let ends = match end {
+            Some(end) => {
+                let wants = |instance: u32| filter.admits(Dimension::Instance, instance);
+                self.sums_before(view, end, of_end, wants).await?
+            }
+            None => Vec::new(),
+        };
+        for part in raw {
             let scope = Scope { start_us: part.start_us, end_us: part.end_us, ..ask.scope.clone() };
             let cut = Cut { scope: &scope, dimensions: &dimensions, edges: &part.edges };
             let sink = |cell: Cell| cells.push(Cell { bucket: part.first_bucket + cell.bucket, ..cell });
             self.end(view, part, &cut, &touched, &mut overlay, sink).await?;
         }
-        Ok(Arc::new(Gathered { filter, overlay, cells }))
+        Ok(Arc::new(Gathered { filter, overlay, cells, ends }))
     }
 
     /// Memory follows what is answered, and the users and models there are.

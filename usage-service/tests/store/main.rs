@@ -40,6 +40,11 @@ impl Bench {
         Self { store: open(&url, &config).await, url, config, _folder: None }
     }
 
+    /// Shards of a table, if it is a cluster's.
+    pub(crate) fn citus_shards(&self) -> Option<std::num::NonZeroU32> {
+        self.config.citus_shards
+    }
+
     /// Changes the database behind the store's back, as a failover does.
     pub(crate) async fn execute(&self, sql: &str) {
         let db = sea_orm::Database::connect(self.url.expose()).await.unwrap();
@@ -145,5 +150,6 @@ on_all_engines!(
     rollups::acknowledged_requests_are_counted_once_while_replicas_seal,
     rollups::a_sealing_that_is_cut_off_anywhere_has_happened_or_not,
     rollups::late_requests_of_many_days_are_sealed_in_short_steps,
+    rollups::an_end_that_cuts_a_quarter_is_answered_without_the_requests_before_it,
     zones::buckets_follow_the_clock_of_the_zone,
 );

@@ -153,3 +153,49 @@ pub(crate) async fn late_requests_of_many_days_are_sealed_in_short_steps(bench: 
     assert!(steps > 2, "{steps} steps");
     assert_consistent(store).await;
 }
+
+/// "Until now" ends in a quarter that has all of the last minutes' traffic, of which next to nothing is behind the end.
+pub(crate) async fn an_end_that_cuts_a_quarter_is_answered_without_the_requests_before_it(bench: Bench) {
+    const MINUTE: i64 = 60 * SECOND;
+    let store = &bench.store;
+    let of = |user: &str, minutes: i64, n: u64| {
+        crate::events::changed(&request(NOON + minutes * MINUTE, n), |event| event.user_id = user.to_owned())
+    };
+    let requests = vec![
+        of("early", -20, 1),
+        of("before", 1, 2),
+        of("before", 4, 3),
+        of("both", 3, 4),
+        // On the end: behind it.
+        of("both", 5, 5),
+        of("behind", 8, 6),
+        of("next", 15, 7),
+    ];
+    let window = crate::events::scope(NOON - HOUR, NOON + 5 * MINUTE);
+    let assert_answers = async |all: &[usage_service::model::NewRequest]| {
+        let inside = reference::within(all, &window);
+        let edges = [NOON - HOUR, NOON, NOON + 5 * MINUTE];
+        assert_eq!(store.totals(&window, &edges).await.unwrap(), reference::buckets(&inside, &edges));
+        for keys in [&[Dimension::User][..], &[Dimension::Model, Dimension::User]] {
+            let found = store.breakdown(&window, keys, Metric::Cost, 2).await.unwrap();
+            let expected = reference::ranked(&inside, keys, Metric::Cost, 2, &[window.start_us, window.end_us]);
+            assert_eq!((found.rows, found.other, found.groups), (expected.rows, expected.other, expected.groups));
+        }
+        let facets = store.facets(&window, 10).await.unwrap();
+        let users = facets.into_iter().find(|(dimension, ..)| *dimension == Dimension::User).unwrap();
+        assert_eq!(users.2, reference::metrics(inside).unique_users);
+    };
+    write_new(store, requests[..5].to_vec()).await;
+    assert_answers(&requests[..5]).await;
+    seal_all(store).await;
+    assert_answers(&requests[..5]).await;
+    write_new(store, requests[5..].to_vec()).await;
+    assert_answers(&requests).await;
+    if bench.citus_shards().is_none() {
+        let sql = format!("DELETE FROM usage_requests WHERE occurred_at < {}", NOON + 5 * MINUTE);
+        bench.execute(&sql).await;
+        assert_answers(&requests).await;
+        seal_all(store).await;
+        assert_answers(&requests).await;
+    }
+}

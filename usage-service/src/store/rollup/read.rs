@@ -44,8 +44,8 @@ pub(crate) struct View {
     pub(super) version: i64,
     /// What the plan asks for.
     pub(super) nodes: Vec<Node>,
-    /// The version of each quarter that the window cuts through, by its first microsecond, if it has segments.
-    pub(super) quarters: HashMap<i64, i64>,
+    /// The segments of each quarter that the window cuts through, by its first microsecond, if it has any.
+    pub(super) quarters: HashMap<i64, Vec<Piece>>,
     /// No other view of this process has the same.
     pub(super) answer: u64,
     wishes: Mutex<Wishes>,
@@ -63,6 +63,11 @@ impl View {
     /// A panic while it is held leaves it as it was.
     pub(super) fn wishes(&self) -> MutexGuard<'_, Wishes> {
         self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest version of a quarter that the window cuts through, if it has segments.
+    pub(super) fn quarter(&self, start_us: i64) -> Option<i64> {
+        self.quarters.get(&start_us)?.iter().map(|piece| piece.version).max()
     }
 
     /// Ends the snapshot, and says what would have been of use.
@@ -309,15 +314,16 @@ impl Known {
         nodes
     }
 
-    /// The newest version of each of these quarters.
-    fn quarters(&self, moments: &[i64]) -> HashMap<i64, i64> {
-        let version = |moment: &i64| {
+    /// The segments of each of the quarters that these moments are in.
+    fn quarters(&self, moments: &[i64]) -> HashMap<i64, Vec<Piece>> {
+        let pieces = |moment: &i64| {
             let start_us = Level::Quarter.start_of(*moment);
             let place = |instance| Place { level: Level::Quarter, start_us, instance };
-            let versions = self.spans.range(place(0)..=place(u32::MAX)).map(|(_, version)| *version);
-            Some((start_us, versions.max()?))
+            let spans = self.spans.range(place(0)..=place(u32::MAX));
+            let pieces: Vec<Piece> = spans.map(|(place, version)| Piece { place: *place, version: *version }).collect();
+            (!pieces.is_empty()).then_some((start_us, pieces))
         };
-        moments.iter().filter_map(version).collect()
+        moments.iter().filter_map(pieces).collect()
     }
 }
 

@@ -19,40 +19,73 @@ pub(in crate::store) struct Waiting {
     needed: [bool; KEYS.len()],
     pub(in crate::store) filter: IdFilter,
     pub(in crate::store) overlay: Overlay,
-    pub(in crate::store) cells: Vec<Cell>,
+    cells: Cells,
+    /// The quarter that the window's end cuts, if what waits of it counts too, by all keys.
+    end_us: Option<i64>,
+    of_end: Cells,
     /// All quarters that deltas have rows of.
     pub(in crate::store) touched: HashSet<i64>,
-    /// How many rows are looked over next.
+}
+
+/// Cells that are added up once there are many.
+struct Cells {
+    cells: Vec<Cell>,
+    /// How many are looked over next.
     limit: usize,
 }
 
+impl Cells {
+    fn new() -> Self {
+        Self { cells: Vec::new(), limit: FEW }
+    }
+
+    fn add_up(&mut self) {
+        if self.cells.len() >= self.limit {
+            add_up(&mut self.cells);
+            self.limit = FEW.max(2 * self.cells.len());
+        }
+    }
+}
+
 impl Waiting {
-    /// For an answer that tells these dimensions apart.
-    pub(in crate::store) fn new(plan: Plan, filter: IdFilter, overlay: Overlay, dimensions: &[Dimension]) -> Self {
+    /// For an answer that tells these dimensions apart, of a window that ends in a quarter, if it is answered by that.
+    pub(in crate::store) fn new(
+        plan: Plan,
+        filter: IdFilter,
+        overlay: Overlay,
+        dimensions: &[Dimension],
+        end_us: Option<i64>,
+    ) -> Self {
         let mut needed = [false; KEYS.len()];
         let places = dimensions.iter().filter_map(|dimension| place(*dimension));
         places.chain([USER, MODEL]).for_each(|place| needed[place] = true);
-        let (cells, touched) = (Vec::new(), HashSet::new());
-        Self { plan, needed, filter, overlay, cells, touched, limit: FEW }
+        let (cells, of_end) = (Cells::new(), Cells::new());
+        Self { plan, needed, filter, overlay, cells, end_us, of_end, touched: HashSet::new() }
     }
 
     pub(in crate::store) fn add(&mut self, _commit_number: i64, delta: Result<Delta>) -> Result<()> {
         for row in delta?.resolve(&mut self.overlay) {
             self.touched.insert(row.quarter_us);
-            if let Some(bucket) = self.plan.bucket_of(row.quarter_us)
-                && self.filter.admits(Dimension::Instance, row.instance)
-            {
+            let instance = row.instance;
+            if !self.filter.admits(Dimension::Instance, instance) {
+                continue;
+            }
+            if self.end_us == Some(row.quarter_us) {
+                self.of_end.cells.push(Cell { bucket: 0, instance, row: row.row });
+            } else if let Some(bucket) = self.plan.bucket_of(row.quarter_us) {
                 let mut keys = row.row.keys;
                 keys.iter_mut().zip(self.needed).filter(|(_, needed)| !needed).for_each(|(id, _)| *id = 0);
-                let row_of = FullRow { keys, ..row.row };
-                self.cells.push(Cell { bucket, instance: row.instance, row: row_of });
+                self.cells.cells.push(Cell { bucket, instance, row: FullRow { keys, ..row.row } });
             }
         }
-        if self.cells.len() >= self.limit {
-            add_up(&mut self.cells);
-            self.limit = FEW.max(2 * self.cells.len());
-        }
+        self.cells.add_up();
+        self.of_end.add_up();
         Ok(())
+    }
+
+    /// What waits of spans, and of the quarter of the end.
+    pub(in crate::store) fn take_cells(&mut self) -> (Vec<Cell>, Vec<Cell>) {
+        (std::mem::take(&mut self.cells.cells), std::mem::take(&mut self.of_end.cells))
     }
 }
 
