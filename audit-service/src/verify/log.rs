@@ -24,7 +24,7 @@ pub(super) struct Root {
     /// The newest time of a cosignature.
     pub(super) at_s: Option<u64>,
     /// The oldest one: so many entries were there by then.
-    first_s: Option<u64>,
+    pub(super) first_s: Option<u64>,
     /// Only the export's own end has it, and it is over more than the export.
     pub(super) beyond: bool,
 }
