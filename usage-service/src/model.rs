@@ -218,6 +218,8 @@ pub struct StoredRequest {
     pub event: Event,
     /// When the service stored it.
     pub recorded_at_us: i64,
+    /// The writer that was authenticated, if any was.
+    pub recorded_by: String,
     /// Its cost.
     pub charge: Charge,
 }
@@ -229,6 +231,7 @@ pub(crate) struct RequestRow<'a> {
     pub(crate) id: Uuid,
     pub(crate) occurred_at_us: i64,
     pub(crate) recorded_at_us: i64,
+    pub(crate) recorded_by: &'a str,
     pub(crate) instance_id: &'a str,
     pub(crate) user_id: &'a str,
     pub(crate) team_id: &'a str,
@@ -285,7 +288,7 @@ impl TryFrom<&RequestRow<'_>> for StoredRequest {
             Ok((cost_nanos, price)) => Charge::Priced { cost_nanos, price: price.clone() },
             Err(reason) => Charge::Unpriced(text(reason)),
         };
-        Ok(Self { event, recorded_at_us: row.recorded_at_us, charge })
+        Ok(Self { event, recorded_at_us: row.recorded_at_us, recorded_by: text(row.recorded_by), charge })
     }
 }
 

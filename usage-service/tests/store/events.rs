@@ -75,7 +75,7 @@ pub(crate) fn numbered(request: &NewRequest, epoch: i64, sequence: i64) -> NewRe
 }
 
 pub(crate) fn batch(requests: impl IntoIterator<Item = NewRequest>) -> Batch {
-    Batch { requests: requests.into_iter().collect(), dropped: Vec::new() }
+    Batch { requests: requests.into_iter().collect(), ..Batch::default() }
 }
 
 /// Stores one batch.
