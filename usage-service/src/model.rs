@@ -3,6 +3,7 @@
 //! empty; money is in nano-dollars.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use service_core::auth::Access;
 use service_core::error::Error;
@@ -345,6 +346,8 @@ pub struct Scope {
     pub filter: Filter,
     /// Only what was committed up to here.
     pub watermark: Option<i64>,
+    /// Who asks: callers share what reads that take long may use.
+    pub caller: Arc<str>,
 }
 
 /// What to group by.

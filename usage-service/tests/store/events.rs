@@ -96,7 +96,8 @@ pub(crate) async fn seal_all(store: &Store) {
 }
 
 pub(crate) fn scope(start_us: i64, end_us: i64) -> Scope {
-    Scope { start_us, end_us, access: Access::unrestricted(), filter: Filter::default(), watermark: None }
+    let (access, filter) = (Access::unrestricted(), Filter::default());
+    Scope { start_us, end_us, access, filter, watermark: None, caller: "caller".into() }
 }
 
 pub(crate) fn always() -> Scope {

@@ -106,6 +106,7 @@ impl Store {
             access: Access::unrestricted(),
             filter: Filter::default(),
             watermark: None,
+            caller: "".into(),
         };
         let Some(requests) = self.single_requests(&view.snapshot, &scope, MOST, overlay).await? else {
             return Ok(Some(Requests(None)));
