@@ -98,7 +98,7 @@ fn charge(event: &Event, book: &PriceBook) -> Charge {
                 },
             }
         }
-        Err(unpriced) => Charge::Unpriced(unpriced.to_string()),
+        Err(unpriced) => Charge::Unpriced(unpriced.kept()),
     }
 }
 
