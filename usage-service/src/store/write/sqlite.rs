@@ -182,12 +182,7 @@ struct Texts([Option<Arc<str>>; 15]);
 
 impl Texts {
     /// Binds the texts of columns that follow each other, the first of them the `first` that is a text.
-    fn bind<const N: usize>(
-        &mut self,
-        arguments: &mut SqliteArguments,
-        first: usize,
-        texts: [&str; N],
-    ) -> Result<()> {
+    fn bind<const N: usize>(&mut self, arguments: &mut SqliteArguments, first: usize, texts: [&str; N]) -> Result<()> {
         for (last, text) in self.0[first..].iter_mut().zip(texts) {
             let text = match last {
                 Some(last) if **last == *text => Arc::clone(last),
