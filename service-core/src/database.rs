@@ -5,6 +5,7 @@
 //! | writer | one connection | a small pool |
 //! | reader | a pool of read-only connections | a pool |
 //! | probe | one connection for reading | the same |
+//! | checker | one connection for reading, for longer | one connection for reading |
 //! | durable | WAL, `synchronous=FULL` | `synchronous_commit` at least on; `fsync` is the server's |
 //! | a statement's time | limited for readers | limited |
 //! | processes | one holds the file (`PATH.lock`) | any number |
@@ -55,6 +56,8 @@ const SQLITE_LOG_BYTES: u32 = 64 * 1024 * 1024;
 /// Pages in SQLite's log at which a commit also writes them into the file (16 MiB): a page that many commits change
 /// is then written there once.
 const SQLITE_CHECKPOINT_PAGES: u32 = 4_096;
+/// On SQLite, where time is that of all statements between two uses of a connection, a check has that of so many.
+const SQLITE_CHECK_STATEMENTS: u32 = 24;
 /// Steps of SQLite's machine between two looks at the clock: about a millisecond.
 const SQLITE_STEPS: i32 = 10_000;
 
@@ -88,6 +91,9 @@ pub struct Database {
     pub writer: DatabaseConnection,
     /// For reading; on SQLite it cannot write.
     pub reader: DatabaseConnection,
+    /// One more connection for reading, opened when it is first used: for checks that a service makes by itself, in many
+    /// statements of one snapshot. Callers have all readers meanwhile.
+    pub checker: DatabaseConnection,
     /// Which engine it is.
     pub engine: Engine,
     /// One more connection for reading, that only the probe uses: all readers at
@@ -168,7 +174,7 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
         .await?;
     let options = options.pragma("query_only", "ON").pragma("cache_size", format!("-{SQLITE_READER_CACHE_KIB}"));
     let limit = millis(config.statement_timeout_ms);
-    let readers = |connections: u32| {
+    let readers = |connections: u32, limit: Duration| {
         SqlitePoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(millis(config.acquire_timeout_ms))
@@ -177,13 +183,14 @@ async fn connect_sqlite(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow::R
             .before_acquire(move |connection, _| {
                 Box::pin(async move { limit_reading(connection, limit).await.map(|()| true) })
             })
-            .connect_with(options.clone())
     };
-    let reader = readers(config.readers.get()).await?;
-    let probe = readers(1).await?;
+    let reader = readers(config.readers.get(), limit).connect_with(options.clone()).await?;
+    let checker = readers(1, limit * SQLITE_CHECK_STATEMENTS).connect_lazy_with(options.clone());
+    let probe = readers(1, limit).connect_with(options).await?;
     Ok(Database {
         writer: SqlxSqliteConnector::from_sqlx_sqlite_pool(writer),
         reader: SqlxSqliteConnector::from_sqlx_sqlite_pool(reader),
+        checker: SqlxSqliteConnector::from_sqlx_sqlite_pool(checker),
         probe: SqlxSqliteConnector::from_sqlx_sqlite_pool(probe),
         engine: Engine::Sqlite,
         replica: None,
@@ -248,10 +255,12 @@ async fn connect_postgres(url: &DatabaseUrl, config: &DatabaseConfig) -> anyhow:
     warn_without_fsync(&writer).await?;
     citus::check(&writer, url, config).await?;
     let reader = postgres_pool(config.readers.get(), config).connect_with(reading.clone()).await?;
+    let checker = postgres_pool(1, config).connect_lazy_with(reading.clone());
     let probe = postgres_pool(1, config).connect_with(reading).await?;
     Ok(Database {
         writer: SqlxPostgresConnector::from_sqlx_postgres_pool(writer),
         reader: SqlxPostgresConnector::from_sqlx_postgres_pool(reader),
+        checker: SqlxPostgresConnector::from_sqlx_postgres_pool(checker),
         probe: SqlxPostgresConnector::from_sqlx_postgres_pool(probe),
         engine: Engine::Postgres,
         replica: config.reader_url.as_ref().map(|url| replica::Replica::new(url, config, tls)).transpose()?,
@@ -386,7 +395,7 @@ impl Database {
     pub async fn close(self) {
         // An error here has nobody left to act on it; committed is committed.
         let replica = self.replica.map(replica::Replica::into_connection);
-        for connection in [Some(self.probe), replica, Some(self.reader)].into_iter().flatten() {
+        for connection in [Some(self.probe), Some(self.checker), replica, Some(self.reader)].into_iter().flatten() {
             if let Err(error) = connection.close().await {
                 tracing::warn!(%error, "closing the database");
             }

@@ -98,7 +98,7 @@ fn charge(event: &Event, book: &PriceBook) -> Charge {
                 },
             }
         }
-        Err(unpriced) => Charge::Unpriced(unpriced.to_string()),
+        Err(unpriced) => Charge::Unpriced(unpriced.kept()),
     }
 }
 
@@ -165,8 +165,8 @@ mod tests {
     #[test]
     fn the_queue_counts_bytes_and_ranges() {
         let range = DroppedRange { producer_id: "sdk".into(), epoch: 1, first_sequence: 1, last_sequence: 2 };
-        assert_eq!(items(&Batch { requests: vec![request(0), request(0)], dropped: Vec::new() }), 2);
-        assert_eq!(items(&Batch { requests: vec![request(16)], dropped: Vec::new() }), 9);
-        assert_eq!(items(&Batch { requests: Vec::new(), dropped: vec![range; 3] }), 3);
+        assert_eq!(items(&Batch { requests: vec![request(0), request(0)], ..Batch::default() }), 2);
+        assert_eq!(items(&Batch { requests: vec![request(16)], ..Batch::default() }), 9);
+        assert_eq!(items(&Batch { dropped: vec![range; 3], ..Batch::default() }), 3);
     }
 }

@@ -3,6 +3,7 @@
 //! empty; money is in nano-dollars.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use service_core::auth::Access;
 use service_core::error::Error;
@@ -218,6 +219,8 @@ pub struct StoredRequest {
     pub event: Event,
     /// When the service stored it.
     pub recorded_at_us: i64,
+    /// The writer that was authenticated, if any was.
+    pub recorded_by: String,
     /// Its cost.
     pub charge: Charge,
 }
@@ -229,6 +232,7 @@ pub(crate) struct RequestRow<'a> {
     pub(crate) id: Uuid,
     pub(crate) occurred_at_us: i64,
     pub(crate) recorded_at_us: i64,
+    pub(crate) recorded_by: &'a str,
     pub(crate) instance_id: &'a str,
     pub(crate) user_id: &'a str,
     pub(crate) team_id: &'a str,
@@ -285,7 +289,7 @@ impl TryFrom<&RequestRow<'_>> for StoredRequest {
             Ok((cost_nanos, price)) => Charge::Priced { cost_nanos, price: price.clone() },
             Err(reason) => Charge::Unpriced(text(reason)),
         };
-        Ok(Self { event, recorded_at_us: row.recorded_at_us, charge })
+        Ok(Self { event, recorded_at_us: row.recorded_at_us, recorded_by: text(row.recorded_by), charge })
     }
 }
 
@@ -342,6 +346,8 @@ pub struct Scope {
     pub filter: Filter,
     /// Only what was committed up to here.
     pub watermark: Option<i64>,
+    /// Who asks: callers share what reads that take long may use.
+    pub caller: Arc<str>,
 }
 
 /// What to group by.

@@ -30,16 +30,17 @@ mod retention;
 mod rollup;
 mod scope;
 mod totals;
+mod turns;
 mod watermark;
 mod write;
 
 use std::sync::Arc;
 
-use sea_orm::{DatabaseTransaction, DbBackend};
+use sea_orm::{DatabaseConnection, DatabaseTransaction, DbBackend};
 use service_core::config::{DatabaseConfig, DatabaseUrl};
 use service_core::database::{Database, Engine, begin, begin_snapshot, connect};
-use service_core::error::{Error, Result};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use service_core::error::Result;
+use turns::{Reading, Turn, Turns};
 
 pub use citus::DISTRIBUTED;
 pub use page::Order;
@@ -48,9 +49,6 @@ pub use retention::{Kept, Swept, Window};
 pub use rollup::{Backlog, Checked, Sealed};
 pub use totals::Facet;
 pub use write::Batch;
-
-/// Readers that totals and groups leave to what is answered quickly.
-const QUICK_READERS: u32 = 2;
 
 /// The open store. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -61,7 +59,7 @@ pub struct Store {
     /// Which partitions there are.
     partitions: Arc<partitions::Partitions>,
     /// Turns of reads over many rows.
-    turns: Arc<Semaphore>,
+    turns: Arc<Turns>,
     /// Whether requests are spread over a cluster.
     spread: bool,
 }
@@ -74,7 +72,7 @@ impl Store {
         let db = connect(url, config).await?;
         db.migrate::<migration::Migrator>(migration::GRANTS).await?;
         db.distribute(DISTRIBUTED).await?;
-        let turns = Arc::new(Semaphore::new(config.readers.get().saturating_sub(QUICK_READERS).max(1) as usize));
+        let turns = Arc::new(Turns::new(config.readers.get()));
         let rollup = Arc::new(rollup::Rollup::new(cache_bytes));
         let partitions = Arc::new(partitions::Partitions::new());
         Ok(Self { db, rollup, partitions, turns, spread: config.citus_shards.is_some() })
@@ -114,52 +112,103 @@ impl Store {
         }
     }
 
-    /// Waits until a read over many rows may begin: there are fewer turns than
-    /// readers, so that a page or an export never waits behind totals alone.
-    async fn turn(&self) -> Result<SemaphorePermit<'_>> {
-        self.turns.acquire().await.map_err(|_| Error::ShuttingDown)
-    }
-
     /// A transaction whose statements all see the same snapshot.
-    async fn snapshot(&self) -> Result<DatabaseTransaction> {
+    async fn snapshot(&self, of: &DatabaseConnection) -> Result<DatabaseTransaction> {
         match self.db.engine {
             // A deferred transaction takes its snapshot with its first read.
-            Engine::Sqlite => begin(&self.db.reader).await,
-            Engine::Postgres => begin_snapshot(&self.db.reader).await,
+            Engine::Sqlite => begin(of).await,
+            Engine::Postgres => begin_snapshot(of).await,
         }
+    }
+
+    /// The same by a reader, in a turn.
+    async fn reading(&self, turn: Option<&Turn>) -> Result<Reading> {
+        Ok(Reading::new(self.snapshot(&self.db.reader).await?, turn.cloned()))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use futures::FutureExt as _;
+    use sea_orm::ConnectionTrait as _;
     use service_core::auth::Access;
 
     use super::*;
     use crate::model::{Filter, Scope};
 
     #[tokio::test]
-    async fn pages_are_read_while_totals_wait_for_their_turn() {
+    async fn only_what_may_look_at_any_number_of_requests_waits_for_others_that_do() {
         let folder = tempfile::tempdir().expect("a folder");
-        let three = std::num::NonZeroU32::new(3).expect("not zero");
-        let config = DatabaseConfig { readers: three, ..DatabaseConfig::default() };
+        let four = std::num::NonZeroU32::new(4).expect("not zero");
+        let config = DatabaseConfig { readers: four, ..DatabaseConfig::default() };
         let url = DatabaseUrl::sqlite(folder.path().join("usage.db"));
         let store = Store::open(&url, &config, 1 << 20).await.expect("opens");
-        let scope = Scope {
-            start_us: 0,
-            end_us: i64::MAX,
-            access: Access::unrestricted(),
-            filter: Filter::default(),
+        // A day of 2026, which sums answer.
+        let (all, day) = (Access::unrestricted, [1_767_571_200_000_000, 1_767_657_600_000_000]);
+        let caller: Arc<str> = "caller".into();
+        let scope = |access, filter| Scope {
+            start_us: day[0],
+            end_us: day[1],
+            access,
+            filter,
             watermark: None,
+            caller: Arc::clone(&caller),
         };
+        let of_team = scope(all(), Filter { team_ids: vec!["t".into()], ..Filter::default() });
+        let of_label = scope(all(), Filter { labels: [("k".into(), "v".into())].into(), ..Filter::default() });
+        let of_instance = scope(all().to_instances(["eu"]), Filter::default());
+        let of_user = scope(all(), Filter { user_ids: vec!["ada".into()], ..Filter::default() });
+        let everything = scope(all(), Filter::default());
 
-        let turn = store.turn().await.expect("the one turn");
-        let mut totals = Box::pin(store.totals(&scope, &[0, i64::MAX]));
+        let turn = store.turns.requests(&caller).await.expect("the one turn");
+        let waits = async {
+            tokio::select! {
+                page = store.requests(&of_team, Order::NewestFirst, None, 1) => format!("{page:?}"),
+                page = store.requests(&of_instance, Order::NewestFirst, None, 1) => format!("{page:?}"),
+                page = store.export_page(&everything, Next { after: None, limit: 1 }) => format!("{page:?}"),
+                totals = store.totals(&of_label, &day) => format!("{totals:?}"),
+            }
+        };
+        let goes_on = async {
+            for scope in [&everything, &of_user, &scope(all().to_user("ada"), Filter::default())] {
+                assert_eq!(store.requests(scope, Order::NewestFirst, None, 1).await.expect("a page"), []);
+            }
+            assert_eq!(store.totals(&of_team, &day).await.expect("totals").len(), 1);
+        };
         tokio::select! {
             biased;
-            _ = &mut totals => panic!("there is one turn"),
-            page = store.requests(&scope, Order::OldestFirst, None, 1) => assert_eq!(page.expect("a page"), []),
+            early = waits => panic!("there is one turn: {early}"),
+            () = goes_on => {}
         }
         drop(turn);
-        assert_eq!(totals.await.expect("totals").len(), 1);
+        assert_eq!(store.totals(&of_label, &day).await.expect("totals").len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_turn_lasts_as_long_as_the_statement_of_a_reader_that_has_left() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (three, limit) = (3.try_into().expect("not zero"), 500.try_into().expect("not zero"));
+        let config = DatabaseConfig { readers: three, statement_timeout_ms: limit, ..DatabaseConfig::default() };
+        let mut engines = vec![(
+            DatabaseUrl::sqlite(folder.path().join("usage.db")),
+            "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT MAX(i) FROM n",
+        )];
+        if !testkit::Postgres::skipped() {
+            let url = testkit::Postgres::shared().await.create_database().await;
+            engines.push((DatabaseUrl::new(url).expect("valid"), "SELECT pg_sleep(60)"));
+        }
+        for (url, endless) in engines {
+            let store = Store::open(&url, &config, 1 << 20).await.expect("opens");
+            let reading = store.reading(Some(&store.turns.sums().await.expect("the one turn"))).await.expect("begun");
+            let statement = reading.execute_unprepared(endless);
+            let left = tokio::time::timeout(Duration::from_millis(50), statement).await;
+            assert!(left.is_err(), "it runs: {left:?}");
+            drop(reading);
+            assert!(store.turns.sums().now_or_never().is_none(), "its connection is at work");
+            // Until the statement's time is over.
+            store.turns.sums().await.expect("the turn again");
+        }
     }
 }

@@ -190,7 +190,8 @@ pub struct UsageRequest {
     /// When the service stored it.
     #[prost(message, optional, tag = "22")]
     pub recorded_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// The authenticated writer; empty where no authentication is configured.
+    /// The authenticated writer that recorded it first; empty where no
+    /// authentication is configured, and for what was stored before this was noted.
     #[prost(string, tag = "23")]
     pub recorded_by: ::prost::alloc::string::String,
     /// What it cost, a decimal number of `currency_code`; absent when no price is
@@ -203,7 +204,8 @@ pub struct UsageRequest {
     /// All input and output tokens; the parts within them count once.
     #[prost(int64, optional, tag = "26")]
     pub total_tokens: ::core::option::Option<i64>,
-    /// Why there is no cost; empty where there is one.
+    /// Why there is no cost; empty where there is one. It names no unit that the
+    /// price book does not know: `other_units` has it.
     #[prost(string, tag = "27")]
     pub unpriced_reason: ::prost::alloc::string::String,
 }
@@ -1698,7 +1700,10 @@ pub struct ExportEnd {
     /// SHA-256 over all bytes of the export, from its start, resumed or not.
     #[prost(bytes = "vec", tag = "2")]
     pub sha256: ::prost::alloc::vec::Vec<u8>,
-    /// The totals of what was exported.
+    /// The totals of what was exported. Of `EXPORT_SHAPE_REQUESTS` without
+    /// `unique_users` and `unique_models` where they could not be counted: retention
+    /// has begun to remove these requests meanwhile, or there are too many to count
+    /// them in the time that a statement has.
     #[prost(message, optional, tag = "3")]
     pub total: ::core::option::Option<Metrics>,
     /// ISO 4217.
@@ -1931,7 +1936,7 @@ pub enum ExportFormat {
     /// A JSON object a line, with the names of this contract in lowerCamelCase.
     Jsonl = 1,
     /// RFC 4180 with a header. A cell that a spreadsheet would run as a formula is
-    /// made inert by a leading apostrophe.
+    /// made inert by a leading apostrophe. Later versions may add columns at the end.
     Csv = 2,
 }
 impl ExportFormat {

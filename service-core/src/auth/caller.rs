@@ -83,7 +83,7 @@ impl Caller {
     }
 
     /// Who is counted together with it.
-    pub(super) fn key(&self) -> String {
+    pub fn key(&self) -> String {
         key(self.principal.as_ref().map(|principal| principal.subject.as_str()), self.from.peer)
     }
 

@@ -7,8 +7,10 @@
 //! ```
 //!
 //! Room is taken for a whole message before any more of it is read, so that messages
-//! which are there by half never wait for one another. One that takes too long to come
-//! ends its stream: room is not for holding.
+//! which are there by half never wait for one another. Of messages that come in one
+//! frame each is handed on before there is room for the next, so that none waits for a
+//! neighbour that nobody has seen. One that takes too long to come ends its stream: room
+//! is not for holding.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -65,26 +67,24 @@ impl Room {
         self.reserved.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
-    fn reserve(self: Arc<Self>, messages: Vec<u32>) -> BoxFuture<'static, Result<(), Status>> {
+    fn reserve(self: Arc<Self>, bytes: u32) -> BoxFuture<'static, Result<(), Status>> {
         async move {
-            for bytes in messages {
-                let acquiring = async {
-                    let mut permits = Vec::with_capacity(2);
-                    for budget in &self.budgets {
-                        permits.push(budget.clone().acquire_many_owned(bytes).await?);
-                    }
-                    Ok::<_, tokio::sync::AcquireError>(permits)
-                };
-                // The semaphores are never closed.
-                let Ok(Ok(permits)) = timeout(self.patience, acquiring).await else {
-                    self.metrics.limited("ingest_bytes");
-                    let text = "too many bytes of batches are on their way; try again";
-                    return Err(Error::Overloaded(text.to_owned()).into());
-                };
-                self.metrics.ingest_bytes(i64::from(bytes));
-                let in_flight = InFlight { _permits: permits, bytes, metrics: self.metrics.clone() };
-                self.reserved.lock().unwrap_or_else(PoisonError::into_inner).push_back(in_flight);
-            }
+            let acquiring = async {
+                let mut permits = Vec::with_capacity(2);
+                for budget in &self.budgets {
+                    permits.push(budget.clone().acquire_many_owned(bytes).await?);
+                }
+                Ok::<_, tokio::sync::AcquireError>(permits)
+            };
+            // The semaphores are never closed.
+            let Ok(Ok(permits)) = timeout(self.patience, acquiring).await else {
+                self.metrics.limited("ingest_bytes");
+                let text = "too many bytes of batches are on their way; try again";
+                return Err(Error::Overloaded(text.to_owned()).into());
+            };
+            self.metrics.ingest_bytes(i64::from(bytes));
+            let in_flight = InFlight { _permits: permits, bytes, metrics: self.metrics.clone() };
+            self.reserved.lock().unwrap_or_else(PoisonError::into_inner).push_back(in_flight);
             Ok(())
         }
         .boxed()
@@ -99,7 +99,9 @@ pub(super) struct Metered {
     /// How much of the prefix, and then of the message, is there or still to come.
     in_prefix: usize,
     to_come: u64,
-    /// A frame that waits for room.
+    /// What is left of a frame.
+    rest: Bytes,
+    /// The beginning of a message that waits for room.
     waiting: Option<(Bytes, BoxFuture<'static, Result<(), Status>>)>,
     /// For a message that is there by half.
     deadline: Option<Pin<Box<Sleep>>>,
@@ -108,34 +110,29 @@ pub(super) struct Metered {
 impl Metered {
     pub(super) fn new(inner: Body, room: Arc<Room>) -> Self {
         let prefix = [0; PREFIX_BYTES];
-        Self { inner, room, prefix, in_prefix: 0, to_come: 0, waiting: None, deadline: None }
+        Self { inner, room, prefix, in_prefix: 0, to_come: 0, rest: Bytes::new(), waiting: None, deadline: None }
     }
 
-    /// What the messages need that begin in a frame.
-    fn look(&mut self, mut data: &[u8]) -> Vec<u32> {
-        let mut messages = Vec::new();
-        while !data.is_empty() {
-            if self.to_come > 0 {
-                let here = data.len().min(usize::try_from(self.to_come).unwrap_or(usize::MAX));
-                self.to_come -= here as u64;
-                data = &data[here..];
-                continue;
-            }
-            let here = data.len().min(PREFIX_BYTES - self.in_prefix);
-            self.prefix[self.in_prefix..self.in_prefix + here].copy_from_slice(&data[..here]);
-            self.in_prefix += here;
-            data = &data[here..];
+    /// Takes from the frame what belongs to one message; and how much room it needs, if it begins with that.
+    fn piece(&mut self) -> (Bytes, Option<u32>) {
+        let (mut length, mut begins) = (0, None);
+        if self.to_come == 0 {
+            length = self.rest.len().min(PREFIX_BYTES - self.in_prefix);
+            self.prefix[self.in_prefix..self.in_prefix + length].copy_from_slice(&self.rest[..length]);
+            self.in_prefix += length;
             if self.in_prefix == PREFIX_BYTES {
                 self.in_prefix = 0;
-                let [compressed, length @ ..] = self.prefix;
-                let length = u32::from_be_bytes(length);
-                self.to_come = u64::from(length);
+                let [compressed, bytes @ ..] = self.prefix;
+                let bytes = u32::from_be_bytes(bytes);
+                self.to_come = u64::from(bytes);
                 // What a longer one would hold is not read; what a compressed one will hold is not known.
                 let most = MAX_INGEST_MESSAGE_BYTES as u32;
-                messages.push(if compressed == 0 { length.clamp(1, most) } else { most });
+                begins = Some(if compressed == 0 { bytes.clamp(1, most) } else { most });
             }
         }
-        messages
+        let here = (self.rest.len() - length).min(usize::try_from(self.to_come).unwrap_or(usize::MAX));
+        self.to_come -= here as u64;
+        (self.rest.split_to(length + here), begins)
     }
 
     fn is_between(&self) -> bool {
@@ -158,6 +155,18 @@ impl HttpBody for Metered {
                 this.deadline = (!this.is_between()).then(|| Box::pin(sleep(patience)));
                 return Poll::Ready(Some(reserved.map(|()| Frame::data(data))));
             }
+            if !this.rest.is_empty() {
+                match this.piece() {
+                    (data, Some(bytes)) => this.waiting = Some((data, this.room.clone().reserve(bytes))),
+                    (data, None) => {
+                        if this.is_between() {
+                            this.deadline = None;
+                        }
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                }
+                continue;
+            }
             let polled = Pin::new(&mut this.inner).poll_frame(cx);
             let Poll::Ready(frame) = polled else {
                 if let Some(deadline) = &mut this.deadline {
@@ -171,23 +180,15 @@ impl HttpBody for Metered {
                 Some(Ok(frame)) => frame,
                 other => return Poll::Ready(other),
             };
-            let data = match frame.into_data() {
-                Ok(data) => data,
+            match frame.into_data() {
+                Ok(data) => this.rest = data,
                 Err(frame) => return Poll::Ready(Some(Ok(frame))),
-            };
-            let messages = this.look(&data);
-            if messages.is_empty() {
-                if this.is_between() {
-                    this.deadline = None;
-                }
-                return Poll::Ready(Some(Ok(Frame::data(data))));
             }
-            this.waiting = Some((data, this.room.clone().reserve(messages)));
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.waiting.is_none() && self.inner.is_end_stream()
+        self.waiting.is_none() && self.rest.is_empty() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -252,6 +253,21 @@ mod tests {
         let mut metered = Metered::new(body(vec![message(60)], false), room.clone());
         let status = metered.frame().await.unwrap().unwrap_err();
         assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+    }
+
+    #[tokio::test]
+    async fn messages_of_one_frame_do_not_wait_for_one_another() {
+        let (room, budget) = room(100, Duration::from_millis(50));
+        let half = message(60)[..20].to_vec();
+        let mut metered = Metered::new(body(vec![[message(60), message(60), half].concat()], false), room.clone());
+        for settled in 0..2 {
+            let read = metered.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(read, message(60), "after {settled}");
+            assert!(metered.frame().now_or_never().is_none(), "there is no room for the next");
+            drop(room.take().unwrap());
+        }
+        assert_eq!(metered.frame().await.unwrap().unwrap().into_data().unwrap(), message(60)[..20]);
+        assert_eq!(budget.available_permits(), 40);
     }
 
     #[tokio::test]

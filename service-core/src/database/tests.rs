@@ -256,6 +256,23 @@ async fn an_endless_query_ends_and_its_connection_lives_on() {
     }
 }
 
+#[tokio::test]
+async fn a_check_on_sqlite_has_the_time_of_many_statements() {
+    let folder = tempfile::tempdir().expect("folder");
+    // 200 ms.
+    let database = open(&DatabaseUrl::sqlite(folder.path().join("sample.db"))).await;
+    let short = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000) SELECT max(i) FROM n";
+    for (connection, lasts) in [(&database.reader, false), (&database.checker, true)] {
+        let snapshot = begin(connection).await.expect("begun");
+        let begun = Instant::now();
+        let mut outcome = Ok(());
+        while outcome.is_ok() && begun.elapsed() < Duration::from_millis(400) {
+            outcome = snapshot.execute_unprepared(short).await.map(drop);
+        }
+        assert_eq!(outcome.is_ok(), lasts, "{outcome:?}");
+    }
+}
+
 async fn setting(connection: &DatabaseConnection, name: &str) -> String {
     let pool = connection.get_postgres_connection_pool();
     sqlx::query_scalar("SELECT current_setting($1)").bind(name).fetch_one(pool).await.expect("answered")

@@ -124,7 +124,7 @@ pub(crate) fn request(stored: StoredRequest) -> proto::UsageRequest {
             sequence: Some(producer.sequence.unsigned_abs()),
         }),
         recorded_at: Some(clock::to_timestamp(stored.recorded_at_us)),
-        recorded_by: String::new(),
+        recorded_by: stored.recorded_by,
         cost,
         price,
         total_tokens: Some(total_tokens),

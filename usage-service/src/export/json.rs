@@ -50,6 +50,8 @@ pub(super) struct Request<'a> {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     price_conditions: &'a BTreeMap<String, String>,
     recorded_at: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    recorded_by: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     cost: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -213,6 +215,7 @@ impl<'a> From<&'a StoredRequest> for Request<'a> {
             }),
             price_conditions: &event.price_conditions,
             recorded_at: rfc3339(stored.recorded_at_us),
+            recorded_by: &stored.recorded_by,
             cost: stored.charge.cost_nanos().map(|nanos| money::text(nanos.into())),
             price,
             total_tokens: event.tokens.total(),

@@ -6,7 +6,7 @@ use super::csv::Line;
 use crate::model::RequestRow;
 use crate::money;
 
-const COLUMNS: [&str; 35] = [
+const COLUMNS: [&str; 36] = [
     "id",
     "occurred_at",
     "recorded_at",
@@ -42,6 +42,7 @@ const COLUMNS: [&str; 35] = [
     "labels",
     "price_conditions",
     "producer",
+    "recorded_by",
 ];
 
 /// The header of CSV.
@@ -104,5 +105,5 @@ pub(super) fn line(request: &RequestRow<'_>, out: &mut Vec<u8>) {
         Some((producer, sequence)) => line.text(&format!("{}/{}/{sequence}", producer.id, producer.epoch)),
         None => line.nothing(1),
     };
-    line.end();
+    line.text(request.recorded_by).end();
 }

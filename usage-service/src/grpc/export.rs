@@ -170,17 +170,31 @@ impl Requests {
     /// asked once, of the same frozen set.
     async fn end(self) -> Result<proto::ExportUsageResponse> {
         let edges = [self.scope.start_us, self.scope.end_us];
-        let found = self.shared.store.totals(&self.scope, &edges).await?;
-        let total = Metrics { totals: self.progress.totals, ..found.first().copied().unwrap_or_default() };
+        let distinct = if_countable(self.shared.store.totals(&self.scope, &edges).await)?;
+        let total = Metrics { totals: self.progress.totals, ..distinct.unwrap_or_default() };
+        let mut total = convert::metrics(&total);
+        if distinct.is_none() {
+            (total.unique_users, total.unique_models) = (None, None);
+        }
         Ok(message(Part::End(proto::ExportEnd {
             rows: Some(self.progress.totals.requests),
             sha256: self.progress.sha256(),
-            total: Some(convert::metrics(&total)),
+            total: Some(total),
             currency_code: convert::currency(),
             interval: Some(convert::interval(self.scope.start_us, self.scope.end_us)),
             // Single requests went out.
             resolution_seconds: 0,
         })))
+    }
+}
+
+/// The totals of all rows together, unless retention has begun to remove these rows, or counting them takes longer than
+/// a statement may. Neither would be otherwise the next time, so a whole export ends without.
+fn if_countable(found: Result<Vec<Metrics>>) -> Result<Option<Metrics>> {
+    match found {
+        Ok(found) => Ok(Some(found.first().copied().unwrap_or_default())),
+        Err(Error::OutOfRange(_) | Error::DeadlineExceeded(_)) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -223,4 +237,21 @@ fn small(
 
 fn message(part: Part) -> proto::ExportUsageResponse {
     proto::ExportUsageResponse { part: Some(part) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_export_ends_without_what_could_never_be_counted_and_not_without_what_may_be_later() {
+        let counted = Metrics { unique_users: 3, ..Metrics::default() };
+        assert_eq!(if_countable(Ok(vec![counted])).ok(), Some(Some(counted)));
+        for lost in [Error::OutOfRange("removed".into()), Error::DeadlineExceeded("too long".into())] {
+            assert_eq!(if_countable(Err(lost)).ok(), Some(None));
+        }
+        for later in [Error::ShuttingDown, Error::storage_unavailable(anyhow::anyhow!("away"))] {
+            assert!(if_countable(Err(later)).is_err_and(|error| error.is_retryable()));
+        }
+    }
 }

@@ -55,7 +55,12 @@ pub fn event(bytes: &[u8]) -> bool {
     if let Charge::Priced { cost_nanos, .. } = &priced.charge {
         assert!(*cost_nanos >= 0, "{priced:?}");
     }
-    let stored = StoredRequest { event: priced.event, recorded_at_us: NOW_US, charge: priced.charge };
+    let stored = StoredRequest {
+        event: priced.event,
+        recorded_at_us: NOW_US,
+        recorded_by: "=writer\u{202e}".into(),
+        charge: priced.charge,
+    };
     lines(&stored);
     // What is read is what was written, and may be written again.
     let answer = convert::request(stored).encode_to_vec();
@@ -88,6 +93,7 @@ fn lines(stored: &StoredRequest) {
         id: event.id,
         occurred_at_us: event.occurred_at_us,
         recorded_at_us: stored.recorded_at_us,
+        recorded_by: &stored.recorded_by,
         instance_id: &event.instance_id,
         user_id: &event.user_id,
         team_id: &event.team_id,
@@ -129,6 +135,7 @@ fn lines(stored: &StoredRequest) {
         ("model", &event.model),
         ("operation", &event.operation),
         ("request_id", &event.request_id),
+        ("recorded_by", &stored.recorded_by),
     ] {
         let at = header.iter().position(|column| column == name);
         assert_cell(&cells[at.unwrap_or_else(|| panic!("no column {name}"))], written);

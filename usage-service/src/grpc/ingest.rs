@@ -42,8 +42,11 @@ impl Shared {
         at_most("events", events.len())?;
         at_most("dropped", dropped.len())?;
         let now_us = clock::now_us();
-        let mut batch =
-            Batch { requests: Vec::with_capacity(events.len()), dropped: Vec::with_capacity(dropped.len()) };
+        let mut batch = Batch {
+            requests: Vec::with_capacity(events.len()),
+            dropped: Vec::with_capacity(dropped.len()),
+            recorded_by: caller.subject().to_owned(),
+        };
         let mut indexes = Vec::with_capacity(events.len());
         let mut rejected = Vec::new();
         for (index, event) in (0_u32..).zip(events) {

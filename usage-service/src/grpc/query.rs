@@ -1,5 +1,7 @@
 //! `UsageQueryService`: totals, groups, series, requests, facets.
 
+use std::sync::Arc;
+
 use activity_proto::common::v1::TimeRange;
 use activity_proto::usage::v1 as proto;
 use prost::Message;
@@ -45,15 +47,16 @@ pub(super) fn resolve(range: Option<&TimeRange>, when_missing: WhenMissing) -> R
 }
 
 pub(super) fn scope(range: &Resolved, seen: &Seen) -> Scope {
-    let Seen { access, filter } = seen.clone();
-    Scope { start_us: range.start_us, end_us: range.end_us, access, filter, watermark: None }
+    let Seen { access, filter, caller } = seen.clone();
+    Scope { start_us: range.start_us, end_us: range.end_us, access, filter, watermark: None, caller }
 }
 
-/// What a caller may see, and what of it is asked for.
+/// What a caller may see, what of it is asked for, and who it is.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
     pub(super) access: Access,
     pub(super) filter: Filter,
+    caller: Arc<str>,
 }
 
 impl Seen {
@@ -62,7 +65,7 @@ impl Seen {
         let filter = convert::filter(filter)?;
         caller.may_see("filter.instance_ids", filter.instance_ids.iter().map(String::as_str))?;
         caller.may_see_users("filter.user_ids", filter.user_ids.iter().map(String::as_str))?;
-        Ok(Self { access: caller.access().clone(), filter })
+        Ok(Self { access: caller.access().clone(), filter, caller: caller.key().into() })
     }
 
     /// Labels are not summed up.

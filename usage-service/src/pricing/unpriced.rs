@@ -27,6 +27,15 @@ pub enum Unpriced {
 }
 
 impl Unpriced {
+    /// The text that is kept with a request. Such texts are kept once each, and for ever: a name that its writer made up
+    /// stays in the request.
+    pub fn kept(&self) -> String {
+        match self {
+            Self::UnknownUnit { .. } => "other_units: the price book has no such unit".to_owned(),
+            all_others => all_others.to_string(),
+        }
+    }
+
     /// One word for a metric's label.
     pub fn reason(&self) -> &'static str {
         match self {

@@ -43,6 +43,7 @@ pub(super) mod request {
         pub producer_ref: Option<i64>,
         pub producer_sequence: Option<i64>,
         pub content_hash: Vec<u8>,
+        pub recorded_by: String,
         #[sea_orm(belongs_to, from = "charge_ref", to = "id")]
         pub charge: HasOne<super::charge::Entity>,
         #[sea_orm(belongs_to, from = "producer_ref", to = "id")]

@@ -32,7 +32,7 @@ pub(super) const GRANTS: &[Grant] = &[
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Requests), Box::new(Coverage)]
+        vec![Box::new(Requests), Box::new(Coverage), Box::new(Writers)]
     }
 }
 
@@ -88,11 +88,34 @@ impl MigrationTrait for Coverage {
     }
 }
 
+/// Who wrote each request.
+struct Writers;
+
+impl MigrationName for Writers {
+    fn name(&self) -> &str {
+        "m0003_writers"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Writers {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.get_connection().execute_unprepared(WRITERS).await.map(drop)
+    }
+}
+
 /// 0: before this was noted.
 const COVERAGE: &str = "
 ALTER TABLE usage_producer_numbers ADD COLUMN since BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE usage_producer_numbers ADD COLUMN heard_at BIGINT NOT NULL DEFAULT 0;
 ";
+
+/// Empty: nobody was authenticated, or it was before this was noted.
+const WRITERS: &str = "ALTER TABLE usage_requests ADD COLUMN recorded_by TEXT NOT NULL DEFAULT ''";
 
 const SQLITE_TYPES: &[(&str, &str)] = &[("{uuid}", "BLOB"), ("{bytes}", "BLOB"), ("{partitioned}", "")];
 const POSTGRES_TYPES: &[(&str, &str)] =

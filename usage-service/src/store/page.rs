@@ -3,16 +3,18 @@
 mod row;
 
 use std::collections::HashMap;
+use std::pin::pin;
 
 use futures::TryStreamExt as _;
 use sea_orm::sea_query::{Expr, ExprTrait as _, Query};
-use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryResult, Statement, StreamTrait as _};
+use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryResult, Statement, StreamTrait};
+use service_core::auth::Instances;
 use service_core::error::Result;
 
 use super::entity::request::Column;
 use super::entity::{charge, producer, request};
 use super::{Store, scope};
-use crate::model::{AppliedPrice, Position, Producer, RequestRow, Scope, StoredRequest};
+use crate::model::{AppliedPrice, Filter, Position, Producer, RequestRow, Scope, StoredRequest};
 
 /// The order of a walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +61,42 @@ struct References {
     producers: Vec<i64>,
 }
 
+/// What the statement of a page has read.
+#[derive(Default)]
+struct Read {
+    rows: Vec<QueryResult>,
+    references: References,
+    bytes: usize,
+}
+
+impl Read {
+    /// Rows until they take so many bytes.
+    async fn of(connection: &impl StreamTrait, statement: Statement, most_bytes: usize) -> Result<Self> {
+        let mut read = Self::default();
+        let mut rows = pin!(connection.stream_raw(statement).await?);
+        while read.bytes < most_bytes
+            && let Some(row) = rows.try_next().await?
+        {
+            read.bytes += ROW_BYTES + row::refer(&row, &mut read.references)?;
+            read.rows.push(row);
+        }
+        Ok(read)
+    }
+}
+
+/// Whether an index has the rows of a page one after the other: everybody's, or those of one user. Whatever else
+/// narrows them is looked for in row after row, however rare it is.
+fn is_indexed(scope: &Scope) -> bool {
+    let Filter { instance_ids, user_ids, team_ids, api_key_ids, providers, models, statuses, labels } = &scope.filter;
+    let lists = [instance_ids, team_ids, api_key_ids, providers, models];
+    *scope.access.instances() == Instances::All
+        && lists.iter().all(|list| list.is_empty())
+        && statuses.is_empty()
+        && labels.is_empty()
+        && user_ids.len() <= 1
+        && scope.watermark.is_none()
+}
+
 impl Page {
     /// The rows in their order.
     pub(crate) fn rows(&self) -> impl Iterator<Item = Result<RequestRow<'_>>> {
@@ -88,18 +126,13 @@ impl Store {
     async fn request_page(&self, scope: &Scope, order: Order, next: Next, most_bytes: usize) -> Result<Page> {
         let Next { after, limit } = next;
         let statement = self.page(scope, order, after, limit);
-        let mut page = Page { rows: Vec::new(), charges: HashMap::new(), producers: HashMap::new(), next: None };
-        let mut references = References::default();
-        let mut bytes = 0;
-        {
-            let mut rows = self.db.reader.stream_raw(statement).await?;
-            while bytes < most_bytes
-                && let Some(row) = rows.try_next().await?
-            {
-                bytes += ROW_BYTES + row::refer(&row, &mut references)?;
-                page.rows.push(row);
-            }
-        }
+        let Read { rows, references, bytes } = if is_indexed(scope) {
+            Read::of(&self.db.reader, statement, most_bytes).await?
+        } else {
+            let turn = self.turns.requests(&scope.caller).await?;
+            let snapshot = self.reading(Some(&turn)).await?;
+            Read::of(&*snapshot, statement, most_bytes).await?
+        };
         // Rows first: what the horizon lets through after them was there all the time.
         let from_us = match (order, after) {
             (Order::OldestFirst, Some(after)) => Ord::max(scope.start_us, after.occurred_at_us),
@@ -109,8 +142,9 @@ impl Store {
             self.kept().await?.requests(from_us)?;
         }
         // These were stored with the rows, or before, and never change.
-        page.charges = self.charges(references.charges).await?;
-        page.producers = self.producers(references.producers).await?;
+        let charges = self.charges(references.charges).await?;
+        let producers = self.producers(references.producers).await?;
+        let mut page = Page { rows, charges, producers, next: None };
         if let Some(last) = page.rows.last()
             && (page.rows.len() == limit || bytes >= most_bytes)
         {

@@ -337,6 +337,7 @@ mod tests {
             access: Access::unrestricted(),
             filter: Filter::default(),
             watermark: None,
+            caller: "".into(),
         };
         // A day's requests, and one to each side.
         let one = scope(day(10), day(9));

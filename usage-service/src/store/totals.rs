@@ -12,7 +12,7 @@ use service_core::error::{Error, Result};
 
 use super::cells::{Cell, Cut};
 use super::rollup::{EndSection, Sections, View, Waiting, Wishes};
-use super::{Kept, Store};
+use super::{Kept, Store, Turn};
 use crate::answer::{Group, Metrics, Ranked};
 use crate::model::{Dimension, Metric, Scope};
 use crate::rollup::{IdFilter, Level, OutOfRange, Overlay, Plan, Question, Ranker, Ranking, Tally, Values, plan};
@@ -133,13 +133,13 @@ impl Store {
     pub async fn facets(&self, scope: &Scope, limit: usize) -> Result<Vec<Facet>> {
         let edges = [scope.start_us, scope.end_us];
         let ask = Ask { scope, keys: &[], order_by: Metric::Requests, limit, edges: &edges };
-        let turn = self.turn().await?;
         let plan = ask.plan();
+        let turn = self.turn(&ask, plan.as_ref()).await?;
         let (facets, wishes) = match &plan {
-            Some(plan) => self.facets_from_rollups(&ask, plan).await?,
+            Some(plan) => self.facets_from_rollups(&ask, plan, &turn).await?,
             None => {
-                let snapshot = self.snapshot().await?;
-                ask.within(self.kept_in(&snapshot).await?, None)?;
+                let snapshot = self.reading(Some(&turn)).await?;
+                ask.within(self.kept_in(&*snapshot).await?, None)?;
                 (self.facets_of_cells(&snapshot, scope, limit).await?, Wishes::default())
             }
         };
@@ -151,9 +151,16 @@ impl Store {
         }
     }
 
+    async fn turn(&self, ask: &Ask<'_>, plan: Option<&Plan>) -> Result<Turn> {
+        match plan {
+            Some(_) => self.turns.sums().await,
+            None => self.turns.requests(&ask.scope.caller).await,
+        }
+    }
+
     /// Counts need no second look, and no sets: a ranking by requests has them.
-    async fn facets_from_rollups(&self, ask: &Ask<'_>, plan: &Plan) -> Result<(Vec<Facet>, Wishes)> {
-        let view = self.view(&plan.spans, &plan.cut_at()).await?;
+    async fn facets_from_rollups(&self, ask: &Ask<'_>, plan: &Plan, turn: &Turn) -> Result<(Vec<Facet>, Wishes)> {
+        let view = self.view(Some(turn), &plan.spans, &plan.cut_at()).await?;
         ask.within(view.kept, Some(plan))?;
         let gathered = self.gather(&view, ask, plan, &Dimension::ALL).await?;
         let limit = ask.limit;
@@ -179,15 +186,15 @@ impl Store {
     }
 
     async fn answer(&self, ask: &Ask<'_>, fits: impl Fn(usize) -> Result<()> + Send + Sync) -> Result<Ranked> {
-        let turn = self.turn().await?;
+        let plan = ask.plan();
+        let turn = self.turn(ask, plan.as_ref()).await?;
         let fits = |ranking: &Ranking| {
             let chosen = ranking.chosen.len();
             fits(chosen + usize::from(ranking.groups > chosen as u64))
         };
-        let plan = ask.plan();
         let (answer, wishes) = match &plan {
-            Some(plan) => self.answer_from_rollups(ask, plan, fits).await?,
-            None => (self.answer_from_raw_rows(ask, fits).await?, Wishes::default()),
+            Some(plan) => self.answer_from_rollups(ask, plan, &turn, fits).await?,
+            None => (self.answer_from_raw_rows(ask, &turn, fits).await?, Wishes::default()),
         };
         drop(turn);
         self.prepare(wishes);
@@ -202,9 +209,10 @@ impl Store {
         &self,
         ask: &Ask<'_>,
         plan: &Plan,
+        turn: &Turn,
         fits: impl Fn(&Ranking) -> Result<()> + Send + Sync,
     ) -> Result<(Ranked, Wishes)> {
-        let view = self.view(&plan.spans, &plan.cut_at()).await?;
+        let view = self.view(Some(turn), &plan.spans, &plan.cut_at()).await?;
         ask.within(view.kept, Some(plan))?;
         let question = Question { keys: ask.keys.to_vec(), filter: IdFilter::default(), buckets: ask.buckets() };
         let gathered = self.gather(&view, ask, plan, ask.keys).await?;
@@ -276,10 +284,11 @@ impl Store {
     async fn answer_from_raw_rows(
         &self,
         ask: &Ask<'_>,
+        turn: &Turn,
         fits: impl Fn(&Ranking) -> Result<()> + Send + Sync,
     ) -> Result<Ranked> {
-        let snapshot = self.snapshot().await?;
-        ask.within(self.kept_in(&snapshot).await?, None)?;
+        let snapshot = self.reading(Some(turn)).await?;
+        ask.within(self.kept_in(&*snapshot).await?, None)?;
         let mut overlay = Overlay::new(Arc::new(Values::new()));
         // The statement narrows.
         let question = Question { keys: ask.keys.to_vec(), filter: IdFilter::default(), buckets: ask.buckets() };

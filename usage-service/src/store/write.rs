@@ -60,11 +60,14 @@ pub struct Batch {
     pub requests: Vec<NewRequest>,
     /// What producers say they have dropped.
     pub dropped: Vec<DroppedRange>,
+    /// Who writes them: the name that was authenticated, if any was.
+    pub recorded_by: String,
 }
 
 /// A row as it goes in.
 struct Row<'a> {
     request: &'a NewRequest,
+    recorded_by: &'a str,
     charge_ref: i64,
     producer_ref: Option<i64>,
 }
@@ -110,8 +113,10 @@ impl Store {
     /// One outcome for each event. Writing the same batches again stores nothing.
     pub async fn write(&self, batches: &[Batch]) -> Result<Vec<Vec<Outcome>>> {
         let mut references = References::default();
-        let rows: Vec<Row<'_>> =
-            batches.iter().flat_map(|batch| &batch.requests).map(|request| references.row(request)).collect();
+        let mut rows: Vec<Row<'_>> = Vec::with_capacity(batches.iter().map(|batch| batch.requests.len()).sum());
+        for batch in batches {
+            rows.extend(batch.requests.iter().map(|request| references.row(request, &batch.recorded_by)));
+        }
         for range in batches.iter().flat_map(|batch| &batch.dropped) {
             references.dropped(range);
         }
@@ -395,14 +400,14 @@ fn repeated(known: &Known, row: &Row<'_>) -> Outcome {
 }
 
 impl<'a> References<'a> {
-    fn row(&mut self, request: &'a NewRequest) -> Row<'a> {
+    fn row(&mut self, request: &'a NewRequest, recorded_by: &'a str) -> Row<'a> {
         let charge_ref = *self.by_texts.entry(charge_texts(&request.charge)).or_insert_with_key(|texts| {
             let charge_ref = reference(texts.map(str::as_bytes));
             self.charges.insert(charge_ref, &request.charge);
             charge_ref
         });
         let producer_ref = request.event.producer.as_ref().map(|producer| self.producer(&producer.id, producer.epoch));
-        Row { request, charge_ref, producer_ref }
+        Row { request, recorded_by, charge_ref, producer_ref }
     }
 
     fn producer(&mut self, id: &'a str, epoch: i64) -> i64 {

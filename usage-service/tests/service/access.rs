@@ -271,6 +271,48 @@ async fn a_member_without_a_user_sees_nothing_and_tokens_do_not_pass_between_cal
 }
 
 #[tokio::test]
+async fn a_request_is_of_the_writer_that_recorded_it_first() {
+    let service = Secured::start(|_| {}).await;
+    for (writer, events) in [("gateway-1", [1, 2]), ("gateway-2", [2, 3])] {
+        let mut client = service.client(&service.realm.token(writer, &["writer"], &["own"])).await;
+        let events = events.iter().map(|n| event_of(*n, "own", "ada")).collect();
+        let answer = client.ingest.record_usage(proto::RecordUsageRequest { events }).await.unwrap().into_inner();
+        assert_eq!(answer.rejected, [], "another writer's repeat is no conflict");
+    }
+    // Oldest first.
+    let writers = ["gateway-2", "gateway-1", "gateway-1"];
+    for role in ["billing_admin", "member"] {
+        let mut reader = service.client(&service.realm.token("ada", &[role], &["own"])).await;
+        let list = proto::ListRequestsRequest { time_range: day(), ..Default::default() };
+        let listed = reader.query.list_requests(list).await.unwrap().into_inner().requests;
+        assert_eq!(listed.iter().rev().map(|request| request.recorded_by.as_str()).collect::<Vec<_>>(), writers);
+
+        let csv = exported(&mut reader, ExportFormat::Csv).await;
+        let last = csv.lines().map(|line| line.rsplit(',').next().unwrap_or_default());
+        assert_eq!(last.collect::<Vec<_>>(), [&["recorded_by"], &writers[..]].concat());
+        let jsonl = exported(&mut reader, ExportFormat::Jsonl).await;
+        let rows = jsonl.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let named: Vec<String> = rows.map(|row| row["recordedBy"].as_str().unwrap_or_default().to_owned()).collect();
+        assert_eq!(named, writers);
+    }
+    service.stop().await;
+}
+
+/// All requests of the day, as a file.
+async fn exported(client: &mut Client, format: ExportFormat) -> String {
+    let (shape, format) = (ExportShape::Requests.into(), format.into());
+    let request = proto::ExportUsageRequest { time_range: day(), shape, format, ..Default::default() };
+    let mut parts = client.query.export_usage(request).await.unwrap().into_inner();
+    let mut file = Vec::new();
+    while let Some(message) = parts.message().await.unwrap() {
+        if let Some(proto::export_usage_response::Part::Chunk(chunk)) = message.part {
+            file.extend(chunk.data);
+        }
+    }
+    String::from_utf8(file).unwrap()
+}
+
+#[tokio::test]
 async fn a_clients_certificate_writes_for_its_instances() {
     let name = "uri:spiffe://example.com/gateway";
     let service = Secured::start(|config| {

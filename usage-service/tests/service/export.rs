@@ -10,7 +10,7 @@ use tokio_stream::StreamExt as _;
 
 use crate::harness::{Service, day, event, refusal};
 
-async fn export(service: &Service, request: &ExportUsageRequest) -> (Vec<ExportChunk>, ExportEnd) {
+pub(crate) async fn export(service: &Service, request: &ExportUsageRequest) -> (Vec<ExportChunk>, ExportEnd) {
     let mut stream = service.query.clone().export_usage(request.clone()).await.unwrap().into_inner();
     let mut chunks = Vec::new();
     let mut end = None;

@@ -1,11 +1,15 @@
 //! Writing: repeats, conflicts, refusals, order.
 
 use activity_proto::common::v1::{DroppedRange, ErrorReason, Producer};
-use activity_proto::usage::v1::{GetSummaryRequest, RecordUsageRequest, StreamUsageRequest};
+use activity_proto::usage::v1::{
+    EstimateCostRequest, GetSummaryRequest, ListRequestsRequest, RecordUsageRequest, StreamUsageRequest, UsageEvent,
+};
+use service_core::server::MAX_INGEST_MESSAGE_BYTES;
 use tokio_stream::StreamExt as _;
 use tonic::Code;
+use tonic::codec::CompressionEncoding;
 
-use crate::harness::{Service, day, event, refusal};
+use crate::harness::{Service, config, day, event, refusal};
 
 #[tokio::test]
 async fn repeats_are_counted_and_conflicts_are_told_apart() {
@@ -55,6 +59,42 @@ async fn a_producers_number_belongs_to_one_event() {
     assert_eq!(told, [(Some(0), ErrorReason::ProducerConflict), (Some(2), ErrorReason::ProducerConflict)]);
     // The number of the first try was taken; the event may come again with another.
     service.record_new(vec![numbered(4, 1, 8)]).await;
+}
+
+#[tokio::test]
+async fn units_that_writers_made_up_are_one_reason() {
+    let mut service = Service::start().await;
+    let made_up = |n: u64| UsageEvent { other_units: [(format!("unit-{n}"), 1)].into(), ..event(n) };
+    service.record_new((0..3).map(made_up).collect()).await;
+    let list = ListRequestsRequest { time_range: day(), ..Default::default() };
+    let listed = service.query.list_requests(list).await.unwrap().into_inner().requests;
+    let reasons: Vec<&str> = listed.iter().map(|request| request.unpriced_reason.as_str()).collect();
+    assert_eq!(reasons, ["other_units: the price book has no such unit"; 3]);
+    assert!(listed[0].other_units.contains_key("unit-0"), "the request has the name");
+
+    let request = EstimateCostRequest {
+        provider: "openai".into(),
+        model: "gpt-4o".into(),
+        other_units: [("unit-9".to_owned(), 1)].into(),
+        ..Default::default()
+    };
+    let reason = service.prices.estimate_cost(request).await.unwrap().into_inner().unpriced_reason;
+    assert!(reason.contains("unit-9"), "{reason}");
+}
+
+#[tokio::test]
+async fn small_batches_that_come_compressed_and_together_do_not_wait_for_one_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(&folder);
+    // Room for two of those, however small they are.
+    config.limits.ingest_bytes_per_caller = (2 * MAX_INGEST_MESSAGE_BYTES).try_into().unwrap();
+    config.limits.room_timeout_ms = 2_000.try_into().unwrap();
+    let service = Service::start_as(config, folder).await;
+    let mut ingest = service.ingest.clone().send_compressed(CompressionEncoding::Gzip);
+    let batch = |n: u64| StreamUsageRequest { batch_id: n, events: vec![event(n)], dropped: vec![] };
+    let stream = ingest.stream_usage(tokio_stream::iter((1..=40).map(batch))).await.unwrap();
+    let answers: Vec<_> = stream.into_inner().map(|answer| answer.map(|answer| answer.accepted)).collect().await;
+    assert_eq!(answers.iter().filter(|answer| matches!(answer, Ok(Some(1)))).count(), 40, "{answers:?}");
 }
 
 #[tokio::test]

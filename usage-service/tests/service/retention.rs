@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use activity_proto::common::v1::{ErrorReason, TimeRange};
 use activity_proto::usage::v1::{
-    Bucket, Dimension, ExportFormat, ExportShape, ExportUsageRequest, GetSummaryRequest, GetTimeSeriesRequest,
-    ListBreakdownRequest, ListFacetsRequest, ListRequestsRequest, UsageEvent, UsageFilter, export_usage_response::Part,
+    Bucket, Dimension, ExportEnd, ExportFormat, ExportShape, ExportUsageRequest, GetSummaryRequest,
+    GetTimeSeriesRequest, ListBreakdownRequest, ListFacetsRequest, ListRequestsRequest, Metrics, UsageEvent,
+    UsageFilter, export_usage_response::Part,
 };
 use prost_types::Timestamp;
 use service_core::config::DatabaseUrl;
@@ -16,6 +17,7 @@ use tonic::Code;
 use usage_service::Config;
 use usage_service::config::RetentionConfig;
 
+use crate::export::export;
 use crate::harness::{Service, config, event, id, range, refusal};
 
 const DAY: i64 = 86_400;
@@ -174,6 +176,35 @@ async fn removed_requests_leave_their_sums_on_postgres() {
     let url = testkit::Postgres::shared().await.create_database().await;
     let config = Config { database_url: DatabaseUrl::new(url).unwrap(), ..config(&folder) };
     removed_requests_leave_their_sums(config, folder).await;
+}
+
+#[tokio::test]
+async fn an_export_that_retention_overtakes_ends_without_distinct_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(&folder);
+    let today = today();
+    let old = today - 10 * DAY;
+    let service = Service::start_as(config.clone(), folder).await;
+    service.record_new((0..60).map(|n| at(old + 60 * n as i64, n)).collect()).await;
+    service.record_new((100..105).map(|n| at(today - n as i64, n)).collect()).await;
+    let window = range(old, today);
+    let request = ExportUsageRequest {
+        time_range: window.clone(),
+        shape: ExportShape::Requests.into(),
+        format: ExportFormat::Csv.into(),
+        ..Default::default()
+    };
+    let (chunks, end) = export(&service, &request).await;
+    let total = end.total.clone().unwrap();
+    assert_eq!((total.requests, total.unique_users, total.unique_models), (Some(65), Some(3), Some(1)));
+
+    config.retention = retention(5, 0);
+    let service = restarted(service, config, window).await;
+    let resume_token = chunks.last().unwrap().resume_token.clone();
+    let (rest, resumed) = export(&service, &ExportUsageRequest { resume_token, ..request }).await;
+    assert_eq!(rest, []);
+    let total = Metrics { unique_users: None, unique_models: None, ..total };
+    assert_eq!(resumed, ExportEnd { total: Some(total), ..end });
 }
 
 #[tokio::test]

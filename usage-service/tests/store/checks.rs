@@ -1,6 +1,10 @@
 //! Rollups against their requests: what somebody changed behind the store's back is found, all of it and nothing
 //! else, and made anew.
 
+use std::num::NonZeroU64;
+use std::time::Instant;
+
+use service_core::config::DatabaseConfig;
 use usage_service::model::{Dimension, Metric, NewRequest};
 use usage_service::store::{Checked, Store};
 
@@ -42,6 +46,25 @@ fn requests() -> Vec<NewRequest> {
         }
     }
     all
+}
+
+#[tokio::test]
+async fn a_check_of_a_busy_day_may_take_longer_than_a_statement_on_sqlite() {
+    let bench = Bench::sqlite().await;
+    for hour in 0..24 {
+        let start = MIDNIGHT + hour * 4 * QUARTER;
+        write_new(&bench.store, (0..400).map(|n| request(start + n * SECOND, n as u64))).await;
+    }
+    seal_all(&bench.store).await;
+    let begun = Instant::now();
+    let checked = bench.store.check_day(MIDNIGHT, false).await.unwrap();
+    assert_eq!((checked.segments, checked.differing), (24 + 24 + 1, 0));
+
+    // All hours together take four times what a statement may.
+    let quarter = u64::try_from(begun.elapsed().as_millis() / 4).unwrap();
+    let limit = NonZeroU64::new(quarter).unwrap();
+    let bench = bench.reopened_as(DatabaseConfig { statement_timeout_ms: limit, ..DatabaseConfig::default() }).await;
+    assert_eq!(bench.store.check_day(MIDNIGHT, false).await.unwrap(), checked);
 }
 
 async fn assert_answers(store: &Store, all: &[NewRequest]) {

@@ -75,7 +75,7 @@ pub(crate) fn numbered(request: &NewRequest, epoch: i64, sequence: i64) -> NewRe
 }
 
 pub(crate) fn batch(requests: impl IntoIterator<Item = NewRequest>) -> Batch {
-    Batch { requests: requests.into_iter().collect(), dropped: Vec::new() }
+    Batch { requests: requests.into_iter().collect(), ..Batch::default() }
 }
 
 /// Stores one batch.
@@ -96,7 +96,8 @@ pub(crate) async fn seal_all(store: &Store) {
 }
 
 pub(crate) fn scope(start_us: i64, end_us: i64) -> Scope {
-    Scope { start_us, end_us, access: Access::unrestricted(), filter: Filter::default(), watermark: None }
+    let (access, filter) = (Access::unrestricted(), Filter::default());
+    Scope { start_us, end_us, access, filter, watermark: None, caller: "caller".into() }
 }
 
 pub(crate) fn always() -> Scope {

@@ -10,7 +10,7 @@ use service_core::auth::Access;
 use usage_service::model::{Charge, Dimension, Event, Filter, Metric, NewRequest, Position, Scope, Status, Tokens};
 use usage_service::store::{Order, Store};
 
-use crate::events::{NOON, id, priced, request, seal_all, sealed, write_new};
+use crate::events::{NOON, always, id, priced, request, scope, seal_all, sealed, write_new};
 use crate::{Bench, reference};
 
 // `B` is before `a` in bytes, and behind it in most locales.
@@ -120,7 +120,7 @@ fn question(step: i64) -> impl Strategy<Value = Question> {
     (access, filter, keys, select(METRICS.to_vec()), 1..6_usize, edges).prop_map(
         move |(access, filter, keys, order_by, limit, edges)| {
             let edges: Vec<i64> = edges.into_iter().map(|edge| NOON + edge).collect();
-            let scope = Scope { start_us: edges[0], end_us: *edges.last().unwrap(), access, filter, watermark: None };
+            let scope = Scope { access, filter, ..scope(edges[0], *edges.last().unwrap()) };
             Question { scope, keys, order_by, limit, edges }
         },
     )
@@ -227,13 +227,7 @@ pub(crate) async fn every_set_of_dimensions_equals_the_reference(bench: Bench) {
     write_new(&bench.store, sealed.to_vec()).await;
     seal_all(&bench.store).await;
     write_new(&bench.store, left.to_vec()).await;
-    let scope = Scope {
-        start_us: 0,
-        end_us: i64::MAX,
-        access: Access::unrestricted(),
-        filter: Filter::default(),
-        watermark: None,
-    };
+    let scope = always();
     let inside = reference::within(&all, &scope);
     let edges = [0, i64::MAX];
     let mut asked = 0;

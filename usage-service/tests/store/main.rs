@@ -10,6 +10,7 @@ mod reads;
 mod reference;
 mod retention;
 mod rollups;
+mod turns;
 mod writes;
 mod zones;
 
@@ -66,6 +67,12 @@ impl Bench {
         let Self { store, url, config, _folder } = self;
         store.close().await;
         Self { store: open(&url, &config).await, url, config, _folder }
+    }
+
+    /// The same, otherwise configured.
+    pub(crate) async fn reopened_as(mut self, config: DatabaseConfig) -> Self {
+        self.config = config;
+        self.reopened().await
     }
 
     /// Another replica, where the engine allows it.
@@ -151,5 +158,6 @@ on_all_engines!(
     rollups::a_sealing_that_is_cut_off_anywhere_has_happened_or_not,
     rollups::late_requests_of_many_days_are_sealed_in_short_steps,
     rollups::an_end_that_cuts_a_quarter_is_answered_without_the_requests_before_it,
+    turns::quick_reads_wait_neither_for_long_ones_nor_for_those_that_were_left,
     zones::buckets_follow_the_clock_of_the_zone,
 );

@@ -1,6 +1,6 @@
 //! Writing.
 
-use usage_service::model::{Charge, DroppedRange, Outcome, Status, StoredRequest, Tokens};
+use usage_service::model::{Charge, DroppedRange, NewRequest, Outcome, Status, StoredRequest, Tokens};
 use usage_service::store::{Batch, Order};
 
 use crate::Bench;
@@ -31,12 +31,21 @@ pub(crate) async fn everything_is_given_back_as_it_was_stored(bench: Bench) {
     });
     let full = sealed(full.event, priced(i64::MAX));
     let plain = sealed(request(NOON + 1, 2).event, Charge::Unpriced("no such model".into()));
-    write_new(&bench.store, [full.clone(), plain.clone()]).await;
+    let by = |recorded_by: &str, new: &NewRequest| Batch { recorded_by: recorded_by.into(), ..batch([new.clone()]) };
+    bench.store.write(&[by("gateway ü", &full), by("", &plain)]).await.unwrap();
+    // Told again by another writer: it is the first one's.
+    let again = bench.store.write(&[by("another", &full)]).await.unwrap();
+    assert_eq!(again, [[Outcome::Duplicate]]);
 
     let stored = bench.store.requests(&always(), Order::OldestFirst, None, 10).await.unwrap();
     let recorded_at_us = stored[0].recorded_at_us;
     assert!(recorded_at_us > NOON);
-    let expected = [full, plain].map(|new| StoredRequest { event: new.event, recorded_at_us, charge: new.charge });
+    let expected = [(full, "gateway ü"), (plain, "")].map(|(new, by)| StoredRequest {
+        event: new.event,
+        recorded_at_us,
+        recorded_by: by.into(),
+        charge: new.charge,
+    });
     assert_eq!(stored, expected);
 }
 
@@ -132,12 +141,12 @@ pub(crate) async fn dropped_ranges_are_taken(bench: Bench) {
         first_sequence,
         last_sequence,
     };
-    let only = Batch { requests: Vec::new(), dropped: vec![dropped(0, 5), dropped(0, 5), dropped(9, 9)] };
-    let both = Batch { requests: vec![request(NOON + SECOND, 1)], dropped: vec![dropped(0, 5)] };
+    let only = Batch { dropped: vec![dropped(0, 5), dropped(0, 5), dropped(9, 9)], ..Batch::default() };
+    let both = Batch { dropped: vec![dropped(0, 5)], ..batch([request(NOON + SECOND, 1)]) };
     let outcomes = bench.store.write(&[only, both]).await.unwrap();
     assert_eq!(outcomes, [vec![], vec![Outcome::Accepted]]);
     // Told again after an answer that was lost.
-    let again = Batch { requests: Vec::new(), dropped: vec![dropped(0, 5)] };
+    let again = Batch { dropped: vec![dropped(0, 5)], ..Batch::default() };
     bench.store.write(&[again]).await.unwrap();
 }
 

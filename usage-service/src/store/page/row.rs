@@ -17,12 +17,13 @@ use crate::store::entity::request::Column;
 
 /// What is read of a request beside its id, in the order in which [`read`] takes it: first what rows refer to, and how
 /// they are ordered.
-const COLUMNS: [Column; 29] = [
+const COLUMNS: [Column; 30] = [
     Column::OccurredAt,
     Column::ChargeRef,
     Column::ProducerRef,
     Column::ProducerSequence,
     Column::RecordedAt,
+    Column::RecordedBy,
     Column::InstanceId,
     Column::UserId,
     Column::TeamId,
@@ -184,6 +185,7 @@ pub(super) fn read<'a>(row: &'a QueryResult, page: &'a Page) -> Result<RequestRo
         occurred_at_us,
         producer,
         recorded_at_us: fields.number()?,
+        recorded_by: fields.text()?,
         instance_id: fields.text()?,
         user_id: fields.text()?,
         team_id: fields.text()?,

@@ -134,7 +134,7 @@ impl Store {
             }
             None => None,
         };
-        let snapshot = self.snapshot().await?;
+        let snapshot = self.snapshot(&self.db.checker).await?;
         let base = self.version(&snapshot, 0).await?.version;
         let span = Span::at(Level::Day, day_us);
         let values = Arc::new(self.stored_values(&snapshot).await?);
@@ -197,7 +197,7 @@ impl Store {
             }
             Ok(())
         };
-        let snapshot = self.snapshot().await?;
+        let snapshot = self.snapshot(&self.db.checker).await?;
         self.each_delta(&snapshot, i64::MAX, Vec::new(), add).await
     }
 
@@ -286,6 +286,7 @@ impl Store {
             access: Access::unrestricted(),
             filter: Filter::default(),
             watermark: day.until,
+            caller: "".into(),
         };
         let mut rows: BTreeMap<Place, Vec<FullRow>> = BTreeMap::new();
         let cut = CellCut { scope: &scope, dimensions: &Dimension::ALL, edges: &edges };

@@ -193,7 +193,7 @@ impl Store {
         overlay: &mut Overlay,
     ) -> Result<Option<Vec<OneRequest>>> {
         let (access, filter) = (Access::unrestricted(), Filter::default());
-        let scope = Scope { start_us, end_us, access, filter, watermark: None };
+        let scope = Scope { start_us, end_us, access, filter, watermark: None, caller: "".into() };
         self.single_requests(&view.snapshot, &scope, most, overlay).await
     }
 }

@@ -54,9 +54,9 @@ impl Store {
     }
 
     async fn fulfil(&self, wishes: Wishes) -> Result<()> {
-        let _turn = self.turn().await?;
+        let turn = self.turns.sums().await?;
         let quarters: Vec<i64> = wishes.quarters.iter().copied().collect();
-        let view = self.view(&[], &quarters).await?;
+        let view = self.view(Some(&turn), &[], &quarters).await?;
         self.make_sections(&view, &wishes).await?;
         if quarters.is_empty() {
             return Ok(());

@@ -16,7 +16,7 @@ use super::fold::Wish;
 use super::{Known, Place, Rollup};
 use crate::model::Dimension;
 use crate::rollup::{Block, Cut, Delta, KEYS, Level, Span, Values, blocks};
-use crate::store::{Kept, Store};
+use crate::store::{Kept, Reading, Store, Turn};
 
 /// How often a view is taken anew because the process knew of a later one.
 const TRIES: usize = 8;
@@ -35,7 +35,7 @@ pub(super) fn dimensions_with_ids() -> impl Iterator<Item = Dimension> {
 /// A consistent view of the rollups and of the raw rows.
 pub(crate) struct View {
     /// Everything is read from it.
-    pub(crate) snapshot: DatabaseTransaction,
+    pub(crate) snapshot: Reading,
     /// The texts of ids as of the snapshot, or later: ids never change.
     pub(crate) values: Arc<Values>,
     /// What retention has left.
@@ -117,10 +117,10 @@ struct Changes {
 impl Store {
     /// The snapshot of now, and which segments there are in it of these spans, each given with its bucket, and of the
     /// quarters that these moments are in.
-    pub(crate) async fn view(&self, spans: &[(usize, Span)], cut_at: &[i64]) -> Result<View> {
+    pub(crate) async fn view(&self, turn: Option<&Turn>, spans: &[(usize, Span)], cut_at: &[i64]) -> Result<View> {
         let blocks = blocks(spans);
         for attempt in 0..TRIES {
-            let snapshot = self.snapshot().await?;
+            let snapshot = self.reading(turn).await?;
             let Basis { generation, version: known, lengths } = self.rollup.known().basis();
             let Version { version, remembered, kept } = self.version(&snapshot, known).await?;
             if !remembered {

@@ -100,7 +100,7 @@ impl Store {
         let Some(mut lock) = self.seal_lock().await? else {
             return Ok(Sealed::Elsewhere);
         };
-        let view = self.view(&[], &[]).await?;
+        let view = self.view(None, &[], &[]).await?;
         let base = self.version(&view.snapshot, 0).await?.version;
         let (numbers, more) = self.oldest_deltas(&view.snapshot).await?;
         if numbers.is_empty() {

@@ -1,7 +1,7 @@
 //! The columns of `usage_requests`, in the order in which they are bound.
 
 /// Beside `recorded_at` and `commit_number`, which all rows of a group share.
-pub(super) const COLUMNS: [&str; 30] = [
+pub(super) const COLUMNS: [&str; 31] = [
     "id",
     "occurred_at",
     "instance_id",
@@ -32,13 +32,14 @@ pub(super) const COLUMNS: [&str; 30] = [
     "producer_ref",
     "producer_sequence",
     "content_hash",
+    "recorded_by",
 ];
 
 /// Their types where they are sent as arrays.
-pub(super) const POSTGRES_TYPES: [&str; 30] = [
+pub(super) const POSTGRES_TYPES: [&str; 31] = [
     "uuid", "int8", "text", "text", "text", "text", "text", "text", "text", "int2", "text", "int4", "int4", "int4",
     "int4", "int4", "int4", "text", "int8", "int8", "text", "text", "text", "text", "text", "int8", "int8", "int8",
-    "int8", "bytea",
+    "int8", "bytea", "text",
 ];
 
 /// A map in its one form: a JSON object without blanks, or nothing.

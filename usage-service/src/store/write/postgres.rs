@@ -166,6 +166,7 @@ fn arguments(rows: &[&Row<'_>], stamp: Stamp) -> Result<PgArguments> {
     bind(&mut arguments, rows.iter().map(|row| row.producer_ref).collect::<Vec<_>>())?;
     bind(&mut arguments, column(rows, |event| event.producer.as_ref().map(|producer| producer.sequence)))?;
     bind(&mut arguments, rows.iter().map(|row| row.request.content_hash.as_slice()).collect::<Vec<_>>())?;
+    bind(&mut arguments, rows.iter().map(|row| row.recorded_by).collect::<Vec<_>>())?;
     Ok(arguments)
 }
 

@@ -171,26 +171,22 @@ fn arguments(rows: &[&Row<'_>], stamp: Stamp) -> Result<SqliteArguments> {
         bind(arguments, row.producer_ref)?;
         bind(arguments, event.producer.as_ref().map(|producer| producer.sequence))?;
         bind(arguments, row.request.content_hash.as_slice())?;
+        texts.bind(arguments, 14, [row.recorded_by])?;
     }
     Ok(arguments)
 }
 
 /// The last text of each column: many are that of the row before, and are not copied again.
 #[derive(Default)]
-struct Texts([Option<Arc<str>>; 14]);
+struct Texts([Option<Arc<str>>; 15]);
 
 impl Texts {
     /// Binds the texts of columns that follow each other, the first of them the `first` that is a text.
-    fn bind<const N: usize>(
-        &mut self,
-        arguments: &mut SqliteArguments,
-        first: usize,
-        texts: [&String; N],
-    ) -> Result<()> {
+    fn bind<const N: usize>(&mut self, arguments: &mut SqliteArguments, first: usize, texts: [&str; N]) -> Result<()> {
         for (last, text) in self.0[first..].iter_mut().zip(texts) {
             let text = match last {
-                Some(last) if **last == **text => Arc::clone(last),
-                _ => Arc::clone(last.insert(Arc::from(text.as_str()))),
+                Some(last) if **last == *text => Arc::clone(last),
+                _ => Arc::clone(last.insert(Arc::from(text))),
             };
             bind(arguments, text)?;
         }
