@@ -37,30 +37,54 @@ fn ended(code: Code) -> Status {
     Status::new(code, "as the test wants it")
 }
 
-/// As the service ends a stream for what was sent: a limit of its own it names.
-fn refused(code: Code) -> Status {
-    match code {
-        Code::ResourceExhausted => {
-            let details = ErrorDetails::with_error_info("TOO_LARGE", "activity", HashMap::new());
-            Status::with_error_details(code, "as the test wants it", details)
-        }
-        code => ended(code),
+/// As the service ends a stream for what was sent: it says why.
+pub(crate) fn refused(code: Code) -> Status {
+    let reason = match code {
+        Code::ResourceExhausted => "TOO_LARGE",
+        Code::Internal => "INTERNAL",
+        _ => "MALFORMED_MESSAGE",
+    };
+    let details = ErrorDetails::with_error_info(reason, "activity", HashMap::new());
+    Status::with_error_details(code, "as the test wants it", details)
+}
+
+#[tokio::test]
+async fn what_somebody_between_says_costs_no_event() {
+    for code in [Code::ResourceExhausted, Code::InvalidArgument, Code::OutOfRange, Code::Internal] {
+        let fake = Fake::start();
+        let sdk = fake.sdk().batch(64, 1 << 20).build().unwrap();
+        fake.memory.script(move |arrived| match arrived.stream {
+            0..9 => Action::End(ended(code)),
+            _ => Action::Ack,
+        });
+        record(&sdk, 10);
+        assert!(sdk.flush(LONG).await.is_complete());
+        fake.memory.look(|memory| assert_eq!(memory.sequences_as_stored(), (0..10).collect::<Vec<_>>()));
+        let stats = sdk.stats().usage;
+        assert_eq!((stats.acknowledged, stats.rejected, stats.dropped), (10, 0, 0), "{code:?}");
     }
 }
 
 #[tokio::test]
-async fn a_quota_of_somebody_between_costs_no_event() {
-    let fake = Fake::start();
-    let sdk = fake.sdk().batch(64, 1 << 20).build().unwrap();
-    fake.memory.script(|arrived| match arrived.stream {
-        0..5 => Action::End(ended(Code::ResourceExhausted)),
-        _ => Action::Ack,
-    });
-    record(&sdk, 10);
-    assert!(sdk.flush(LONG).await.is_complete());
-    fake.memory.look(|memory| assert_eq!(memory.sequences_as_stored(), (0..10).collect::<Vec<_>>()));
-    let stats = sdk.stats().usage;
-    assert_eq!((stats.acknowledged, stats.rejected, stats.dropped), (10, 0, 0));
+async fn pages_of_a_proxy_whose_service_is_away_cost_no_event() {
+    for status in [400, 401, 403, 404, 413, 429, 500, 502, 503, 504, 200] {
+        let fake = Fake::start();
+        let sdk = fake.sdk().build().unwrap();
+        fake.memory.page(status);
+        let waiting = tokio::spawn({
+            let sdk = sdk.clone();
+            async move { sdk.audit().record(audit("a")).await }
+        });
+        sdk.usage().record(usage("u"));
+        // More often than a defect of the service is put up with.
+        fake.memory.until("asked again and again", |memory| memory.streams > 20).await;
+        let stats = sdk.stats();
+        assert_eq!((stats.usage.rejected, stats.audit.rejected), (0, 0), "{status}: {stats:?}");
+        fake.memory.page(0);
+        assert!(sdk.flush(LONG).await.is_complete());
+        waiting.await.unwrap().unwrap();
+        fake.memory.look(|memory| assert_eq!((memory.tags(), memory.dropped.len()), (vec!["a", "u"], 0), "{status}"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
