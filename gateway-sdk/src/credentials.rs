@@ -56,7 +56,7 @@ impl Token {
     }
 
     /// For how long from now on it holds, where it doesn't say so itself (`expires_in` of
-    /// an OAuth 2 answer).
+    /// an OAuth 2 answer). `Duration::MAX`: until a service refuses it.
     #[must_use]
     pub fn valid_for(mut self, lifetime: Duration) -> Self {
         self.valid_for = Some(lifetime);
@@ -309,7 +309,7 @@ impl Bearer {
         header.set_sensitive(true);
 
         let taken_at = Instant::now();
-        let left = token.valid_for.or_else(|| lifetime(text, SystemTime::now()));
+        let left = token.valid_for.or_else(|| lifetime(text, SystemTime::now())).map(|left| left.min(crate::FOREVER));
         let renews = !matches!(self.source, Source::Fixed(_));
         // One that has expired already, by a clock that may be wrong, is the service's to judge.
         let renew_at = left.filter(|left| renews && !left.is_zero()).map(|left| {

@@ -122,10 +122,11 @@ impl<T: Send + 'static> Outbox<T> {
         }
     }
 
-    /// The sender has ended.
+    /// The sender has ended, and nobody else sends: whoever records is told so.
     pub(crate) fn end(&self) {
-        if let Self::Disk(spool) = self {
-            spool.end();
+        match self {
+            Self::Memory(queue) => queue.close(),
+            Self::Disk(spool) => spool.end(),
         }
     }
 

@@ -94,6 +94,16 @@ async fn token_is_taken_anew_before_it_expires() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn token_that_holds_for_ever_is_no_panic() {
+    let (access, calls) = numbered(|call| Ok(Token::new(format!("t{call}")).valid_for(Duration::MAX)));
+    for _ in 0..10 {
+        assert_eq!(header(&access).await.unwrap(), "Bearer t1");
+        tokio::time::advance(seconds(86_400)).await;
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn token_without_an_expiry_is_used_until_it_is_refused() {
     let (access, calls) = numbered(|call| Ok(Token::new(format!("t{call}"))));
     for _ in 0..10 {
