@@ -13,7 +13,7 @@
 //! | `UNAVAILABLE`, `ABORTED`, `CANCELLED`, `UNKNOWN`, `DEADLINE_EXCEEDED` | again |
 //! | `PERMISSION_DENIED`, `UNIMPLEMENTED` and their kin | held: kept, asked again slowly |
 //! | any other that is without the service's `ErrorInfo` | again: somebody between has made it |
-//! | `INTERNAL` of the service | again, and to blame alone when it comes every time |
+//! | `INTERNAL` of the service | again, and to blame alone when it comes every time, and others get through |
 //! | `INVALID_ARGUMENT`, `OUT_OF_RANGE`, `TOO_LARGE` of the service | never again |
 //!
 //! **Only the service may blame an event**, and it says so in each of its statuses. A proxy
@@ -44,8 +44,8 @@ pub(crate) enum Verdict {
     /// The service refuses this client, whatever it sends: keep everything, ask
     /// again at the slowest pace.
     Hold,
-    /// The service calls it its own defect: try again, but a batch that meets it
-    /// every time, alone, is to blame and is taken apart.
+    /// The service calls it its own defect: try again, but a batch that meets it every time,
+    /// alone, is taken apart, and an event is to blame where others get through.
     Defect,
     /// What was sent can never be taken.
     Permanent,

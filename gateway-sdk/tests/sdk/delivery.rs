@@ -325,7 +325,7 @@ async fn event_that_ends_every_stream_holds_up_no_other() {
             .build()
             .unwrap();
         fake.memory.script(poisoned(code));
-        let expected: Vec<u64> = (0..300).filter(|n| *n != 7 && *n != 150).collect();
+        let expected: Vec<u64> = (0..300).filter(|n| ![0, 7, 150].contains(n)).collect();
         for n in 0..300 {
             let poison = !expected.contains(&n);
             sdk.usage().record(usage(if poison { "poison" } else { "u" }));
@@ -334,13 +334,56 @@ async fn event_that_ends_every_stream_holds_up_no_other() {
         fake.memory.look(|memory| {
             assert_eq!(memory.sequences_as_stored(), expected, "{code:?}");
             // Their numbers are accounted for.
-            assert_eq!(memory.dropped, [(7, 7), (150, 150)], "{code:?}");
+            assert_eq!(memory.dropped, [(0, 0), (7, 7), (150, 150)], "{code:?}");
         });
         let stats = sdk.stats().usage;
-        assert_eq!((stats.acknowledged, stats.rejected, stats.dropped), (298, 2, 0));
-        assert_eq!(rejected.load(Ordering::SeqCst), 2);
+        assert_eq!((stats.acknowledged, stats.rejected, stats.dropped), (297, 3, 0));
+        assert_eq!(rejected.load(Ordering::SeqCst), 3);
         assert_balanced(&stats);
     }
+}
+
+#[tokio::test]
+async fn a_defect_that_every_event_meets_is_the_services_and_costs_none() {
+    let fake = Fake::start();
+    let sdk = fake.sdk().batch(16, 1 << 20).build().unwrap();
+    fake.memory.script(|_| Action::End(refused(Code::Internal)));
+    let waiting = tokio::spawn({
+        let sdk = sdk.clone();
+        async move { sdk.audit().record(audit("a")).await }
+    });
+    record(&sdk, 100);
+    // For an hour, so to say: down to single events, and further.
+    fake.memory.until("asked again and again", |memory| memory.streams > 100).await;
+    assert!(!waiting.is_finished());
+    fake.memory.script(|_| Action::Ack);
+    assert!(sdk.flush(LONG).await.is_complete());
+    waiting.await.unwrap().unwrap();
+    fake.memory.look(|memory| assert_eq!((memory.stored.len(), memory.dropped.len()), (101, 0)));
+    let stats = sdk.stats().usage;
+    assert_eq!((stats.acknowledged, stats.rejected), (100, 0));
+    assert_balanced(&stats);
+}
+
+#[tokio::test]
+async fn an_event_alone_with_a_defect_is_kept_until_others_get_through() {
+    let fake = Fake::start();
+    let sdk = fake.sdk().build().unwrap();
+    fake.memory.script(poisoned(Code::Internal));
+    let record = |actor: &'static str| {
+        let sdk = sdk.clone();
+        tokio::spawn(async move { sdk.audit().record(audit(actor)).await })
+    };
+    let poison = [record("poison"), record("poison")];
+    fake.memory.until("asked again and again", |memory| memory.streams > 20).await;
+    assert_eq!(sdk.stats().audit.rejected, 0);
+    record("a").await.unwrap().unwrap();
+    for poison in poison {
+        let error = poison.await.unwrap().unwrap_err();
+        assert_eq!(error.reason(), Some(ErrorReason::Internal), "{error}");
+    }
+    record("b").await.unwrap().unwrap();
+    fake.memory.look(|memory| assert_eq!(memory.tags(), ["a", "b"]));
 }
 
 #[tokio::test]
