@@ -74,9 +74,9 @@ impl<T: Send + 'static> Outbox<T> {
     }
 
     /// Keeps an event that was refused for good where somebody can look at it.
-    pub(crate) fn keep_rejected(&self, event: &[u8], rejection: &Rejection) {
+    pub(crate) fn keep_rejected(&self, segment: u64, event: &[u8], rejection: &Rejection) {
         if let Self::Disk(spool) = self {
-            spool.keep_rejected(event, rejection);
+            spool.keep_rejected(segment, event, rejection);
         }
     }
 

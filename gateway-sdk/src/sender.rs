@@ -371,7 +371,7 @@ impl<L: Lane> Sender<L> {
         let rejections: Vec<_> = rejections.into_iter().filter(|r| r.0 < events).collect();
         for (index, rejection) in &rejections {
             if let Some(event) = batch.event(*index) {
-                self.queue.keep_rejected(event, rejection);
+                self.queue.keep_rejected(batch.segment, event, rejection);
                 self.lane.on_rejected(event, rejection.clone());
             }
             // Its number will never be there, and is no loss. But for one that another event has.
@@ -491,7 +491,7 @@ impl<L: Lane> Sender<L> {
         let first = batch.events.front().map(|event| event.sequence);
         if let (Some(event), Some(sequence)) = (batch.event(0), first) {
             tracing::error!(service = L::NAME, %rejection, "an event can't be delivered");
-            self.queue.keep_rejected(event, &rejection);
+            self.queue.keep_rejected(batch.segment, event, &rejection);
             self.lane.on_rejected(event, rejection.clone());
             self.queue.report_dropped(&batch.who, sequence);
         } else {

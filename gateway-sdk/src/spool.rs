@@ -73,6 +73,7 @@
 //! | after the ledger, before the removal | segments below the cursor, or whose numbers it has as dropped | removed |
 //! | in the middle of writing the ledger | a torn slot | the one before counts |
 //! | after a refusal, before it was written to `rejected.jsonl` | the event, unacknowledged | sent, refused, and written down again |
+//! | the same, while that file can't be written to | the event's segment, and an old cursor | the same |
 //! | while closing | a segment without a seal | walked, as after any death |
 //! | *the machine* died | pages of zeros, torn frames | what is whole is delivered; the numbers of the rest stay missing, and are not passed off as dropped |
 //! | *the disk* has damaged something | a CRC that does not fit | the segment is kept in `damaged`, the rest of it delivered, the loss counted |
@@ -110,7 +111,7 @@ use tokio::time::Instant;
 use self::files::Files;
 use self::format::{Header, body_crc, frame_crc};
 pub(crate) use self::open::{Folder, read_any};
-use self::state::{Entry, Source, State};
+use self::state::{Entry, Letter, Source, State};
 use crate::config::OnPressure;
 use crate::error::Rejection;
 use crate::id;
@@ -121,11 +122,6 @@ use crate::stats::{ServiceStats, Waiting};
 /// How long `usage().record` waits at most for a segment that isn't ready; see [`Spool`]. Far
 /// more than a disk that works and a machine that is busy need, so that neither loses an event.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Lines for `rejected.jsonl` that wait for a disk; beyond it they are only counted.
-const MAX_LETTERS: usize = 1_000;
-/// And how many bytes of them.
-const MAX_LETTER_BYTES: usize = 4 * 1024 * 1024;
-
 /// What a spool is and does; see [`Builder::spool`](crate::Builder::spool).
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -375,9 +371,9 @@ impl<T> Spool<T> {
         self.ready.notify_one();
     }
 
-    /// Writes an event that was refused for good, and why, to `rejected.jsonl`. It is in the
-    /// keeper's hands before the event counts as settled.
-    pub(crate) fn keep_rejected(&self, event: &[u8], rejection: &Rejection) {
+    /// Writes an event of a segment that was refused for good, and why, to `rejected.jsonl`. It is
+    /// in the keeper's hands before the event counts as settled.
+    pub(crate) fn keep_rejected(&self, segment: u64, event: &[u8], rejection: &Rejection) {
         let mut line = json!({
             "at_us": id::now_micros(),
             "service": self.settings.service,
@@ -388,14 +384,7 @@ impl<T> Spool<T> {
         })
         .to_string();
         line.push('\n');
-        let mut state = self.lock();
-        let waiting: usize = state.letters.iter().map(Vec::len).sum();
-        if state.letters.len() < MAX_LETTERS && waiting + line.len() <= MAX_LETTER_BYTES {
-            state.letters.push(line.into_bytes());
-        } else {
-            state.stats.disk_errors += 1;
-        }
-        drop(state);
+        self.lock().keep_letter(Letter { segment, line: line.into_bytes() });
         self.work.notify_one();
     }
 

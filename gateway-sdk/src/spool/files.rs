@@ -237,7 +237,15 @@ impl Files for Disk {
         if fs::metadata(&path).is_ok_and(|meta| meta.len() > MAX_REJECTED) {
             fs::rename(&path, self.folder.join("rejected.old.jsonl"))?;
         }
-        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+        // What a full disk, or a death in the middle, has left of a line is a line of its own.
+        let mut last = [b'\n'];
+        if let Some(at) = file.metadata()?.len().checked_sub(1) {
+            file.read_exact_at(&mut last, at)?;
+        }
+        if last != [b'\n'] {
+            file.write_all(b"\n")?;
+        }
         file.write_all(lines)?;
         file.sync_data()
     }
