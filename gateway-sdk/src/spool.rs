@@ -67,7 +67,8 @@
 //! | --- | --- | --- |
 //! | while a segment was made | no header, or no frames | removed |
 //! | after a number was given, before the length was stored | zeros, perhaps an event without its length, and frames of other threads behind it | nobody was told of that event: its number is reported as dropped |
-//! | the same in the last place | a torn tail | cut: it ends at the last whole frame, nobody knows of its number |
+//! | the same in the first place of a segment | zeros at its front, and the number that it began with | reported |
+//! | the same in the last place | a torn tail | cut: it ends at the last whole frame; reported where the next segment begins with a later number, else nobody knows of it |
 //! | after the length | a frame | delivered |
 //! | after the service's answer, before the ledger | an old cursor | sent again, stored once |
 //! | after the ledger, before the removal | segments below the cursor, or whose numbers it has as dropped | removed |
@@ -109,7 +110,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::files::Files;
-use self::format::{Header, body_crc, frame_crc};
+use self::format::{Header, Start, body_crc, frame_crc};
 pub(crate) use self::open::{Folder, read_any};
 use self::state::{Entry, Letter, Source, State};
 use crate::config::OnPressure;
@@ -300,6 +301,7 @@ impl<T> Spool<T> {
             return false;
         };
         state.leave_current(true);
+        live.begin(Start(state.next_sequence), self.header.salt);
         state.entries.push_back(Entry {
             number,
             who: Arc::clone(&self.who),

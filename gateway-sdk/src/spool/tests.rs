@@ -55,6 +55,69 @@ async fn a_number_whose_event_was_never_whole_is_reported_and_its_neighbours_are
 }
 
 #[tokio::test]
+async fn a_number_is_reported_also_where_segments_meet() {
+    // In the last place of a segment, and in the first; with the events before it sent, and not.
+    for (last, settled) in [(true, false), (false, false), (true, true), (false, true)] {
+        let harness = Harness::new();
+        let spool = harness.open();
+        for n in 0..5 {
+            spool.push_dropping(&body(n)).unwrap();
+        }
+        let before = spool.next().await.unwrap();
+        let place = if last {
+            let place = spool.place_without_writing(40);
+            spool.leave().await;
+            place
+        } else {
+            spool.leave().await;
+            spool.place_without_writing(40)
+        };
+        for n in 6..10 {
+            spool.push_dropping(&body(n)).unwrap();
+        }
+        if settled {
+            spool.settle_batch(&before);
+            spool.until_idle().await;
+        }
+        assert_eq!(harness.segments().contains(&1), last || !settled);
+        let mut left = harness.crash();
+        for life in 0..2 {
+            let again = left.open();
+            let taken = again.take_all().await;
+            let sent = (0..10).filter(|n| *n != 5 && !(settled && *n < 5));
+            assert_eq!(taken.bodies(), sent.collect::<Vec<_>>(), "{last} {settled} {life}");
+            assert_eq!(taken.dropped, [(1, place.1, place.1)], "{last} {settled} {life}");
+            assert_eq!(again.stats().damaged, 0);
+            // It is killed too, and has told nobody.
+            left = left.crash();
+        }
+        // The machine may have lost it.
+        let taken = harness.crash().reboot().open().take_all().await;
+        assert!(taken.dropped.is_empty(), "{last} {settled}");
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_was_damaged_where_segments_meet_is_not_passed_off_as_dropped() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    for n in 0..4 {
+        spool.push_dropping(&body(n)).unwrap();
+    }
+    let at = spool.lock().current.as_ref().unwrap().tail();
+    spool.push_dropping(&body(4)).unwrap();
+    // It keeps the segment from being sealed.
+    let place = spool.place_without_writing(40);
+    spool.leave().await;
+    spool.push_dropping(&body(6)).unwrap();
+    let crashed = harness.crash();
+    crashed.edit(1, |bytes| bytes[at + format::FRAME_HEADER] ^= 1);
+    let taken = crashed.open().take_all().await;
+    assert_eq!((taken.bodies(), taken.dropped), (vec![0, 1, 2, 3, 6], Vec::new()));
+    drop(place);
+}
+
+#[tokio::test]
 async fn after_the_machine_died_lost_numbers_are_not_passed_off_as_dropped() {
     let harness = Harness::new();
     let spool = harness.open();
