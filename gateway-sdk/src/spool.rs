@@ -83,8 +83,9 @@
 //!
 //! A sync that fails is not tried again on its file: the kernel may have thrown the pages away
 //! and forget that it did. Every caller with an event in it is told, also those that ask later;
-//! the segment gets no more events, what is in it is still sent from memory, and the next
-//! events go to a new file.
+//! the segment gets no more events, and the next go to a new file. What is in it is sent all the
+//! same: from memory where the sender is near, and where it is behind from what the disk gives
+//! back, of which each frame is checked.
 //!
 //! Two processes can't share a spool: it is locked, and the second is refused. Clocks don't
 //! matter: an epoch is larger than all that the folder has seen.
@@ -315,7 +316,7 @@ impl<T> Spool<T> {
             seal: None,
             unread: 0,
             in_flight: 0,
-            same_boot: true,
+            unfinished: false,
             damaged: false,
             read: false,
         });

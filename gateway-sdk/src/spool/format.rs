@@ -186,8 +186,8 @@ pub(super) enum Item<'a> {
         /// The numbers that are missing there, the second not included; none where the gap
         /// is at the front and nobody has said which number is first.
         numbers: (u64, u64),
-        /// Whether its first length was never written: no event was ever there, as long as
-        /// the machine has not lost pages.
+        /// Whether its first length was never written: no event was ever there, if the segment
+        /// was not sealed and the machine has not lost pages.
         unfinished: bool,
     },
 }

@@ -332,7 +332,7 @@ fn look(
         seal: Some(seal),
         unread,
         in_flight: 0,
-        same_boot,
+        unfinished: same_boot && sealed.is_none(),
         damaged: false,
         read: false,
     };

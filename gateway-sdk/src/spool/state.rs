@@ -51,8 +51,9 @@ pub(super) struct Entry {
     /// Events not yet read, and events in flight.
     pub(super) unread: u64,
     pub(super) in_flight: u64,
-    /// Whether a number without an event is one of an event that never was.
-    pub(super) same_boot: bool,
+    /// Whether its process died before it was sealed, in this run of the machine: only then is a
+    /// number without an event one of an event that never was.
+    pub(super) unfinished: bool,
     pub(super) damaged: bool,
     /// Everything that can be read was.
     pub(super) read: bool,

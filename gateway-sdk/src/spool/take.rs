@@ -44,7 +44,7 @@ struct Copied {
     numbers: Vec<u64>,
     at: usize,
     next: u64,
-    /// Numbers that are not there, and whether no event ever had them; see [`Found::Gap`].
+    /// Numbers that are not there, and whether a length is missing; see [`Found::Gap`].
     gaps: Vec<((u64, u64), bool)>,
     /// Nothing is behind it.
     end: bool,
@@ -197,8 +197,9 @@ impl<T> Spool<T> {
         (entry.at, entry.next) = (copied.at, copied.next);
         entry.unread = entry.unread.saturating_sub(events);
         entry.in_flight += events;
-        let same_boot = entry.same_boot;
-        entry.damaged |= copied.gaps.iter().any(|(_, unfinished)| !unfinished || !same_boot);
+        // A seal is only written once every frame is.
+        let never_was = entry.unfinished;
+        entry.damaged |= copied.gaps.iter().any(|(_, unfinished)| !(*unfinished && never_was));
         if copied.end {
             entry.read = true;
             // Its seal, or the walk when it was opened, had counted more.
@@ -217,7 +218,7 @@ impl<T> Spool<T> {
         state.stats.in_flight += events;
         for ((first, next), unfinished) in copied.gaps {
             // Given a number, and killed before the event was there.
-            if unfinished && same_boot && first < next {
+            if unfinished && never_was && first < next {
                 state.note_dropped(&job.who, first, next - 1, 0);
             }
         }

@@ -158,6 +158,27 @@ async fn damage_costs_what_is_damaged_and_its_segment_is_kept() {
 }
 
 #[tokio::test]
+async fn what_a_sealed_segment_has_lost_is_not_passed_off_as_dropped() {
+    let harness = Harness::new();
+    let spool = harness.open();
+    let mut places = Vec::new();
+    for n in 0..50 {
+        places.extend(spool.lock().current.as_ref().map(|live| live.tail()));
+        spool.push_dropping(&body(n)).unwrap();
+    }
+    spool.shutdown().await;
+    let crashed = harness.crash();
+    // In the same run of the machine: zeros where a frame begins.
+    let at = places[20];
+    crashed.edit(1, |bytes| bytes[at..at + 16].fill(0));
+    let again = crashed.open();
+    let taken = again.take_all().await;
+    assert_eq!((taken.bodies().len(), taken.dropped.len(), again.stats().damaged), (49, 0, 1));
+    again.settle_all(taken).await;
+    again.until_files(|files| files.damaged == 1).await;
+}
+
+#[tokio::test]
 async fn a_segment_that_cannot_be_read_for_now_is_read_later() {
     let harness = Harness::new();
     let spool = harness.open();
