@@ -6,9 +6,10 @@
 //!   there, not only its length), nobody else opens it (the folder is locked, and private to
 //!   this user), and it is never shortened while it is mapped. So no access leaves it, and
 //!   none finds a hole that a full disk could not fill (`SIGBUS`). What is left is a disk
-//!   that fails under a page which the kernel has given back, and somebody who shortens the
-//!   file against our lock: both end the process, as they would end any program with a
-//!   mapped file.
+//!   that fails under a page which the kernel has given back, a file system that copies on
+//!   write and is full (ZFS, bcachefs, Btrfs after a snapshot), and somebody who shortens the
+//!   file against our lock: each ends the process, as it would end any program with a mapped
+//!   file.
 //! - **Every byte has one writer.** [`Live::reserve`] hands out ranges that never overlap
 //!   (an atomic add), and a [`Reserved`] is used up by its one write.
 //! - **Nobody reads what is being written.** A frame's length is stored last, with `Release`;
