@@ -15,9 +15,12 @@
 //! - **In the order of the rows**, by one relay. Several relays on PostgreSQL, one a replica, share
 //!   the work (`FOR UPDATE SKIP LOCKED`): each row is sent by one of them, and order holds within
 //!   what one has taken. On SQLite run one; a second one sends everything twice, for nothing.
-//! - **Bounded.** A relay has at most [`Relay::batch`] rows in memory, and a transaction open on
-//!   PostgreSQL no longer than [`Builder::audit_timeout`](gateway_sdk::Builder::audit_timeout).
-//!   The table grows while the service is away: that is its purpose.
+//! - **Bounded.** A relay reads at most [`Relay::batch`] rows at a time, and does not hand an event
+//!   to its SDK again before that has settled it, however often it comes by. So while the service is
+//!   away it holds as many events, times the number of relays that share the table. A transaction is
+//!   open on PostgreSQL no longer than
+//!   [`Builder::audit_timeout`](gateway_sdk::Builder::audit_timeout). The table grows while the
+//!   service is away: that is its purpose.
 //! - **One bad event holds up no other.** What the service refuses for good stays in the table
 //!   with the reason in its column `rejected`, and is not tried again, and so does a row that is no event. What can be told to be
 //!   refused is refused by [`enqueue`], before the commit.

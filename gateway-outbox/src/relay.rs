@@ -1,17 +1,21 @@
 //! What sends committed rows, and removes them.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use futures::future::{join_all, select};
 use futures::pin_mut;
 use gateway_sdk::proto::audit::v1::AuditEvent as Message;
-use gateway_sdk::{Audit, AuditEvent, Error as SdkError};
+use gateway_sdk::{Audit, AuditEvent, Error as SdkError, Recorded};
 use prost::Message as _;
 use sea_orm::sea_query::{Expr, LockBehavior, LockType};
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
     TransactionTrait,
 };
+use uuid::Uuid;
 
 use crate::Error;
 use crate::entity::{Column, Entity, Model};
@@ -30,6 +34,12 @@ pub struct Relayed {
 }
 
 /// Sends committed rows, oldest first; see the crate's documentation.
+///
+/// ```text
+/// row ─▶ handed over ─▶ the SDK's queue ─▶ service
+///            │                               │ receipt
+///            └─▶ under way ─ the next round asks again, and hands nothing over twice
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "call `run`"]
 pub struct Relay {
@@ -37,12 +47,13 @@ pub struct Relay {
     audit: Audit,
     batch: u64,
     interval: Duration,
+    under_way: Arc<Mutex<HashMap<Uuid, Recorded>>>,
 }
 
 impl Relay {
     /// From the database of the table to the service of an SDK.
     pub fn new(db: DatabaseConnection, audit: Audit) -> Self {
-        Self { db, audit, batch: 100, interval: Duration::from_millis(500) }
+        Self { db, audit, batch: 100, interval: Duration::from_millis(500), under_way: Arc::default() }
     }
 
     /// How many rows are taken at once, from 1. Default: 100, of up to 64 KiB each.
@@ -116,6 +127,7 @@ impl Relay {
             .lock_with_behavior(LockType::Update, LockBehavior::SkipLocked)
             .all(db)
             .await?;
+        self.forget_settled(&rows);
         // All are handed over, in order, before any is waited for.
         let ends = join_all(rows.iter().map(|row| self.send(row))).await;
         let (mut delivered, mut rejected, mut left) = (Vec::new(), 0, Vec::new());
@@ -145,16 +157,45 @@ impl Relay {
         }
     }
 
+    /// Rows that another relay has sent meanwhile are nobody's any more.
+    fn forget_settled(&self, rows: &[Model]) {
+        let is_asked_for = |id: &Uuid| rows.iter().any(|row| row.event_id == *id);
+        self.under_way().retain(|id, recorded| is_asked_for(id) || recorded.receipt().now_or_never().is_none());
+    }
+
     async fn send(&self, row: &Model) -> Result<(), Undelivered> {
+        let known = self.under_way().get(&row.event_id).cloned();
+        let recorded = match known {
+            Some(recorded) => recorded,
+            None => self.hand_over(row).await?,
+        };
+        let receipt = recorded.receipt().await;
+        if !matches!(receipt, Err(SdkError::NotAcknowledged { .. })) {
+            self.under_way().remove(&row.event_id);
+        }
+        receipt.map(drop).map_err(Undelivered::from)
+    }
+
+    async fn hand_over(&self, row: &Model) -> Result<Recorded, Undelivered> {
         let message = Message::decode(row.event.as_slice())
             .map_err(|_| Undelivered::ForGood("the row is no event".to_owned()))?;
-        let sent = async { self.audit.record(AuditEvent::from_proto(message)).await?.receipt().await };
-        match sent.await {
-            Ok(_) => Ok(()),
-            Err(error @ (SdkError::Rejected(_) | SdkError::TooLarge { .. })) => {
-                Err(Undelivered::ForGood(error.to_string()))
-            }
-            Err(error) => Err(Undelivered::Yet(error)),
+        let recorded = self.audit.hand_over(AuditEvent::from_proto(message)).await?;
+        self.under_way().insert(row.event_id, recorded.clone());
+        Ok(recorded)
+    }
+
+    /// Handed over, and not acknowledged.
+    fn under_way(&self) -> MutexGuard<'_, HashMap<Uuid, Recorded>> {
+        // Nothing that can panic midway runs under it.
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl From<SdkError> for Undelivered {
+    fn from(error: SdkError) -> Self {
+        match error {
+            SdkError::Rejected(_) | SdkError::TooLarge { .. } => Self::ForGood(error.to_string()),
+            error => Self::Yet(error),
         }
     }
 }

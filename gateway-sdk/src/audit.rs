@@ -157,6 +157,17 @@ impl Audit {
     ///   **same** event again, not a new one;
     /// - [`Error::TooLarge`] over 64 KiB, [`Error::ShutDown`], [`Error::NotConfigured`].
     pub async fn record(&self, event: impl Into<AuditEvent>) -> Result<Recorded, Error> {
+        let recorded = self.hand_over(event).await?;
+        if !self.feed.outbox.is_durable() {
+            recorded.receipt().await?;
+        }
+        Ok(recorded)
+    }
+
+    /// As [`record`](Self::record), but does not wait for the service: for `gateway-outbox`, which
+    /// has the event in a table, and asks for its receipt again and again.
+    #[doc(hidden)]
+    pub async fn hand_over(&self, event: impl Into<AuditEvent>) -> Result<Recorded, Error> {
         let service = AuditLane::NAME;
         if !self.feed.is_configured() {
             return Err(Error::NotConfigured { service });
@@ -180,17 +191,13 @@ impl Audit {
                 Some(interest)
             }
         };
-        let recorded = Recorded {
+        Ok(Recorded {
             id: event.id(),
             promise,
             feed: Arc::clone(&self.feed),
             timeout: self.timeout,
             _interest: interest,
-        };
-        if !self.feed.outbox.is_durable() {
-            recorded.receipt().await?;
-        }
-        Ok(recorded)
+        })
     }
 }
 

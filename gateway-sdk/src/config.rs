@@ -377,9 +377,11 @@ impl Builder {
     /// Keeps what is recorded in files of this folder until the services have acknowledged
     /// it, over restarts: usage survives the death of the process from the moment `record`
     /// returns, audit that of the machine. Each process needs a folder of its own, on a local
-    /// file system; the next one with the same folder delivers what the last has left. It is
-    /// made if it is missing, and readable by this user alone. Default: none, and events wait
-    /// in memory; the crate's documentation says what a crash then loses.
+    /// file system that writes in place, such as ext4 or XFS: its files are mapped, and on one that
+    /// copies on write (ZFS, bcachefs, Btrfs with snapshots) a full disk ends the process with
+    /// `SIGBUS`. The next process with the same folder delivers what the last has left. It is made
+    /// if it is missing, and readable by this user alone. Default: none, and events wait in memory;
+    /// the crate's documentation says what a crash then loses.
     pub fn spool(mut self, folder: impl Into<PathBuf>) -> Self {
         self.spool = Some(folder.into());
         self

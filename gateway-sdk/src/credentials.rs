@@ -7,7 +7,8 @@
 //!            └── soon to expire, or refused (never more often than the waits between)
 //! ```
 //!
-//! One task takes a token while all others go on with the one there is. Nothing here
+//! One task takes a token while all others go on with the one there is, as long as it holds.
+//! Nothing here
 //! says what a token is: not in `Debug`, not in an error, not in a log.
 
 use std::fmt;
@@ -56,7 +57,7 @@ impl Token {
     }
 
     /// For how long from now on it holds, where it doesn't say so itself (`expires_in` of
-    /// an OAuth 2 answer).
+    /// an OAuth 2 answer). `Duration::MAX`: until a service refuses it.
     #[must_use]
     pub fn valid_for(mut self, lifetime: Duration) -> Self {
         self.valid_for = Some(lifetime);
@@ -161,6 +162,20 @@ struct Held {
     refused: bool,
 }
 
+impl Held {
+    /// Whether a service may still take it.
+    fn holds(&self) -> bool {
+        !self.refused && self.expires_at.is_none_or(|at| at > Instant::now())
+    }
+
+    /// While there is no other: streams stay with it, and don't move over to the same at once.
+    fn for_now(mut self) -> Self {
+        let soon = Instant::now() + LEAST_AGE;
+        self.renew_at = self.renew_at.map(|at| at.max(soon));
+        self
+    }
+}
+
 #[derive(Default)]
 struct State {
     held: Option<Held>,
@@ -249,7 +264,18 @@ impl Bearer {
         if let Some(held) = usable(&self.lock()) {
             return Ok(held);
         }
-        let _taking = self.taking.lock().await;
+        let taking = self.taking.try_lock();
+        if taking.is_err() {
+            // Somebody is at it.
+            let held = self.lock().held.clone().filter(Held::holds);
+            if let Some(held) = held {
+                return Ok(held.for_now());
+            }
+        }
+        let _taking = match taking {
+            Ok(taking) => taking,
+            Err(_) => self.taking.lock().await,
+        };
         if let Some(held) = usable(&self.lock()) {
             return Ok(held);
         }
@@ -309,7 +335,7 @@ impl Bearer {
         header.set_sensitive(true);
 
         let taken_at = Instant::now();
-        let left = token.valid_for.or_else(|| lifetime(text, SystemTime::now()));
+        let left = token.valid_for.or_else(|| lifetime(text, SystemTime::now())).map(|left| left.min(crate::FOREVER));
         let renews = !matches!(self.source, Source::Fixed(_));
         // One that has expired already, by a clock that may be wrong, is the service's to judge.
         let renew_at = left.filter(|left| renews && !left.is_zero()).map(|left| {

@@ -2,10 +2,10 @@
 //! record of it.
 //!
 //! ```text
-//! request ─ read only, by the list? ─ yes ──────────────────────▶ handler ─▶ answer
-//!              │ no, or not listed
+//! request ─ `what` names nothing, and the list says read only ──▶ handler ─▶ answer
+//!              │ anything else
 //!              ▼
-//!           who? what? ─ nobody ──────────▶ 401, UNAUTHENTICATED
+//!           who? ─ nobody ────────────────▶ 401, UNAUTHENTICATED
 //!              ▼
 //!           intent, durable? ─ no ────────▶ 503, UNAVAILABLE: the handler did not run
 //!              ▼
@@ -68,9 +68,9 @@ use crate::{Actor, Audit};
 ///
 /// # What is recorded
 ///
-/// Everything that [`read_only`](Self::read_only) does not list: also what is listed nowhere,
-/// with the action `unlisted_route.called`, and what no route takes. So a new route is recorded
-/// before anybody has thought of it.
+/// What [`what`](Self::what) names, and everything that [`read_only`](Self::read_only) does not
+/// list: also what is listed nowhere, with the action `unlisted_route.called`, and what no route
+/// takes. So a new route is recorded before anybody has thought of it.
 ///
 /// | the handler | outcome |
 /// | --- | --- |
@@ -128,8 +128,8 @@ impl AuditLayer {
         self.with(|policy| policy.list(route.into(), rule))
     }
 
-    /// What a request does, where that takes more than its route; asked first. `None` leaves it
-    /// to the list.
+    /// What a request does, where that takes more than its route; asked first, of every request.
+    /// What it names is recorded, also on a route that is read only; `None` leaves it to the list.
     pub fn what(self, what: impl Fn(&Parts) -> Option<What> + Send + Sync + 'static) -> Self {
         self.with(|policy| policy.what = Some(Arc::new(what)))
     }

@@ -156,6 +156,14 @@ pub use crate::usage::event::{Tokens, UsageEvent, UsageEventBuilder};
 pub use crate::usage::pricing::{CostQuery, PriceQuery};
 pub use crate::usage::query::{Grouping, UsageFilter, UsageQuery, UsageShape};
 
+/// As good as without an end, which is what `Duration::MAX` stands for: a clock goes as far.
+pub(crate) const FOREVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
+/// When a wait ends.
+pub(crate) fn deadline(timeout: Duration) -> Instant {
+    Instant::now() + timeout.min(FOREVER)
+}
+
 /// For fuzz targets: reads bytes as each of the spool's files, as opening one does.
 #[doc(hidden)]
 #[must_use]
@@ -212,18 +220,18 @@ impl GatewaySdk {
     }
 
     /// Sends what was recorded so far without waiting for full batches, and returns when
-    /// it is settled, or at the latest after `timeout`, with what still waits.
+    /// it is settled, or at the latest after `timeout`, with what still waits. `Duration::MAX` sets no limit.
     pub async fn flush(&self, timeout: Duration) -> Flushed {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         let (usage, audit) = futures::join!(self.usage.feed.flush(deadline), self.audit.feed.flush(deadline));
         Flushed { usage, audit }
     }
 
     /// Takes no more events, sends what was recorded, and ends, at the latest after
-    /// `timeout`. What still waits then is lost with the process, or, with a
+    /// `timeout` (`Duration::MAX`: no limit). What still waits then is lost with the process, or, with a
     /// [`spool`](Builder::spool), kept for the next one. Queries go on working.
     pub async fn shutdown(&self, timeout: Duration) -> Flushed {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         let (usage, audit) = futures::join!(self.usage.feed.shutdown(deadline), self.audit.feed.shutdown(deadline));
         Flushed { usage, audit }
     }

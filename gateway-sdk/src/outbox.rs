@@ -74,9 +74,9 @@ impl<T: Send + 'static> Outbox<T> {
     }
 
     /// Keeps an event that was refused for good where somebody can look at it.
-    pub(crate) fn keep_rejected(&self, event: &[u8], rejection: &Rejection) {
+    pub(crate) fn keep_rejected(&self, segment: u64, event: &[u8], rejection: &Rejection) {
         if let Self::Disk(spool) = self {
-            spool.keep_rejected(event, rejection);
+            spool.keep_rejected(segment, event, rejection);
         }
     }
 
@@ -122,10 +122,11 @@ impl<T: Send + 'static> Outbox<T> {
         }
     }
 
-    /// The sender has ended.
+    /// The sender has ended, and nobody else sends: whoever records is told so.
     pub(crate) fn end(&self) {
-        if let Self::Disk(spool) = self {
-            spool.end();
+        match self {
+            Self::Memory(queue) => queue.close(),
+            Self::Disk(spool) => spool.end(),
         }
     }
 

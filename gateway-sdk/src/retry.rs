@@ -10,11 +10,15 @@
 //! | a cause in this side's transport, whatever the code | again |
 //! | `UNAUTHENTICATED` | again with new credentials, once at once, then slowly |
 //! | `OVERLOADED`, `BATCH_OUT_OF_ORDER` | again: they say nothing of the events |
-//! | `RESOURCE_EXHAUSTED` that the service did not send: a proxy's quota | again |
 //! | `UNAVAILABLE`, `ABORTED`, `CANCELLED`, `UNKNOWN`, `DEADLINE_EXCEEDED` | again |
 //! | `PERMISSION_DENIED`, `UNIMPLEMENTED` and their kin | held: kept, asked again slowly |
-//! | `INTERNAL` | again, and to blame alone when it comes every time |
-//! | `INVALID_ARGUMENT`, `OUT_OF_RANGE`, the service's own `TOO_LARGE` | never again |
+//! | any other that is without the service's `ErrorInfo` | again: somebody between has made it |
+//! | `INTERNAL` of the service | again, and to blame alone when it comes every time, and others get through |
+//! | `INVALID_ARGUMENT`, `OUT_OF_RANGE`, `TOO_LARGE` of the service | never again |
+//!
+//! **Only the service may blame an event**, and it says so in each of its statuses. A proxy
+//! whose service is away answers with a page of HTML; tonic takes its `<` for the head of a
+//! message and says `INTERNAL`. Its quota is a `RESOURCE_EXHAUSTED`, HTTP 400 an `INTERNAL`.
 //!
 //! **Why a denial is not permanent.** It says what the table of roles allows this writer at
 //! the moment. A role that is taken away by mistake for ten minutes must not cost ten
@@ -40,8 +44,8 @@ pub(crate) enum Verdict {
     /// The service refuses this client, whatever it sends: keep everything, ask
     /// again at the slowest pace.
     Hold,
-    /// The service calls it its own defect: try again, but a batch that meets it
-    /// every time, alone, is to blame and is taken apart.
+    /// The service calls it its own defect: try again, but a batch that meets it every time,
+    /// alone, is taken apart, and an event is to blame where others get through.
     Defect,
     /// What was sent can never be taken.
     Permanent,
@@ -84,10 +88,9 @@ pub(crate) fn classify(status: &Status) -> Verdict {
         Code::PermissionDenied | Code::Unimplemented | Code::FailedPrecondition | Code::NotFound | Code::DataLoss => {
             Verdict::Hold
         }
+        // What is left blames what was sent.
+        _ if ours.is_none() => retry,
         Code::Internal => Verdict::Defect,
-        // The service says which of its limits it was. Whoever says nothing is between, and takes no events for too
-        // large: they would be given up, all of them, while a quota lasts.
-        Code::ResourceExhausted if reason.is_none() => retry,
         Code::InvalidArgument | Code::OutOfRange | Code::ResourceExhausted | Code::AlreadyExists => Verdict::Permanent,
     }
 }
@@ -136,36 +139,37 @@ mod tests {
 
     const RETRY: Verdict = Verdict::Retry { after: None };
 
-    /// A code without and with a cause in the transport, for all codes there are.
+    /// A code of somebody between, of a service with a reason that is newer than this crate, and
+    /// with a cause in the transport, for all codes there are.
     #[test]
     fn every_code_has_its_verdict() {
         let table = [
-            (Code::Ok, RETRY),
+            (Code::Ok, RETRY, RETRY),
             // A call while the server drains; a proxy's time-out.
-            (Code::Cancelled, RETRY),
+            (Code::Cancelled, RETRY, RETRY),
             // A server that was killed; what a proxy made of a status that it didn't know.
-            (Code::Unknown, RETRY),
-            (Code::InvalidArgument, Verdict::Permanent),
-            (Code::DeadlineExceeded, RETRY),
-            (Code::NotFound, Verdict::Hold),
-            (Code::AlreadyExists, Verdict::Permanent),
-            (Code::PermissionDenied, Verdict::Hold),
-            // Of the service's own it says why.
-            (Code::ResourceExhausted, RETRY),
-            (Code::FailedPrecondition, Verdict::Hold),
-            (Code::Aborted, RETRY),
-            // tonic's own word for a message over the limit.
-            (Code::OutOfRange, Verdict::Permanent),
-            (Code::Unimplemented, Verdict::Hold),
-            (Code::Internal, Verdict::Defect),
-            (Code::Unavailable, RETRY),
-            (Code::DataLoss, Verdict::Hold),
-            (Code::Unauthenticated, Verdict::Refresh),
+            (Code::Unknown, RETRY, RETRY),
+            (Code::InvalidArgument, RETRY, Verdict::Permanent),
+            (Code::DeadlineExceeded, RETRY, RETRY),
+            (Code::NotFound, Verdict::Hold, Verdict::Hold),
+            (Code::AlreadyExists, RETRY, Verdict::Permanent),
+            (Code::PermissionDenied, Verdict::Hold, Verdict::Hold),
+            (Code::ResourceExhausted, RETRY, Verdict::Permanent),
+            (Code::FailedPrecondition, Verdict::Hold, Verdict::Hold),
+            (Code::Aborted, RETRY, RETRY),
+            (Code::OutOfRange, RETRY, Verdict::Permanent),
+            (Code::Unimplemented, Verdict::Hold, Verdict::Hold),
+            (Code::Internal, RETRY, Verdict::Defect),
+            (Code::Unavailable, RETRY, RETRY),
+            (Code::DataLoss, Verdict::Hold, Verdict::Hold),
+            (Code::Unauthenticated, Verdict::Refresh, Verdict::Refresh),
         ];
-        for (number, (code, verdict)) in table.into_iter().enumerate() {
+        for (number, (code, between, ours)) in table.into_iter().enumerate() {
             assert_eq!(code as usize, number, "the table misses a code");
             let mut status = Status::new(code, "");
-            assert_eq!(classify(&status), verdict, "{code:?}");
+            assert_eq!(classify(&status), between, "{code:?} of somebody between");
+            let details = ErrorDetails::with_error_info("A_REASON_TO_COME", DOMAIN, HashMap::new());
+            assert_eq!(classify(&Status::with_error_details(code, "", details)), ours, "{code:?} of the service");
             status.set_source(std::sync::Arc::new(std::io::Error::other("reset")));
             assert_eq!(classify(&status), RETRY, "{code:?} of the transport");
         }
@@ -202,9 +206,10 @@ mod tests {
     fn what_a_proxy_refuses_is_kept() {
         let reasons = [("TOO_LARGE", "gateway.example.com"), ("RATE_LIMIT_EXCEEDED", "googleapis.com")];
         for (reason, domain) in reasons {
-            let details = ErrorDetails::with_error_info(reason, domain, HashMap::new());
-            let status = Status::with_error_details(Code::ResourceExhausted, "", details);
-            assert_eq!(classify(&status), RETRY, "{reason} of {domain}");
+            for code in [Code::ResourceExhausted, Code::InvalidArgument, Code::Internal] {
+                let details = ErrorDetails::with_error_info(reason, domain, HashMap::new());
+                assert_eq!(classify(&Status::with_error_details(code, "", details)), RETRY, "{reason} of {domain}");
+            }
         }
     }
 

@@ -18,6 +18,18 @@
 //! one that ends the stream alone is split in two, down to the single event at fault,
 //! which is given up: counted as rejected, told to `on_rejected`, its number reported
 //! as dropped. All others arrive, in order.
+//!
+//! **A defect may be the service's** (its database is set up wrongly), and then every event
+//! would be given up, one by one. So between two failures of an event another batch has to
+//! get through, one that is behind it; as long as none does, nothing is given up:
+//!
+//! ```text
+//! event ─▶ INTERNAL   another ─▶ taken   event ─▶ INTERNAL   another ─▶ taken   event ─▶ INTERNAL: given up
+//!                     another ─▶ INTERNAL: kept, and tried again ever more slowly
+//! ```
+//!
+//! What goes ahead so is not settled, but sent again in its turn: ids make it exact, and what
+//! is settled stays a beginning of the queue.
 
 mod batch;
 mod codec;
@@ -27,6 +39,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -44,7 +57,8 @@ use crate::outbox::Outbox;
 use crate::queue::Settled;
 use crate::retry::{Backoff, Verdict, classify};
 
-/// After so many defects alone, a batch is taken apart, and a single event given up.
+/// After so many defects alone, a batch is taken apart, and a single event given up, if others
+/// got through in between.
 const MAX_DEFECTS: u32 = 3;
 
 /// What differs between the two services' streams.
@@ -119,6 +133,11 @@ pub(crate) struct Sender<L: Lane> {
     last_id: u64,
     /// How many at the front of `in_flight` may be to blame, and go one at a time.
     suspects: usize,
+    /// Where the front of `in_flight` has changed places with a batch that goes ahead of it.
+    ahead: Option<usize>,
+    /// How many did, of this front; and whether the last of them failed.
+    probes: usize,
+    probe_failed: bool,
     /// Failures since the last answer.
     attempt: u32,
     /// Those of them that were refusals of the credentials.
@@ -146,6 +165,9 @@ impl<L: Lane> Sender<L> {
             sent: 0,
             last_id: 0,
             suspects: 0,
+            ahead: None,
+            probes: 0,
+            probe_failed: false,
             attempt: 0,
             refusals: 0,
             waiting_since: Instant::now(),
@@ -184,6 +206,7 @@ impl<L: Lane> Sender<L> {
                     None => return,
                 }
             }
+            self.let_another_go_ahead();
             let mut ticket = Ticket::default();
             let status = match self.stream(&mut ticket).await {
                 Ok(Over::Settled) => return,
@@ -193,7 +216,8 @@ impl<L: Lane> Sender<L> {
             };
             let verdict = classify(&status);
             self.note_failure(&status, verdict);
-            let blamed = self.blame(verdict, &status);
+            self.probe_failed = self.back_in_order();
+            let blamed = self.probe_failed || self.blame(verdict, &status);
             self.sent = 0;
             if self.in_flight.is_empty() && !blamed {
                 // An idle stream ended: nothing to hurry for.
@@ -326,20 +350,28 @@ impl<L: Lane> Sender<L> {
             let got = answer.batch_id;
             return Err(Status::unavailable(format!("batch {got} was answered where {expected} was due")));
         }
+        self.sent -= 1;
+        (self.attempt, self.refusals) = (0, 0);
+        self.waiting_since = Instant::now();
+        if self.back_in_order() {
+            // The service is well. This one is settled in its turn.
+            if let Some(front) = self.in_flight.front_mut() {
+                front.vouched = true;
+            }
+            return Ok(());
+        }
         let Some(batch) = self.in_flight.pop_front() else {
             return Ok(());
         };
-        self.sent -= 1;
         self.suspects = self.suspects.saturating_sub(1);
-        (self.attempt, self.refusals) = (0, 0);
-        self.waiting_since = Instant::now();
+        self.probes = 0;
 
         let events = batch.events.len();
         let rejections = answer.rejected;
         let rejections: Vec<_> = rejections.into_iter().filter(|r| r.0 < events).collect();
         for (index, rejection) in &rejections {
             if let Some(event) = batch.event(*index) {
-                self.queue.keep_rejected(event, rejection);
+                self.queue.keep_rejected(batch.segment, event, rejection);
                 self.lane.on_rejected(event, rejection.clone());
             }
             // Its number will never be there, and is no loss. But for one that another event has.
@@ -380,6 +412,39 @@ impl<L: Lane> Sender<L> {
         self.in_flight.iter().find_map(|batch| batch.events.front()).map(|event| event.sequence)
     }
 
+    /// Before an event that has met a defect is tried again, lets another batch go ahead of it, if
+    /// there is one: each time another one, for one alone may meet a defect too.
+    fn let_another_go_ahead(&mut self) {
+        // After one that failed it is the event's turn: that may have been its own failure.
+        let failed = std::mem::take(&mut self.probe_failed);
+        if failed || !self.in_flight.front().is_some_and(Batch::is_doubted) {
+            return;
+        }
+        let all_went = self.in_flight.len() <= self.probes + 1;
+        if all_went
+            && self.in_flight.len() <= self.options.window
+            && let Some(Some(taken)) = self.queue.next().now_or_never()
+        {
+            self.in_flight.push_back(taken.into());
+        }
+        let others = self.in_flight.len() - 1;
+        if others > 0 {
+            let at = 1 + self.probes % others;
+            self.probes += 1;
+            self.in_flight.swap(0, at);
+            self.ahead = Some(at);
+        }
+    }
+
+    /// Undoes that. Whether there was anything to undo.
+    fn back_in_order(&mut self) -> bool {
+        let Some(at) = self.ahead.take() else {
+            return false;
+        };
+        self.in_flight.swap(0, at);
+        true
+    }
+
     /// Finds out, step by step, which event a stream can't be carried on with.
     /// Whether a step was made.
     fn blame(&mut self, verdict: Verdict, status: &Status) -> bool {
@@ -395,7 +460,12 @@ impl<L: Lane> Sender<L> {
         };
         self.suspects = self.suspects.max(1);
         if verdict == Verdict::Defect {
+            // It may be the service, whatever it is sent.
+            if front.is_doubted() {
+                return true;
+            }
             front.defects += 1;
+            front.vouched = false;
             if front.defects < MAX_DEFECTS {
                 return true;
             }
@@ -403,6 +473,7 @@ impl<L: Lane> Sender<L> {
         let Some(front) = self.in_flight.pop_front() else {
             return false;
         };
+        self.probes = 0;
         if front.is_single() {
             self.suspects -= 1;
             self.give_up(front, status);
@@ -420,7 +491,7 @@ impl<L: Lane> Sender<L> {
         let first = batch.events.front().map(|event| event.sequence);
         if let (Some(event), Some(sequence)) = (batch.event(0), first) {
             tracing::error!(service = L::NAME, %rejection, "an event can't be delivered");
-            self.queue.keep_rejected(event, &rejection);
+            self.queue.keep_rejected(batch.segment, event, &rejection);
             self.lane.on_rejected(event, rejection.clone());
             self.queue.report_dropped(&batch.who, sequence);
         } else {

@@ -67,12 +67,14 @@
 //! | --- | --- | --- |
 //! | while a segment was made | no header, or no frames | removed |
 //! | after a number was given, before the length was stored | zeros, perhaps an event without its length, and frames of other threads behind it | nobody was told of that event: its number is reported as dropped |
-//! | the same in the last place | a torn tail | cut: it ends at the last whole frame, nobody knows of its number |
+//! | the same in the first place of a segment | zeros at its front, and the number that it began with | reported |
+//! | the same in the last place | a torn tail | cut: it ends at the last whole frame; reported where the next segment begins with a later number, else nobody knows of it |
 //! | after the length | a frame | delivered |
 //! | after the service's answer, before the ledger | an old cursor | sent again, stored once |
 //! | after the ledger, before the removal | segments below the cursor, or whose numbers it has as dropped | removed |
 //! | in the middle of writing the ledger | a torn slot | the one before counts |
 //! | after a refusal, before it was written to `rejected.jsonl` | the event, unacknowledged | sent, refused, and written down again |
+//! | the same, while that file can't be written to | the event's segment, and an old cursor | the same |
 //! | while closing | a segment without a seal | walked, as after any death |
 //! | *the machine* died | pages of zeros, torn frames | what is whole is delivered; the numbers of the rest stay missing, and are not passed off as dropped |
 //! | *the disk* has damaged something | a CRC that does not fit | the segment is kept in `damaged`, the rest of it delivered, the loss counted |
@@ -81,8 +83,9 @@
 //!
 //! A sync that fails is not tried again on its file: the kernel may have thrown the pages away
 //! and forget that it did. Every caller with an event in it is told, also those that ask later;
-//! the segment gets no more events, what is in it is still sent from memory, and the next
-//! events go to a new file.
+//! the segment gets no more events, and the next go to a new file. What is in it is sent all the
+//! same: from memory where the sender is near, and where it is behind from what the disk gives
+//! back, of which each frame is checked.
 //!
 //! Two processes can't share a spool: it is locked, and the second is refused. Clocks don't
 //! matter: an epoch is larger than all that the folder has seen.
@@ -108,9 +111,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::files::Files;
-use self::format::{Header, body_crc, frame_crc};
+use self::format::{Header, Start, body_crc, frame_crc};
 pub(crate) use self::open::{Folder, read_any};
-use self::state::{Entry, Source, State};
+use self::state::{Entry, Letter, Source, State};
 use crate::config::OnPressure;
 use crate::error::Rejection;
 use crate::id;
@@ -121,11 +124,6 @@ use crate::stats::{ServiceStats, Waiting};
 /// How long `usage().record` waits at most for a segment that isn't ready; see [`Spool`]. Far
 /// more than a disk that works and a machine that is busy need, so that neither loses an event.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Lines for `rejected.jsonl` that wait for a disk; beyond it they are only counted.
-const MAX_LETTERS: usize = 1_000;
-/// And how many bytes of them.
-const MAX_LETTER_BYTES: usize = 4 * 1024 * 1024;
-
 /// What a spool is and does; see [`Builder::spool`](crate::Builder::spool).
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -304,6 +302,7 @@ impl<T> Spool<T> {
             return false;
         };
         state.leave_current(true);
+        live.begin(Start(state.next_sequence), self.header.salt);
         state.entries.push_back(Entry {
             number,
             who: Arc::clone(&self.who),
@@ -317,7 +316,7 @@ impl<T> Spool<T> {
             seal: None,
             unread: 0,
             in_flight: 0,
-            same_boot: true,
+            unfinished: false,
             damaged: false,
             read: false,
         });
@@ -375,9 +374,9 @@ impl<T> Spool<T> {
         self.ready.notify_one();
     }
 
-    /// Writes an event that was refused for good, and why, to `rejected.jsonl`. It is in the
-    /// keeper's hands before the event counts as settled.
-    pub(crate) fn keep_rejected(&self, event: &[u8], rejection: &Rejection) {
+    /// Writes an event of a segment that was refused for good, and why, to `rejected.jsonl`. It is
+    /// in the keeper's hands before the event counts as settled.
+    pub(crate) fn keep_rejected(&self, segment: u64, event: &[u8], rejection: &Rejection) {
         let mut line = json!({
             "at_us": id::now_micros(),
             "service": self.settings.service,
@@ -388,14 +387,7 @@ impl<T> Spool<T> {
         })
         .to_string();
         line.push('\n');
-        let mut state = self.lock();
-        let waiting: usize = state.letters.iter().map(Vec::len).sum();
-        if state.letters.len() < MAX_LETTERS && waiting + line.len() <= MAX_LETTER_BYTES {
-            state.letters.push(line.into_bytes());
-        } else {
-            state.stats.disk_errors += 1;
-        }
-        drop(state);
+        self.lock().keep_letter(Letter { segment, line: line.into_bytes() });
         self.work.notify_one();
     }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use activity_proto::usage::v1 as proto;
 use prost::Message;
-use tokio::time::Instant;
 
 use self::event::UsageEvent;
 use crate::config::{OnRejected, Rejected, RejectedEvent};
@@ -74,8 +73,7 @@ impl Usage {
         let event = event.into();
         let message = event.as_proto();
         let body = self.feed.encoded(message, &message.instance_id, <[u8]>::to_vec)?;
-        let deadline = Instant::now() + timeout;
-        let pushed = self.feed.outbox.push_waiting(&body, deadline).await;
+        let pushed = self.feed.outbox.push_waiting(&body, crate::deadline(timeout)).await;
         pushed.map_err(|refused| self.feed.refused(refused, service))
     }
 }

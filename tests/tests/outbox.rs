@@ -107,7 +107,11 @@ async fn everything(engine: Engine) {
         change(&db, again.clone(), true).await;
     }
     change(&db, event(101), true).await;
-    let Err(Error::NotDelivered { waiting: 2, .. }) = relay.round().await else { panic!("the service is away") };
+    let before = sdk.stats().audit.recorded;
+    for _ in 0..3 {
+        let Err(Error::NotDelivered { waiting: 2, .. }) = relay.round().await else { panic!("the service is away") };
+    }
+    assert_eq!(sdk.stats().audit.recorded - before, 2, "no row is handed over twice");
     assert_eq!(waiting(&db).await, 2);
     sandbox.audit.start_again().await;
     sdk.audit().record(again).await.unwrap();

@@ -94,6 +94,16 @@ async fn token_is_taken_anew_before_it_expires() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn token_that_holds_for_ever_is_no_panic() {
+    let (access, calls) = numbered(|call| Ok(Token::new(format!("t{call}")).valid_for(Duration::MAX)));
+    for _ in 0..10 {
+        assert_eq!(header(&access).await.unwrap(), "Bearer t1");
+        tokio::time::advance(seconds(86_400)).await;
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn token_without_an_expiry_is_used_until_it_is_refused() {
     let (access, calls) = numbered(|call| Ok(Token::new(format!("t{call}"))));
     for _ in 0..10 {
@@ -159,6 +169,50 @@ async fn token_that_holds_is_kept_while_there_is_no_other() {
         tokio::time::advance(seconds(1)).await;
     }
     assert_eq!(header(&access).await.unwrap(), "Bearer t20");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_callback_that_hangs_while_the_token_holds() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&calls);
+    let credentials = Credentials::callback(move || {
+        let call = counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            if call > 0 {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, io::Error>(Token::new("t1").valid_for(seconds(300)))
+        }
+    });
+    let access = Access::new(Some(credentials), BACKOFF);
+    header(&access).await.unwrap();
+    tokio::time::advance(seconds(250)).await;
+    let taking = tokio::spawn({
+        let access = access.clone();
+        async move { header(&access).await }
+    });
+    while calls.load(Ordering::SeqCst) < 2 {
+        tokio::task::yield_now().await;
+    }
+    let since = Instant::now();
+    for _ in 0..100 {
+        let (text, ticket) = attached(&access).await.unwrap();
+        assert_eq!((text.as_str(), Instant::now()), ("Bearer t1", since));
+        assert!(ticket.renew_at.unwrap() > since, "a stream that begins now does not end at once");
+    }
+    // It ends with the time that a callback has.
+    assert_eq!(taking.await.unwrap().unwrap(), "Bearer t1");
+    assert_eq!(since.elapsed(), TAKE_TIMEOUT);
+
+    // One that is refused holds no more: whoever comes waits for the next.
+    tokio::time::advance(seconds(10)).await;
+    let (_, ticket) = attached(&access).await.unwrap();
+    assert!(since.elapsed() >= seconds(30), "this call has waited by itself");
+    refuse(&access, ticket);
+    tokio::time::advance(seconds(1)).await;
+    let since = Instant::now();
+    let both = futures::future::join(header(&access), header(&access)).await;
+    assert!(both.0.is_ok() && both.1.is_ok() && since.elapsed() >= TAKE_TIMEOUT, "{both:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -33,6 +33,14 @@ impl Node {
         text
     }
 
+    /// Itself, whether it is known as a secret or not.
+    pub(super) fn open(self) -> Self {
+        match self {
+            Self::Secret(node) => node.open(),
+            node => node,
+        }
+    }
+
     /// Whether two are the same value, whichever of them is known as a secret.
     pub(super) fn same(&self, other: &Self) -> bool {
         match (self, other) {

@@ -8,7 +8,7 @@ use serde::ser::{self, Serialize};
 
 use super::Secrets;
 use super::node::Node;
-use super::secrets::MARK;
+use super::secrets::{MARK, is_marked};
 
 /// The contract's limit is 128 for a value.
 const MAX_DEPTH: usize = 100;
@@ -107,7 +107,7 @@ impl<'a> Reader<'a> {
         self.count(name.len())?;
         let node = match node {
             Node::Secret(_) => node,
-            open if self.secrets.covers(&name) => Node::Secret(Box::new(open)),
+            open if is_marked() || self.secrets.covers(&name) => Node::Secret(Box::new(open)),
             open => open,
         };
         map.insert(name, node);
@@ -175,7 +175,7 @@ impl Members<'_> {
         match self.kind {
             Kind::Map => Ok(Node::Map(self.map)),
             Kind::Variant(variant) => self.inside.variant(variant, Node::Map(self.map)),
-            Kind::Number => match only(self.map) {
+            Kind::Number => match only(self.map).map(Node::open) {
                 Some(Node::Text(number)) => Ok(Node::Number(number)),
                 _ => Err(Unreadable::Own),
             },

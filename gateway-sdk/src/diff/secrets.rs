@@ -1,5 +1,6 @@
 //! Which values are secrets, and what is shown in their stead.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -207,11 +208,43 @@ fn words(name: &str) -> Vec<String> {
 /// assert_eq!(serde_json::to_string(&webhook(1234)).unwrap(), r#"{"url":"https://example.com","pin":1234}"#);
 /// ```
 ///
+/// Of a flattened field (`#[serde(flatten)]`), and of a variant of an enum with a tag inside, each
+/// member is a secret of its own, the tag too.
+///
 /// # Errors
 ///
 /// Those of the serializer.
 pub fn secret<T: Serialize + ?Sized, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_newtype_struct(MARK, value)
+    serializer.serialize_newtype_struct(MARK, &Marked(value))
+}
+
+/// A marked value. serde's serializers for flattened fields and for tags inside take its members
+/// one by one, and tell nobody of the mark: it is known while they are taken.
+struct Marked<'a, T: ?Sized>(&'a T);
+
+thread_local! {
+    /// How many marked values this thread is within.
+    static WITHIN: Cell<usize> = const { Cell::new(0) };
+}
+
+impl<T: Serialize + ?Sized> Serialize for Marked<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        /// Also where the application's own `Serialize` panics.
+        struct Leave;
+        impl Drop for Leave {
+            fn drop(&mut self) {
+                WITHIN.with(|within| within.set(within.get().saturating_sub(1)));
+            }
+        }
+        WITHIN.with(|within| within.set(within.get() + 1));
+        let _leave = Leave;
+        self.0.serialize(serializer)
+    }
+}
+
+/// Whether what is serialized now is part of a marked value.
+pub(super) fn is_marked() -> bool {
+    WITHIN.with(Cell::get) > 0
 }
 
 #[cfg(test)]

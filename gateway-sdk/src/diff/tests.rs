@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use serde::Serialize;
+use serde::ser::SerializeStruct as _;
 use serde_json::{Map, Value, json};
 
 use super::*;
@@ -292,6 +293,87 @@ fn what_one_side_hides_the_other_does_not_show() {
         assert_eq!(shown(&diff), [("/value", Some("\"[secret]\""), Some("\"[secret]\""))]);
     }
     assert!(Diff::between(&marked, &json!({"value": "one"})).is_empty());
+}
+
+#[test]
+fn a_mark_counts_where_serde_takes_a_value_apart() {
+    #[derive(Serialize)]
+    struct Inner {
+        host: &'static str,
+        deep: BTreeMap<&'static str, u32>,
+    }
+    #[derive(Serialize)]
+    struct Flat {
+        id: u8,
+        #[serde(flatten, serialize_with = "secret")]
+        inner: Inner,
+        last: u8,
+    }
+    #[derive(Serialize)]
+    #[serde(tag = "kind")]
+    enum Inside {
+        One(#[serde(serialize_with = "secret")] Inner),
+        Open(Inner),
+    }
+    #[derive(Serialize)]
+    #[serde(tag = "kind", content = "of")]
+    enum Beside {
+        One(#[serde(serialize_with = "secret")] Inner),
+    }
+    #[derive(Serialize)]
+    #[serde(untagged)]
+    enum Plain {
+        One(#[serde(serialize_with = "secret")] Inner),
+    }
+    let inner = || Inner { host: "hunter2", deep: BTreeMap::from([("hunter3", 1_234_567)]) };
+    let hidden = Some("\"[secret]\"");
+    let flat = Diff::created(&Flat { id: 1, inner: inner(), last: 2 });
+    assert_eq!(
+        shown(&flat),
+        [("/deep", None, hidden), ("/host", None, hidden), ("/id", None, Some("1")), ("/last", None, Some("2"))]
+    );
+    let inside = Diff::created(&Inside::One(inner()));
+    assert_eq!(shown(&inside), [("/deep", None, hidden), ("/host", None, hidden), ("/kind", None, hidden)]);
+    assert_eq!(shown(&Diff::created(&Beside::One(inner()))), [("/kind", None, Some("\"One\"")), ("/of", None, hidden)]);
+    assert_eq!(shown(&Diff::created(&Plain::One(inner()))), [("", None, hidden)]);
+    // Nothing is left of it for the next, nor where a `Serialize` within it panics.
+    struct Panics;
+    impl Serialize for Panics {
+        fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            panic!("as an application may")
+        }
+    }
+    #[derive(Serialize)]
+    struct Broken(#[serde(serialize_with = "secret")] Panics);
+    std::panic::catch_unwind(|| Diff::created(&Broken(Panics))).unwrap_err();
+    assert_eq!(shown(&Diff::created(&Inside::Open(inner())))[1], ("/host", None, Some("\"hunter2\"")));
+    // Equal is equal, whichever side hides it.
+    let open = json!({"id": 1, "host": "hunter2", "deep": {"hunter3": 1_234_567}, "last": 2});
+    assert!(Diff::between(&Flat { id: 1, inner: inner(), last: 2 }, &open).is_empty());
+}
+
+#[test]
+fn numbers_that_are_kept_as_texts_are_read_also_in_a_marked_value() {
+    // As serde_json hands them on where it keeps them so.
+    struct Exact;
+    impl Serialize for Exact {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let mut number = serializer.serialize_struct("$serde_json::private::Number", 1)?;
+            number.serialize_field("$serde_json::private::Number", "1.10")?;
+            number.end()
+        }
+    }
+    #[derive(Serialize)]
+    struct Marked {
+        #[serde(serialize_with = "secret")]
+        value: Vec<Exact>,
+    }
+    let diff = secrets().created(&Marked { value: vec![Exact] });
+    assert!(diff.is_complete());
+    let plain = secrets().created(&json!({"password": [json!(1.5)]}));
+    assert_ne!(diff.changes()[0].new_value, plain.changes()[0].new_value);
+    let node = read::node(&Marked { value: vec![Exact] }, &secrets()).unwrap();
+    assert_eq!(node.plain(), r#"{"value":[1.10]}"#);
 }
 
 #[test]

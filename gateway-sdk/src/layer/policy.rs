@@ -119,11 +119,15 @@ impl Policy {
         let route = (self.route)(request);
         let rule = route.as_deref().and_then(|route| self.rule(&request.method, route));
         let safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(&request.method);
-        let unlisted_but_safe = self.protocol == Protocol::Http && self.safe_methods && safe;
-        match rule {
-            Some(Rule::ReadOnly) => return Decision::Pass,
-            None if unlisted_but_safe => return Decision::Pass,
-            _ => {}
+        let reads = match rule {
+            Some(Rule::ReadOnly) => true,
+            Some(Rule::Action { .. }) => false,
+            None => self.protocol == Protocol::Http && self.safe_methods && safe,
+        };
+        // Asked first: a query may make an action of what its route alone would let pass.
+        let what = self.what.as_ref().and_then(|what| what(request));
+        if reads && what.is_none() {
+            return Decision::Pass;
         }
         let Some(actor) = (self.who)(request) else { return Decision::Refuse(Refusal::Nobody) };
         let path = request.uri.path();
@@ -131,7 +135,7 @@ impl Policy {
             Protocol::Http => format!("{} {path}", request.method),
             Protocol::Grpc => path.to_owned(),
         };
-        let what = self.what.as_ref().and_then(|what| what(request)).unwrap_or_else(|| match (rule, &route) {
+        let what = what.unwrap_or_else(|| match (rule, &route) {
             (Some(Rule::Action { action, resource }), Some(route)) => {
                 let id = parameter(route, path).unwrap_or_default();
                 What::new(action, Resource::new(resource, id))

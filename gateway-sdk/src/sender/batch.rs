@@ -19,6 +19,8 @@ pub(crate) struct Batch<T> {
     pub(crate) dropped: Vec<Dropped>,
     /// How often the service called it its own defect while nothing else was under way.
     pub(crate) defects: u32,
+    /// Whether the service has taken another batch since the last of them.
+    pub(crate) vouched: bool,
 }
 
 impl<T> From<Taken<T>> for Batch<T> {
@@ -30,6 +32,7 @@ impl<T> From<Taken<T>> for Batch<T> {
             segment: taken.segment,
             dropped: taken.dropped,
             defects: 0,
+            vouched: false,
         }
     }
 }
@@ -56,6 +59,12 @@ impl<T> Batch<T> {
         self.events.len() + usize::from(!self.dropped.is_empty()) <= 1
     }
 
+    /// Whether a defect that it met may as well be the service's own: nothing that can be taken
+    /// apart, and nothing else has got through since.
+    pub(crate) fn is_doubted(&self) -> bool {
+        self.is_single() && self.defects > 0 && !self.vouched
+    }
+
     /// Two batches in its place, in order: the reports and the events, or two halves
     /// of the events.
     pub(crate) fn split(mut self) -> (Self, Self) {
@@ -71,6 +80,7 @@ impl<T> Batch<T> {
             segment: self.segment,
             dropped: Vec::new(),
             defects: 0,
+            vouched: false,
         };
         self.payload = head;
         self.defects = 0;
@@ -97,6 +107,7 @@ mod tests {
             who: numbering,
             segment: 0,
             defects: 0,
+            vouched: false,
         }
     }
 

@@ -18,7 +18,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, IFlags, fallocate, ioctl_getflags, ioctl_setflags};
 use rustix::io::Errno;
 
 use super::format::{FRAMES, Header, MAX_SEGMENT};
@@ -88,9 +88,18 @@ fn options() -> OpenOptions {
     options
 }
 
-/// Gives a file its blocks and fills them with zeros. Both: reserved space is not yet a page
-/// that can be written to without more of it, on file systems that copy on write; and zeros
-/// alone may be put where nothing was reserved.
+/// Has an empty file written in place by Btrfs, which else puts every page that is written to
+/// somewhere new. File systems that know nothing of it say so, and are left as they are.
+fn write_in_place(file: &File) {
+    if let Ok(flags) = ioctl_getflags(file) {
+        let _ = ioctl_setflags(file, flags | IFlags::NOCOW);
+    }
+}
+
+/// Gives a file its blocks and fills them with zeros. Both: reserved space may be given up to
+/// others until something is written to it, and zeros alone may be put where nothing was reserved.
+/// On a file system that copies on write neither helps: a page that is written to again takes
+/// new room, and there is none on a full disk.
 fn fill(file: &File, from: u64, to: u64) -> io::Result<()> {
     match fallocate(file, FallocateFlags::empty(), 0, to) {
         // A file system that can't: the zeros must do.
@@ -169,6 +178,7 @@ impl Files for Disk {
         let path = self.path(header.number);
         let made = (|| {
             let file = options().create_new(true).open(&path)?;
+            write_in_place(&file);
             file.write_all_at(&header.encode(), 0)?;
             fill(&file, FRAMES as u64, len as u64)?;
             if durable {
@@ -237,7 +247,15 @@ impl Files for Disk {
         if fs::metadata(&path).is_ok_and(|meta| meta.len() > MAX_REJECTED) {
             fs::rename(&path, self.folder.join("rejected.old.jsonl"))?;
         }
-        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+        // What a full disk, or a death in the middle, has left of a line is a line of its own.
+        let mut last = [b'\n'];
+        if let Some(at) = file.metadata()?.len().checked_sub(1) {
+            file.read_exact_at(&mut last, at)?;
+        }
+        if last != [b'\n'] {
+            file.write_all(b"\n")?;
+        }
         file.write_all(lines)?;
         file.sync_data()
     }

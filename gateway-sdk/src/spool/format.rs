@@ -3,6 +3,7 @@
 //! ```text
 //! 0       header: magic, version, number, salt, boot, epoch, producer, CRC
 //! 384     seal:   events, end, first and next number, CRC; zeros until nothing is written any more
+//! 416     start:  first number, CRC; zeros until it is written to
 //! 4096    frames, each at a multiple of 8:
 //!         length u32 │ CRC u32 │ number u64 │ event … │ zeros to the next 8
 //! ```
@@ -18,6 +19,8 @@ pub(super) const FRAMES: usize = 4096;
 pub(super) const FRAME_HEADER: usize = 16;
 /// Where the seal is.
 pub(super) const SEAL: usize = 384;
+/// Where the start is.
+pub(super) const START: usize = 416;
 /// The largest segment that is written, or looked at.
 pub(super) const MAX_SEGMENT: usize = 8 * 1024 * 1024;
 
@@ -125,6 +128,29 @@ impl Seal {
     }
 }
 
+/// The number that the first place of a segment was given with. Known before there is a frame,
+/// for whoever has that place may die before it has written to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Start(pub(super) u64);
+
+impl Start {
+    pub(super) const LEN: usize = 12;
+
+    pub(super) fn encode(self, salt: u64) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..8].copy_from_slice(&self.0.to_le_bytes());
+        let crc = crc32c::crc32c_append(seed(salt), &bytes[..8]);
+        bytes[8..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// `None` where nothing was written to the segment, or by a version that did not say.
+    pub(super) fn decode(page: &[u8], salt: u64) -> Option<Self> {
+        let bytes = page.get(START..START + Self::LEN)?;
+        (word(bytes, 8)? == crc32c::crc32c_append(seed(salt), &bytes[..8])).then_some(Self(long(bytes, 0)?))
+    }
+}
+
 /// What the CRCs of a segment begin with.
 pub(super) fn seed(salt: u64) -> u32 {
     crc32c::crc32c(&salt.to_le_bytes())
@@ -158,10 +184,10 @@ pub(super) enum Item<'a> {
     /// Bytes that are no frame, and frames behind them.
     Gap {
         /// The numbers that are missing there, the second not included; none where the gap
-        /// is at the front of the segment.
+        /// is at the front and nobody has said which number is first.
         numbers: (u64, u64),
-        /// Whether its first length was never written: no event was ever there, as long as
-        /// the machine has not lost pages.
+        /// Whether its first length was never written: no event was ever there, if the segment
+        /// was not sealed and the machine has not lost pages.
         unfinished: bool,
     },
 }

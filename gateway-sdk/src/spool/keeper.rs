@@ -9,8 +9,9 @@ use super::format::{Header, MAX_SEGMENT, Seal};
 use super::ledger::Ledger;
 use super::map::Live;
 use super::open::Lock;
-use super::state::{Source, State, Trash};
+use super::state::{Letter, Source, State, Trash};
 use crate::config::SpoolPressure;
+use crate::queue::frame::Dropped;
 
 /// How often the ledger is written at most while events are acknowledged.
 const LEDGER_EVERY: Duration = Duration::from_millis(100);
@@ -28,14 +29,21 @@ const LAST_WRITES: Duration = Duration::from_secs(1);
 #[derive(Default)]
 struct Errands {
     graves: Vec<Source>,
-    letters: Vec<Vec<u8>>,
+    letters: Vec<Letter>,
     trash: Vec<Trash>,
     load: Option<u64>,
     /// Segments to seal: all their frames are written.
     quiet: Vec<(u64, Arc<Live>, Seal)>,
-    ledger: bool,
+    /// How far things were when the letters were taken: what was refused below is among them.
+    ledger: Option<Balance>,
     /// A next segment, whose number this is.
     make: Option<u64>,
+}
+
+/// What goes into the ledger.
+struct Balance {
+    cursor: (u64, u64),
+    dropped: Vec<Dropped>,
 }
 
 /// What the keeper remembers from round to round.
@@ -43,7 +51,7 @@ struct Keeper {
     ledger: Ledger,
     ledger_at: Instant,
     retry_at: Option<Instant>,
-    /// Segments that could not be removed, and when to try again.
+    /// Segments that could not be removed, or may not yet, and when to try again.
     stuck: Vec<Trash>,
     stuck_until: Instant,
     unread: Option<Unread>,
@@ -121,8 +129,9 @@ impl<T: Send + 'static> Spool<T> {
                 errands.trash.append(&mut state.trash);
                 errands.graves.append(&mut state.graves);
                 let due = now >= keeper.ledger_at + LEDGER_EVERY;
-                errands.ledger = state.ledger_stale && (due || !errands.trash.is_empty());
+                errands.ledger = (state.ledger_stale && (due || !errands.trash.is_empty())).then(|| state.balance());
             }
+            keeper.keep_back(&state.letters, &mut errands.trash);
             if errands.is_any() {
                 return (errands, false);
             }
@@ -182,11 +191,7 @@ impl<T: Send + 'static> Spool<T> {
 
     fn run(&self, errands: Errands, keeper: &mut Keeper) {
         drop(errands.graves);
-        self.write_rejected(errands.letters, keeper);
-        if errands.ledger {
-            self.write_ledger(keeper);
-        }
-        self.remove(errands.trash, keeper);
+        self.bring_in_order(errands.letters, errands.ledger, errands.trash, keeper);
         for (number, live, seal) in errands.quiet {
             live.seal(&seal, self.header.salt);
             self.unmap(number);
@@ -199,28 +204,50 @@ impl<T: Send + 'static> Spool<T> {
         }
     }
 
-    /// Before anything that it is told about counts as settled on disk.
-    fn write_rejected(&self, mut letters: Vec<Vec<u8>>, keeper: &mut Keeper) {
-        if letters.is_empty() {
-            return;
+    /// What was refused first, then how far things are, then what is done with. As long as a
+    /// refusal is not written down, its event must be found again: the ledger stays as it is, and
+    /// so does the segment.
+    fn bring_in_order(
+        &self,
+        letters: Vec<Letter>,
+        ledger: Option<Balance>,
+        mut trash: Vec<Trash>,
+        keeper: &mut Keeper,
+    ) {
+        match self.write_rejected(letters, keeper) {
+            Ok(()) => {
+                if let Some(balance) = ledger {
+                    self.write_ledger(balance, keeper);
+                }
+            }
+            Err(letters) => {
+                keeper.keep_back(&letters, &mut trash);
+                let mut state = self.lock();
+                state.ledger_stale |= ledger.is_some();
+                for letter in std::mem::replace(&mut state.letters, letters) {
+                    state.keep_letter(letter);
+                }
+            }
         }
-        if let Err(error) = self.files.append_rejected(&letters.concat()) {
-            self.failed("writing rejected events", &error);
-            keeper.retry_at = Some(Instant::now() + RETRY);
-            let mut state = self.lock();
-            letters.append(&mut state.letters);
-            letters.truncate(super::MAX_LETTERS);
-            state.letters = letters;
-        }
+        self.remove(trash, keeper);
     }
 
-    fn write_ledger(&self, keeper: &mut Keeper) {
-        {
-            let mut state = self.lock();
-            state.ledger_stale = false;
-            keeper.ledger.cursor = state.cursor();
-            keeper.ledger.dropped = state.reports.iter().chain(&state.dropped).cloned().collect();
+    /// Gives back what could not be written.
+    fn write_rejected(&self, letters: Vec<Letter>, keeper: &mut Keeper) -> Result<(), Vec<Letter>> {
+        if letters.is_empty() {
+            return Ok(());
         }
+        let lines: Vec<&[u8]> = letters.iter().map(|letter| letter.line.as_slice()).collect();
+        if let Err(error) = self.files.append_rejected(&lines.concat()) {
+            self.failed("writing rejected events", &error);
+            keeper.retry_at = Some(Instant::now() + RETRY);
+            return Err(letters);
+        }
+        Ok(())
+    }
+
+    fn write_ledger(&self, balance: Balance, keeper: &mut Keeper) {
+        (keeper.ledger.cursor, keeper.ledger.dropped) = (balance.cursor, balance.dropped);
         keeper.ledger_at = Instant::now();
         let (at, slot) = keeper.ledger.encode();
         if let Err(error) = self.files.write_ledger(at, &slot) {
@@ -384,6 +411,7 @@ impl<T: Send + 'static> Spool<T> {
         let sealing = std::mem::take(&mut state.sealing);
         let unsynced = std::mem::take(&mut state.unsynced);
         let letters = std::mem::take(&mut state.letters);
+        let balance = state.balance();
         let spare = state.spare.take();
         if let Some((number, _)) = &spare {
             let bytes = self.settings.segment as u64;
@@ -403,16 +431,33 @@ impl<T: Send + 'static> Spool<T> {
                 self.failed("the last sync", &error);
             }
         }
-        self.write_rejected(letters, keeper);
-        self.write_ledger(keeper);
-        self.remove(trash, keeper);
+        self.bring_in_order(letters, Some(balance), trash, keeper);
+    }
+}
+
+impl Keeper {
+    /// Puts segments aside that refused events are in which are not written down.
+    fn keep_back(&mut self, unwritten: &[Letter], trash: &mut Vec<Trash>) {
+        let holds = |trash: &mut Trash| unwritten.iter().any(|letter| letter.segment == trash.number);
+        let kept: Vec<Trash> = trash.extract_if(.., holds).collect();
+        if !kept.is_empty() {
+            self.stuck.extend(kept);
+            self.stuck_until = Instant::now() + RETRY;
+        }
+    }
+}
+
+impl<T> State<T> {
+    fn balance(&mut self) -> Balance {
+        self.ledger_stale = false;
+        Balance { cursor: self.cursor(), dropped: self.reports.iter().chain(&self.dropped).cloned().collect() }
     }
 }
 
 impl Errands {
     fn is_any(&self) -> bool {
         let Self { graves, letters, trash, load, quiet, ledger, make } = self;
-        *ledger
+        ledger.is_some()
             || load.is_some()
             || make.is_some()
             || !(graves.is_empty() && letters.is_empty() && trash.is_empty() && quiet.is_empty())

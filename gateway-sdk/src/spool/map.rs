@@ -6,9 +6,10 @@
 //!   there, not only its length), nobody else opens it (the folder is locked, and private to
 //!   this user), and it is never shortened while it is mapped. So no access leaves it, and
 //!   none finds a hole that a full disk could not fill (`SIGBUS`). What is left is a disk
-//!   that fails under a page which the kernel has given back, and somebody who shortens the
-//!   file against our lock: both end the process, as they would end any program with a
-//!   mapped file.
+//!   that fails under a page which the kernel has given back, a file system that copies on
+//!   write and is full (ZFS, bcachefs, Btrfs after a snapshot), and somebody who shortens the
+//!   file against our lock: each ends the process, as it would end any program with a mapped
+//!   file.
 //! - **Every byte has one writer.** [`Live::reserve`] hands out ranges that never overlap
 //!   (an atomic add), and a [`Reserved`] is used up by its one write.
 //! - **Nobody reads what is being written.** A frame's length is stored last, with `Release`;
@@ -26,7 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap, msync, munmap};
 
-use super::format::{FRAME_HEADER, FRAMES, SEAL, Seal, frame_len};
+use super::format::{FRAME_HEADER, FRAMES, SEAL, START, Seal, Start, frame_len};
 
 const PAGE: usize = 4096;
 
@@ -41,6 +42,7 @@ pub(super) struct Live {
     /// Frames that have a place, and those of them that are written.
     reserved: AtomicU32,
     committed: AtomicU32,
+    begun: AtomicBool,
     sealed: AtomicBool,
 }
 
@@ -77,12 +79,13 @@ impl Live {
             tail: AtomicUsize::new(FRAMES),
             reserved: AtomicU32::new(0),
             committed: AtomicU32::new(0),
+            begun: AtomicBool::new(false),
             sealed: AtomicBool::new(false),
         };
-        for page in (FRAMES..len).step_by(PAGE) {
+        for at in std::iter::once(START).chain((FRAMES..len).step_by(PAGE)) {
             // SAFETY: within the mapping, aligned, and nobody else has it yet. It is zero, and
             // stays zero; the access must happen, so it is volatile.
-            unsafe { live.base.add(page).cast::<u32>().write_volatile(0) };
+            unsafe { live.base.add(at).cast::<u32>().write_volatile(0) };
         }
         Ok(live)
     }
@@ -137,6 +140,17 @@ impl Live {
             (u64::from_le(sequence), std::slice::from_raw_parts(self.base.add(start).as_ptr(), len))
         };
         Some((sequence, body, at + frame_len(len)))
+    }
+
+    /// Says in the file with which number it begins, before a place in it is given. Only the
+    /// first call does anything.
+    pub(super) fn begin(&self, start: Start, salt: u64) {
+        if self.begun.swap(true, AcqRel) {
+            return;
+        }
+        let bytes = start.encode(salt);
+        // SAFETY: as in `seal`, beside it.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.add(START).as_ptr(), bytes.len()) };
     }
 
     /// Says in the file what it holds. Only the first call does anything.

@@ -11,14 +11,14 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::files::{Disk, Files, is_damage, make_folder, name};
-use super::format::{FRAMES, Frames, Header, Item, MAX_SEGMENT, Seal, seed};
+use super::format::{FRAMES, Frames, Header, Item, MAX_SEGMENT, Seal, Start, seed};
 use super::ledger::Ledger;
-use super::state::{Entry, Source, State};
+use super::state::{Entry, Source, State, Trash};
 use super::{Settings, Spool};
 use crate::error::Error;
 use crate::feed::MAX_EVENT_BYTES;
 use crate::id;
-use crate::queue::frame::Numbering;
+use crate::queue::frame::{Dropped, Numbering};
 
 /// Held while any of a folder's spools is in use.
 #[derive(Debug)]
@@ -122,6 +122,8 @@ struct Left {
     next_number: u64,
     bytes: u64,
     errors: u64,
+    /// Segments to remove once the ledger has which of their numbers never were.
+    trash: Vec<Trash>,
 }
 
 impl<T: Send + 'static> Spool<T> {
@@ -145,6 +147,8 @@ impl<T: Send + 'static> Spool<T> {
         let first = files.create(&header, settings.segment, settings.durable)?;
         state.spare = Some((left.next_number, Arc::new(first)));
         state.stats.disk_errors = left.errors;
+        state.ledger_stale = !left.trash.is_empty();
+        state.trash = left.trash;
         let spool = Arc::new(Self {
             who: Arc::new(Numbering::new(settings.producer_field, producer, epoch)),
             seed: seed(header.salt),
@@ -175,19 +179,31 @@ fn recover(settings: &Settings, files: &dyn Files, boot: u64) -> io::Result<Left
     // Above the cursor's, whose file may be gone: how far one segment is acknowledged must never
     // be taken for another's.
     let next_number = ledger.cursor.0.saturating_add(1);
-    let mut left = Left { next_number, ledger, entries: VecDeque::new(), bytes: 0, errors: 0 };
+    let mut left =
+        Left { next_number, ledger, entries: VecDeque::new(), bytes: 0, errors: 0, trash: Vec::new() };
+    let mut before: Option<Ends> = None;
     for (number, bytes) in files.segments()? {
         left.next_number = left.next_number.max(number.saturating_add(1));
         if number < left.ledger.cursor.0 {
             files.remove(number)?;
             continue;
         }
+        let previous = before.take();
         match look(settings, files, boot, number, bytes, &left) {
-            Ok(Some(entry)) => {
+            Ok(Looked { entry, ends }) => {
+                left.note_between(previous.as_ref(), ends.as_ref());
+                let unsealed = ends.as_ref().is_some_and(|ends| !ends.sealed);
+                before = ends;
+                match entry {
+                    Some(entry) => left.entries.push_back(entry),
+                    None if unsealed => left.trash.push(Trash { number, bytes, damaged: false, failed: false }),
+                    None => {
+                        files.remove(number)?;
+                        continue;
+                    }
+                }
                 left.bytes += bytes;
-                left.entries.push_back(entry);
             }
-            Ok(None) => files.remove(number)?,
             // The application is there to be told, and nothing is lost yet.
             Err(error) if !is_damage(&error) => {
                 let name = name(number);
@@ -206,7 +222,46 @@ fn recover(settings: &Settings, files: &dyn Files, boot: u64) -> io::Result<Left
     Ok(left)
 }
 
-/// One segment; `None` where nothing in it is to be delivered.
+/// What was found in one segment.
+#[derive(Default)]
+struct Looked {
+    /// Absent where nothing in it is to be delivered.
+    entry: Option<Entry>,
+    /// Absent where nothing was ever written to it.
+    ends: Option<Ends>,
+}
+
+/// Which numbers a segment has been given.
+struct Ends {
+    segment: u64,
+    who: Arc<Numbering>,
+    /// Written in this run of the machine, which has lost no page of it.
+    same_boot: bool,
+    sealed: bool,
+    /// Absent where nobody has said it.
+    first: Option<u64>,
+    /// One more than that of its last whole frame; absent where there was an event behind.
+    next: Option<u64>,
+}
+
+impl Left {
+    /// A thread had the last place of a segment and died before it had written to it, and others
+    /// went on in the next one: its number is in neither.
+    fn note_between(&mut self, before: Option<&Ends>, after: Option<&Ends>) {
+        let (Some(before), Some(after)) = (before, after) else { return };
+        let adjoin = before.segment + 1 == after.segment && before.who == after.who;
+        let (Some(first), Some(next)) = (before.next, after.first) else { return };
+        if !(adjoin && before.same_boot && after.same_boot && first < next) {
+            return;
+        }
+        let gap = Dropped { who: Arc::clone(&before.who), first, last: next - 1 };
+        if !self.ledger.dropped.contains(&gap) {
+            self.ledger.dropped.push(gap);
+        }
+    }
+}
+
+/// One segment.
 fn look(
     settings: &Settings,
     files: &dyn Files,
@@ -214,44 +269,57 @@ fn look(
     number: u64,
     bytes: u64,
     left: &Left,
-) -> io::Result<Option<Entry>> {
+) -> io::Result<Looked> {
     let page = files.read(number, FRAMES)?;
     let Some(header) = Header::decode(&page) else {
         // The process died before there could be an event in it.
         if page.len() < FRAMES || page.iter().all(|byte| *byte == 0) {
-            return Ok(None);
+            return Ok(Looked::default());
         }
         return Err(io::Error::new(io::ErrorKind::InvalidData, "no header of this version"));
     };
     let ledger = &left.ledger;
     let from = if number == ledger.cursor.0 { ledger.cursor.1 } else { 0 };
-    let (unread, seal) = match Seal::decode(&page, header.salt) {
+    let start = Start::decode(&page, header.salt);
+    let sealed = Seal::decode(&page, header.salt);
+    let mut next = sealed.map(|seal| seal.next);
+    let (unread, seal) = match sealed {
         Some(seal) if from <= seal.first => (u64::from(seal.events), seal),
         _ => {
             let bytes = files.read(number, MAX_SEGMENT)?;
-            let (unread, seal) = walk(&bytes, header.salt, from, settings.max_body);
+            let (unread, seal) = walk(&bytes, header.salt, start, from, settings.max_body);
             // A length is written last: there was an event.
-            if seal.events == 0 && bytes.get(FRAMES..FRAMES + 4).is_some_and(|length| length != [0; 4]) {
+            let cut = bytes.get(seal.end as usize..seal.end as usize + 4).is_some_and(|length| length != [0; 4]);
+            if cut && seal.events == 0 {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "no frame is whole"));
             }
+            next = next.or((!cut).then_some(seal.next));
             (unread, seal)
         }
     };
-    if unread == 0 {
-        return Ok(None);
-    }
     // Consecutive segments share it.
     let known = left.entries.back().map(|entry| Arc::clone(&entry.who));
     let who = known.filter(|who| who.id() == header.producer && who.epoch() == header.epoch);
     let who = who.unwrap_or_else(|| Arc::new(Numbering::new(settings.producer_field, &header.producer, header.epoch)));
-    let next = seal.first.max(from);
-    let given_up = |range: &crate::queue::frame::Dropped| {
-        range.who == who && range.first <= next && range.last >= seal.next.saturating_sub(1)
+    let same_boot = header.boot != 0 && header.boot == boot;
+    let first = sealed.map(|seal| seal.first).or(start.map(|start| start.0));
+    let known = first.is_some() || seal.events > 0;
+    let ends = known.then(|| Ends {
+        segment: number,
+        who: Arc::clone(&who),
+        same_boot,
+        sealed: sealed.is_some(),
+        first,
+        next,
+    });
+    let settled = seal.first.max(from);
+    let given_up = |range: &Dropped| {
+        range.who == who && range.first <= settled && range.last >= seal.next.saturating_sub(1)
     };
-    if ledger.dropped.iter().any(given_up) {
-        return Ok(None);
+    if unread == 0 || ledger.dropped.iter().any(given_up) {
+        return Ok(Looked { entry: None, ends });
     }
-    Ok(Some(Entry {
+    let entry = Entry {
         number,
         who,
         salt: header.salt,
@@ -259,26 +327,29 @@ fn look(
         bytes,
         at: FRAMES,
         first: seal.first,
-        next,
-        settled: next,
+        next: settled,
+        settled,
         seal: Some(seal),
         unread,
         in_flight: 0,
-        same_boot: header.boot != 0 && header.boot == boot,
+        unfinished: same_boot && sealed.is_none(),
         damaged: false,
         read: false,
-    }))
+    };
+    Ok(Looked { entry: Some(entry), ends })
 }
 
 /// What is in a segment's bytes: how many events from a number on, and its seal.
-fn walk(bytes: &[u8], salt: u64, from: u64, max_body: usize) -> (u64, Seal) {
-    let mut seal = Seal::default();
+fn walk(bytes: &[u8], salt: u64, start: Option<Start>, from: u64, max_body: usize) -> (u64, Seal) {
+    let first = start.map(|start| start.0);
+    let mut seal = Seal { end: FRAMES as u32, ..Seal::default() };
+    (seal.first, seal.next) = (first.unwrap_or_default(), first.unwrap_or_default());
     let mut wanted = 0;
-    let mut frames = Frames::new(bytes, salt, None, max_body);
+    let mut frames = Frames::new(bytes, salt, first.map(|first| (FRAMES, first)), max_body);
     while let Some(item) = frames.next() {
         if let Item::Event { sequence, .. } = item {
             if seal.events == 0 {
-                seal.first = sequence;
+                seal.first = first.unwrap_or(sequence);
             }
             seal.events += 1;
             seal.next = sequence.saturating_add(1);
@@ -296,7 +367,7 @@ pub(crate) fn read_any(bytes: &[u8]) -> usize {
     let salt = header.as_ref().map_or(0, |header| header.salt);
     let seal = Seal::decode(bytes, salt);
     // As a segment is read from its front, and as it is read on.
-    let (wanted, walked) = walk(bytes, salt, 0, MAX_EVENT_BYTES);
+    let (wanted, walked) = walk(bytes, salt, Start::decode(bytes, salt), 0, MAX_EVENT_BYTES);
     let rest = Frames::new(bytes, salt, Some((walked.end as usize, walked.next)), MAX_EVENT_BYTES).count();
     ledger.dropped.len() + usize::from(seal.is_some()) + wanted as usize + rest
 }

@@ -13,6 +13,11 @@ use crate::queue::frame::{Dropped, Numbering};
 use crate::queue::{MAX_RANGES, Refused};
 use crate::stats::{ServiceStats, Waiting};
 
+/// Lines for `rejected.jsonl` that wait for a disk; beyond it they are only counted.
+const MAX_LETTERS: usize = 1_000;
+/// And how many bytes of them.
+pub(super) const MAX_LETTER_BYTES: usize = 4 * 1024 * 1024;
+
 /// Where the events of a segment are read from.
 #[derive(Debug, Clone)]
 pub(super) enum Source {
@@ -46,8 +51,9 @@ pub(super) struct Entry {
     /// Events not yet read, and events in flight.
     pub(super) unread: u64,
     pub(super) in_flight: u64,
-    /// Whether a number without an event is one of an event that never was.
-    pub(super) same_boot: bool,
+    /// Whether its process died before it was sealed, in this run of the machine: only then is a
+    /// number without an event one of an event that never was.
+    pub(super) unfinished: bool,
     pub(super) damaged: bool,
     /// Everything that can be read was.
     pub(super) read: bool,
@@ -102,7 +108,7 @@ pub(super) struct State<T> {
     pub(super) sealing: Vec<(u64, Arc<Live>, Seal)>,
     pub(super) trash: Vec<Trash>,
     pub(super) graves: Vec<Source>,
-    pub(super) letters: Vec<Vec<u8>>,
+    pub(super) letters: Vec<Letter>,
     pub(super) ledger_stale: bool,
     /// For the syncer: who waits, and segments that were left behind unsynced.
     pub(super) sync_waiters: Vec<Waiter>,
@@ -111,6 +117,13 @@ pub(super) struct State<T> {
     pub(super) synced_to: usize,
     pub(super) broken: Broken,
     pub(super) stats: ServiceStats,
+}
+
+/// A line for `rejected.jsonl`, and the segment that its event is in.
+#[derive(Debug)]
+pub(super) struct Letter {
+    pub(super) segment: u64,
+    pub(super) line: Vec<u8>,
 }
 
 /// A segment that is done with.
@@ -230,6 +243,16 @@ impl<T> State<T> {
         Dropped::note(&mut self.dropped, who, first, last);
         self.stats.dropped += events;
         self.ledger_stale = true;
+    }
+
+    /// Keeps a line until the disk takes it, while there is room for it.
+    pub(super) fn keep_letter(&mut self, letter: Letter) {
+        let waiting: usize = self.letters.iter().map(|letter| letter.line.len()).sum();
+        if self.letters.len() < MAX_LETTERS && waiting + letter.line.len() <= MAX_LETTER_BYTES {
+            self.letters.push(letter);
+        } else {
+            self.stats.disk_errors += 1;
+        }
     }
 
     /// Ranges for one batch to report.

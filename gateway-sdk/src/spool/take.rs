@@ -32,6 +32,7 @@ struct Job {
     who: Arc<Numbering>,
     salt: u64,
     at: usize,
+    first: u64,
     next: u64,
     /// Where the segment ends, where that is known.
     end: Option<usize>,
@@ -43,7 +44,7 @@ struct Copied {
     numbers: Vec<u64>,
     at: usize,
     next: u64,
-    /// Numbers that are not there, and whether no event ever had them; see [`Found::Gap`].
+    /// Numbers that are not there, and whether a length is missing; see [`Found::Gap`].
     gaps: Vec<((u64, u64), bool)>,
     /// Nothing is behind it.
     end: bool,
@@ -113,6 +114,7 @@ impl<T> Spool<T> {
             who: Arc::clone(&entry.who),
             salt: entry.salt,
             at: entry.at,
+            first: entry.first,
             next: entry.next,
             end: entry.seal.map(|seal| seal.end as usize),
         };
@@ -146,8 +148,9 @@ impl<T> Spool<T> {
 
     fn copy_loaded(&self, job: &Job, bytes: &[u8]) -> Copied {
         let mut copied = Copied::from(job);
-        let from = (job.at > FRAMES).then_some((job.at, job.next));
-        let mut frames = Frames::new(bytes, job.salt, from, self.settings.max_body);
+        // From the front also what was acknowledged to the process before is looked at.
+        let next = if job.at > FRAMES { job.next } else { job.first };
+        let mut frames = Frames::new(bytes, job.salt, Some((job.at, next)), self.settings.max_body);
         while let Some(found) = frames.next() {
             match found {
                 // Acknowledged to the process before.
@@ -157,9 +160,10 @@ impl<T> Spool<T> {
                         return copied;
                     }
                 }
-                Found::Gap { numbers, unfinished } => {
-                    copied.next = copied.next.max(numbers.1);
-                    copied.gaps.push((numbers, unfinished));
+                Found::Gap { numbers: (_, next), unfinished } => {
+                    // Without what was settled before.
+                    copied.gaps.push(((copied.next, next), unfinished));
+                    copied.next = copied.next.max(next);
                 }
             }
             copied.at = frames.at;
@@ -193,8 +197,9 @@ impl<T> Spool<T> {
         (entry.at, entry.next) = (copied.at, copied.next);
         entry.unread = entry.unread.saturating_sub(events);
         entry.in_flight += events;
-        let same_boot = entry.same_boot;
-        entry.damaged |= copied.gaps.iter().any(|(_, unfinished)| !unfinished || !same_boot);
+        // A seal is only written once every frame is.
+        let never_was = entry.unfinished;
+        entry.damaged |= copied.gaps.iter().any(|(_, unfinished)| !(*unfinished && never_was));
         if copied.end {
             entry.read = true;
             // Its seal, or the walk when it was opened, had counted more.
@@ -213,7 +218,7 @@ impl<T> Spool<T> {
         state.stats.in_flight += events;
         for ((first, next), unfinished) in copied.gaps {
             // Given a number, and killed before the event was there.
-            if unfinished && same_boot && first < next {
+            if unfinished && never_was && first < next {
                 state.note_dropped(&job.who, first, next - 1, 0);
             }
         }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
-use gateway_sdk::{Error, GatewaySdk};
+use gateway_sdk::{Credentials, Error, GatewaySdk, Token};
 
 use crate::delivery::{assert_balanced, audit, usage};
 use crate::fake::{Action, Fake, LONG};
@@ -165,6 +165,37 @@ async fn flush_and_shutdown_are_bounded_and_say_what_waits() {
     assert!(matches!(error, Error::ShutDown), "{error}");
     let error = sdk.usage().record_wait(usage("late"), LONG).await.unwrap_err();
     assert!(matches!(error, Error::ShutDown), "{error}");
+}
+
+#[tokio::test]
+async fn waits_without_a_limit_end_when_all_is_done() {
+    let fake = Fake::start();
+    let folder = tempfile::tempdir().unwrap();
+    for builder in [fake.sdk(), fake.sdk().spool(folder.path())] {
+        let forever = Token::new("t").valid_for(Duration::MAX);
+        let sdk = builder.credentials(Credentials::token(forever)).build().unwrap();
+        sdk.usage().record_wait(usage("u"), Duration::MAX).await.unwrap();
+        assert!(sdk.flush(Duration::MAX).await.is_complete());
+        assert!(sdk.shutdown(Duration::MAX).await.is_complete());
+    }
+    assert_eq!(fake.memory.look(|memory| memory.stored.len()), 2);
+}
+
+#[test]
+fn whoever_records_after_the_sender_has_ended_is_told_so() {
+    let fake = Fake::down();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let first = runtime();
+    let sdk = first.block_on(async { fake.sdk().build().unwrap() });
+    drop(first);
+    let (audited, waited) = runtime().block_on(async {
+        let waited = sdk.usage().record_wait(usage("late"), LONG).await;
+        (tokio::time::timeout(LONG / 2, sdk.audit().record(audit("late"))).await, waited)
+    });
+    assert!(matches!(audited, Ok(Err(Error::ShutDown))), "{audited:?}");
+    assert!(matches!(waited, Err(Error::ShutDown)), "{waited:?}");
+    sdk.usage().record(usage("late"));
+    assert_eq!(sdk.stats().usage.dropped, 1);
 }
 
 #[tokio::test]

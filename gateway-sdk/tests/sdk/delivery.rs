@@ -37,30 +37,54 @@ fn ended(code: Code) -> Status {
     Status::new(code, "as the test wants it")
 }
 
-/// As the service ends a stream for what was sent: a limit of its own it names.
-fn refused(code: Code) -> Status {
-    match code {
-        Code::ResourceExhausted => {
-            let details = ErrorDetails::with_error_info("TOO_LARGE", "activity", HashMap::new());
-            Status::with_error_details(code, "as the test wants it", details)
-        }
-        code => ended(code),
+/// As the service ends a stream for what was sent: it says why.
+pub(crate) fn refused(code: Code) -> Status {
+    let reason = match code {
+        Code::ResourceExhausted => "TOO_LARGE",
+        Code::Internal => "INTERNAL",
+        _ => "MALFORMED_MESSAGE",
+    };
+    let details = ErrorDetails::with_error_info(reason, "activity", HashMap::new());
+    Status::with_error_details(code, "as the test wants it", details)
+}
+
+#[tokio::test]
+async fn what_somebody_between_says_costs_no_event() {
+    for code in [Code::ResourceExhausted, Code::InvalidArgument, Code::OutOfRange, Code::Internal] {
+        let fake = Fake::start();
+        let sdk = fake.sdk().batch(64, 1 << 20).build().unwrap();
+        fake.memory.script(move |arrived| match arrived.stream {
+            0..9 => Action::End(ended(code)),
+            _ => Action::Ack,
+        });
+        record(&sdk, 10);
+        assert!(sdk.flush(LONG).await.is_complete());
+        fake.memory.look(|memory| assert_eq!(memory.sequences_as_stored(), (0..10).collect::<Vec<_>>()));
+        let stats = sdk.stats().usage;
+        assert_eq!((stats.acknowledged, stats.rejected, stats.dropped), (10, 0, 0), "{code:?}");
     }
 }
 
 #[tokio::test]
-async fn a_quota_of_somebody_between_costs_no_event() {
-    let fake = Fake::start();
-    let sdk = fake.sdk().batch(64, 1 << 20).build().unwrap();
-    fake.memory.script(|arrived| match arrived.stream {
-        0..5 => Action::End(ended(Code::ResourceExhausted)),
-        _ => Action::Ack,
-    });
-    record(&sdk, 10);
-    assert!(sdk.flush(LONG).await.is_complete());
-    fake.memory.look(|memory| assert_eq!(memory.sequences_as_stored(), (0..10).collect::<Vec<_>>()));
-    let stats = sdk.stats().usage;
-    assert_eq!((stats.acknowledged, stats.rejected, stats.dropped), (10, 0, 0));
+async fn pages_of_a_proxy_whose_service_is_away_cost_no_event() {
+    for status in [400, 401, 403, 404, 413, 429, 500, 502, 503, 504, 200] {
+        let fake = Fake::start();
+        let sdk = fake.sdk().build().unwrap();
+        fake.memory.page(status);
+        let waiting = tokio::spawn({
+            let sdk = sdk.clone();
+            async move { sdk.audit().record(audit("a")).await }
+        });
+        sdk.usage().record(usage("u"));
+        // More often than a defect of the service is put up with.
+        fake.memory.until("asked again and again", |memory| memory.streams > 20).await;
+        let stats = sdk.stats();
+        assert_eq!((stats.usage.rejected, stats.audit.rejected), (0, 0), "{status}: {stats:?}");
+        fake.memory.page(0);
+        assert!(sdk.flush(LONG).await.is_complete());
+        waiting.await.unwrap().unwrap();
+        fake.memory.look(|memory| assert_eq!((memory.tags(), memory.dropped.len()), (vec!["a", "u"], 0), "{status}"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -301,7 +325,7 @@ async fn event_that_ends_every_stream_holds_up_no_other() {
             .build()
             .unwrap();
         fake.memory.script(poisoned(code));
-        let expected: Vec<u64> = (0..300).filter(|n| *n != 7 && *n != 150).collect();
+        let expected: Vec<u64> = (0..300).filter(|n| ![0, 7, 150].contains(n)).collect();
         for n in 0..300 {
             let poison = !expected.contains(&n);
             sdk.usage().record(usage(if poison { "poison" } else { "u" }));
@@ -310,13 +334,56 @@ async fn event_that_ends_every_stream_holds_up_no_other() {
         fake.memory.look(|memory| {
             assert_eq!(memory.sequences_as_stored(), expected, "{code:?}");
             // Their numbers are accounted for.
-            assert_eq!(memory.dropped, [(7, 7), (150, 150)], "{code:?}");
+            assert_eq!(memory.dropped, [(0, 0), (7, 7), (150, 150)], "{code:?}");
         });
         let stats = sdk.stats().usage;
-        assert_eq!((stats.acknowledged, stats.rejected, stats.dropped), (298, 2, 0));
-        assert_eq!(rejected.load(Ordering::SeqCst), 2);
+        assert_eq!((stats.acknowledged, stats.rejected, stats.dropped), (297, 3, 0));
+        assert_eq!(rejected.load(Ordering::SeqCst), 3);
         assert_balanced(&stats);
     }
+}
+
+#[tokio::test]
+async fn a_defect_that_every_event_meets_is_the_services_and_costs_none() {
+    let fake = Fake::start();
+    let sdk = fake.sdk().batch(16, 1 << 20).build().unwrap();
+    fake.memory.script(|_| Action::End(refused(Code::Internal)));
+    let waiting = tokio::spawn({
+        let sdk = sdk.clone();
+        async move { sdk.audit().record(audit("a")).await }
+    });
+    record(&sdk, 100);
+    // For an hour, so to say: down to single events, and further.
+    fake.memory.until("asked again and again", |memory| memory.streams > 100).await;
+    assert!(!waiting.is_finished());
+    fake.memory.script(|_| Action::Ack);
+    assert!(sdk.flush(LONG).await.is_complete());
+    waiting.await.unwrap().unwrap();
+    fake.memory.look(|memory| assert_eq!((memory.stored.len(), memory.dropped.len()), (101, 0)));
+    let stats = sdk.stats().usage;
+    assert_eq!((stats.acknowledged, stats.rejected), (100, 0));
+    assert_balanced(&stats);
+}
+
+#[tokio::test]
+async fn an_event_alone_with_a_defect_is_kept_until_others_get_through() {
+    let fake = Fake::start();
+    let sdk = fake.sdk().build().unwrap();
+    fake.memory.script(poisoned(Code::Internal));
+    let record = |actor: &'static str| {
+        let sdk = sdk.clone();
+        tokio::spawn(async move { sdk.audit().record(audit(actor)).await })
+    };
+    let poison = [record("poison"), record("poison")];
+    fake.memory.until("asked again and again", |memory| memory.streams > 20).await;
+    assert_eq!(sdk.stats().audit.rejected, 0);
+    record("a").await.unwrap().unwrap();
+    for poison in poison {
+        let error = poison.await.unwrap().unwrap_err();
+        assert_eq!(error.reason(), Some(ErrorReason::Internal), "{error}");
+    }
+    record("b").await.unwrap().unwrap();
+    fake.memory.look(|memory| assert_eq!(memory.tags(), ["a", "b"]));
 }
 
 #[tokio::test]

@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use gateway_sdk::proto::audit::v1 as audit;
 use gateway_sdk::proto::audit::v1::audit_ingest_service_server::{AuditIngestService, AuditIngestServiceServer};
@@ -16,12 +18,16 @@ use gateway_sdk::proto::usage::v1 as usage;
 use gateway_sdk::proto::usage::v1::usage_ingest_service_server::{UsageIngestService, UsageIngestServiceServer};
 use gateway_sdk::proto::usage::v1::usage_query_service_server::UsageQueryServiceServer;
 use gateway_sdk::{Builder, GatewaySdk};
+use http::{HeaderValue, StatusCode};
+use http_body_util::Full;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::body::Body;
 use tonic::service::InterceptorLayer;
 use tonic::transport::ServerTlsConfig;
 use tonic::{Request, Response, Status, Streaming, async_trait};
+use tower::util::MapResponseLayer;
 
 use crate::queries::{Answers, AuditQueries, UsageQueries};
 
@@ -68,6 +74,7 @@ type Script = Box<dyn Fn(&Arrived) -> Action + Send + Sync>;
 pub(crate) struct Memory {
     script: Mutex<Script>,
     guard: Mutex<Guard>,
+    page: AtomicU16,
     inner: Mutex<Inner>,
     changed: watch::Sender<u64>,
     gate: watch::Sender<bool>,
@@ -131,6 +138,22 @@ impl Memory {
         Ok(request)
     }
 
+    /// Answers every call as a proxy does that has no service: an HTTP status and a page. None with 0.
+    pub(crate) fn page(&self, status: u16) {
+        self.page.store(status, Ordering::SeqCst);
+    }
+
+    fn answered(&self, response: http::Response<Body>) -> http::Response<Body> {
+        let Ok(status) = StatusCode::from_u16(self.page.load(Ordering::SeqCst)) else { return response };
+        // The stream that it covers up has told nobody of itself.
+        self.touch();
+        let page = Body::new(Full::new(Bytes::from_static(b"<html><body><h1>Sorry</h1></body></html>")));
+        let mut response = http::Response::new(page);
+        response.headers_mut().insert("content-type", HeaderValue::from_static("text/html"));
+        *response.status_mut() = status;
+        response
+    }
+
     pub(crate) fn open_gate(&self) {
         self.gate.send_replace(true);
     }
@@ -165,6 +188,7 @@ impl Fake {
             memory: Arc::new(Memory {
                 script: Mutex::new(Box::new(|_| Action::Ack)),
                 guard: Mutex::new(Box::new(|_| Ok(()))),
+                page: AtomicU16::new(0),
                 inner: Mutex::default(),
                 changed: watch::Sender::new(0),
                 gate: watch::Sender::new(false),
@@ -186,10 +210,11 @@ impl Fake {
         if let Some(tls) = &self.tls {
             server = server.tls_config(tls.clone()).unwrap();
         }
-        let memory = Arc::clone(&self.memory);
+        let (admits, answers) = (Arc::clone(&self.memory), Arc::clone(&self.memory));
         runtime.spawn(
             server
-                .layer(InterceptorLayer::new(move |request| memory.admit(request)))
+                .layer(InterceptorLayer::new(move |request| admits.admit(request)))
+                .layer(MapResponseLayer::new(move |response| answers.answered(response)))
                 .add_service(UsageIngestServiceServer::new(serve(&self.memory)))
                 .add_service(AuditIngestServiceServer::new(serve(&self.memory)))
                 .add_service(UsageQueryServiceServer::new(UsageQueries(Arc::clone(&self.memory))))

@@ -183,6 +183,28 @@ async fn only_what_is_listed_as_read_only_is_not_recorded() {
 }
 
 #[tokio::test]
+async fn what_is_named_is_recorded_also_where_its_route_is_read_only() {
+    let fake = Fake::start();
+    let sdk = fake.sdk().build().unwrap();
+    let router = Router::new().route("/models/{id}", get(async || "")).route("/models", get(async || ""));
+    let resets = |request: &Parts| {
+        let named = || What::new("model.reset", Resource::new("model", request.uri.path()));
+        (request.uri.query() == Some("action=reset")).then(named)
+    };
+    let by_method = http(&sdk).safe_methods_are_read_only().what(resets);
+    let by_list = http(&sdk).read_only(("GET", "/models")).read_only(("GET", "/models/{id}")).what(resets);
+    for (number, layer) in (1..).zip([by_method, by_list]) {
+        let app = router.clone().layer(layer);
+        for path in ["/models/1", "/models?action=reset", "/models", "/models?action=show"] {
+            assert_eq!(send(&app, request("GET", path)).await.0, StatusCode::OK);
+        }
+        let recorded = outcomes(&fake);
+        assert_eq!(recorded.len(), number, "one of the four");
+        assert_eq!(told(&recorded[number - 1]), ("model.reset", "model", "/models", Outcome::Success));
+    }
+}
+
+#[tokio::test]
 async fn what_can_not_be_recorded_is_not_let_through() {
     let (mut fake, folder) = (Fake::down(), tempfile::tempdir().unwrap());
     let ran = Arc::new(AtomicUsize::new(0));

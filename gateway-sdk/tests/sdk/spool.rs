@@ -9,7 +9,7 @@ use gateway_sdk::{Builder, Error, ErrorReason, GatewaySdk, UsageEvent};
 use tempfile::TempDir;
 use tonic::{Code, Status};
 
-use crate::delivery::{audit, usage};
+use crate::delivery::{audit, refused, usage};
 use crate::fake::{Action, Fake, LONG};
 
 const SHORT: Duration = Duration::from_millis(100);
@@ -128,7 +128,7 @@ async fn a_poisoned_event_is_kept_aside_and_holds_up_no_other() {
     let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
     let sdk = spooled(&fake, &folder).batch(64, 1 << 20).build().unwrap();
     fake.memory.script(|arrived| match arrived.has("poison") {
-        true => Action::End(Status::new(Code::InvalidArgument, "can't be read")),
+        true => Action::End(refused(Code::InvalidArgument)),
         false => Action::Ack,
     });
     record(&sdk, 0, 150);
@@ -150,8 +150,8 @@ async fn a_poisoned_event_is_kept_aside_and_holds_up_no_other() {
     let kept = std::fs::read_to_string(folder.path().join("usage/rejected.jsonl")).unwrap();
     let kept: Vec<serde_json::Value> = kept.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(kept.len(), 2, "{kept:?}");
-    assert!(kept.iter().all(|line| line["reason"] == "INVALID_ARGUMENT"));
-    assert_eq!(kept[1]["field"], "user_id");
+    let reasons: Vec<_> = kept.iter().map(|line| (&line["reason"], &line["field"])).collect();
+    assert_eq!(reasons, [(&"MALFORMED_MESSAGE".into(), &"".into()), (&"INVALID_ARGUMENT".into(), &"user_id".into())]);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use crate::telemetry::metrics;
 /// What a database error means for the call that met it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
-    /// Away, busy, full or read-only: nothing was stored, later it may work.
+    /// Away, busy, full, read-only or closed to us: nothing was stored, later it may work.
     Unavailable,
     /// The transaction lost a conflict: the same again at once may work.
     Contention,
@@ -130,12 +130,15 @@ fn postgres(state: &str, message: &str) -> Fault {
         // read_only_sql_transaction: a failover left us on a standby;
         // idle_in_transaction_session_timeout: we stood still, and nothing is stored
         "25006" | "25P03" => Fault::Unavailable,
+        // insufficient_privilege: a grant is missing, and somebody will put it right
+        "42501" => Fault::Unavailable,
         _ => match state.get(..3) {
             // operator intervention: shutdown, crash recovery, cannot connect
             Some("57P") => Fault::Unavailable,
             _ => match state.get(..2) {
-                // connection, insufficient resources, system (I/O) errors
-                Some("08" | "53" | "58") => Fault::Unavailable,
+                // connection, insufficient resources, system (I/O) errors; a password that was
+                // changed, a database that is not there
+                Some("08" | "53" | "58" | "28" | "3D") => Fault::Unavailable,
                 _ => Fault::Defect,
             },
         },
@@ -182,6 +185,10 @@ mod tests {
             ("58030", Fault::Unavailable),
             ("25006", Fault::Unavailable),
             ("25P03", Fault::Unavailable),
+            ("28P01", Fault::Unavailable),
+            ("28000", Fault::Unavailable),
+            ("3D000", Fault::Unavailable),
+            ("42501", Fault::Unavailable),
             ("23505", Fault::Defect),
             ("42P01", Fault::Defect),
             ("", Fault::Defect),

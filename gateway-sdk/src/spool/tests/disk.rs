@@ -7,10 +7,13 @@ use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use activity_proto::usage::v1::UsageEvent;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use prost::Message;
 use tempfile::TempDir;
 use tokio::sync::OwnedMutexGuard;
@@ -21,7 +24,9 @@ use super::super::map::{Live, Reserved};
 use super::super::open::Lock;
 use super::super::{Settings, Spool};
 use super::LONG;
+use crate::ErrorReason;
 use crate::config::{OnPressure, SpoolPressure};
+use crate::error::Rejection;
 use crate::queue::frame::{first_event, frame_start};
 use crate::queue::{Settled, Taken};
 
@@ -52,6 +57,8 @@ struct Plan {
     on_disk: Mutex<BTreeSet<u64>>,
     /// Held, syncs hang.
     syncing: Arc<tokio::sync::Mutex<()>>,
+    /// While there is one, each of what is refused is written down once the test says so.
+    rejecting: Mutex<Option<Receiver<()>>>,
 }
 
 impl Plan {
@@ -59,6 +66,12 @@ impl Plan {
         self.asked[fault as usize].fetch_add(1, SeqCst);
         if fault == Fault::Sync {
             drop(self.syncing.blocking_lock());
+        }
+        if fault == Fault::Reject
+            && let Some(gate) = &*self.rejecting.lock().unwrap()
+        {
+            // An error is a gate that is open for good.
+            let _ = gate.recv();
         }
         let fails = self.failing[fault as usize].fetch_update(SeqCst, SeqCst, |n| match n {
             0 => None,
@@ -152,7 +165,11 @@ impl Files for Faulty {
         self.disk.write_ledger(at, bytes)
     }
     fn append_rejected(&self, lines: &[u8]) -> io::Result<()> {
-        self.plan.ask(Fault::Reject)?;
+        if let Err(error) = self.plan.ask(Fault::Reject) {
+            // Short.
+            self.disk.append_rejected(&lines[..lines.len() / 2])?;
+            return Err(error);
+        }
         self.disk.append_rejected(lines)
     }
 }
@@ -273,6 +290,24 @@ impl Harness {
     /// Syncs hang as long as this is held; they are counted before.
     pub(super) fn hold_syncs(&self) -> OwnedMutexGuard<()> {
         Arc::clone(&self.plan.syncing).try_lock_owned().unwrap()
+    }
+
+    /// What is refused is written down once for each message, and freely once the sender is gone.
+    pub(super) fn hold_rejects(&self) -> Sender<()> {
+        let (pass, gate) = std::sync::mpsc::channel();
+        *self.plan.rejecting.lock().unwrap() = Some(gate);
+        pass
+    }
+
+    /// The events in `rejected.jsonl`.
+    pub(super) fn rejected(&self) -> Vec<u64> {
+        let text = std::fs::read_to_string(self.path().join("rejected.jsonl")).unwrap_or_default();
+        let events = text.lines().filter_map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            let event = BASE64_STANDARD.decode(line["event"].as_str()?).unwrap();
+            Some(UsageEvent::decode(event.as_slice()).unwrap().id.parse().unwrap())
+        });
+        events.collect()
     }
 
     /// Whether a sync began after an event was written, and succeeded.
@@ -402,6 +437,23 @@ impl Opened {
         });
     }
 
+    /// Settles a batch in which one event is refused for good, as the sender does.
+    pub(super) fn refuse(&self, batch: &Taken<u64>, index: usize) {
+        let frames = &batch.frames[batch.start..];
+        let frames = &frames[frame_start(frames, index)..];
+        let rejection = Rejection { reason: ErrorReason::InvalidId, message: "bad".into(), field: "id".into() };
+        self.keep_rejected(batch.segment, &frames[first_event(frames).unwrap()], &rejection);
+        self.report_dropped(&batch.who, batch.events[index].sequence);
+        self.settle(Settled {
+            acknowledged: batch.events.len() - 1,
+            rejected: 1,
+            reports: batch.dropped.len(),
+            segment: batch.segment,
+            last: batch.events.back().map(|event| event.sequence),
+            ..Settled::default()
+        });
+    }
+
     /// Settles everything, and reads on until nothing is left.
     pub(super) async fn settle_all(&self, taken: TakenAll) {
         for batch in &taken.batches {
@@ -445,6 +497,12 @@ impl Opened {
     pub(super) async fn shutdown(&self) {
         self.ended().await;
         assert!(self.lock().ended);
+    }
+
+    /// Leaves the current segment for the next, as if it were full.
+    pub(super) async fn leave(&self) {
+        self.until_idle().await;
+        assert!(self.rotate(&mut self.lock()));
     }
 
     /// Gives an event a number and a place, and goes no further.

@@ -1,5 +1,6 @@
 //! The spool against a model: whatever fails and whenever it stops, every event that was
-//! recorded is sent, or its number is told as dropped, or it is counted as damaged.
+//! recorded is sent, or its number is told as dropped, or it is counted as damaged; and what is
+//! refused is written down, or sent again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -16,6 +17,8 @@ enum Step {
     Wait(u8),
     Take,
     Settle(u8),
+    /// The oldest batch is settled, and an event in it refused for good.
+    Refuse(prop::sample::Index),
     Fail(Fault, u8),
     /// The process is killed, and the next one opens what it leaves.
     Crash,
@@ -30,7 +33,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         Just(Fault::Sync),
         Just(Fault::Ledger),
         Just(Fault::Read),
-        Just(Fault::Remove)
+        Just(Fault::Remove),
+        Just(Fault::Reject)
     ];
     let flip = (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0_u8..8);
     let step = prop_oneof![
@@ -38,6 +42,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => any::<u8>().prop_map(Step::Wait),
         8 => Just(Step::Take),
         6 => (1_u8..6).prop_map(Step::Settle),
+        2 => any::<prop::sample::Index>().prop_map(Step::Refuse),
         2 => (fault, 1_u8..4).prop_map(|(fault, times)| Step::Fail(fault, times)),
         2 => Just(Step::Crash),
         1 => flip.prop_map(|(segment, at, bit)| Step::Flip(segment, at, bit)),
@@ -54,8 +59,12 @@ struct Model {
     /// Which event a number was given to, by epoch and number.
     numbers: BTreeMap<(u64, u64), u64>,
     dropped: BTreeSet<(u64, u64)>,
+    /// Refused for good, and not sent again.
+    refused: BTreeSet<u64>,
     /// By what the test broke.
     may_be_lost: u64,
+    /// What was refused and not written down may be lost by that too.
+    damaged: bool,
 }
 
 impl Model {
@@ -65,6 +74,7 @@ impl Model {
             let known = *self.numbers.entry((epoch, event.sequence)).or_insert(n);
             assert_eq!(known, n, "number {} of epoch {epoch} was given twice", event.sequence);
             self.sent.insert(n);
+            self.refused.remove(&n);
         }
         for range in &batch.dropped {
             self.dropped.extend((range.first..=range.last).map(|number| (range.who.epoch(), number)));
@@ -75,8 +85,9 @@ impl Model {
     fn ended(&mut self, harness: &Harness, spool: &Opened) {
         let stats = spool.stats();
         self.may_be_lost += stats.damaged;
+        self.damaged |= stats.damaged > 0;
         // The ledger may not have said in time what was dropped, for a full disk too.
-        if harness.was_broken(Fault::Ledger) || harness.was_broken(Fault::Create) {
+        if [Fault::Ledger, Fault::Create, Fault::Reject].into_iter().any(|fault| harness.was_broken(fault)) {
             self.may_be_lost += stats.dropped;
         }
     }
@@ -112,6 +123,13 @@ async fn run(steps: Vec<Step>) {
                     spool.settle_batch(&batch);
                 }
             }
+            Step::Refuse(index) => {
+                if let Some(batch) = in_flight.pop_front_if(|batch| !batch.events.is_empty()) {
+                    let index = index.index(batch.events.len());
+                    model.refused.insert(bodies(&batch)[index]);
+                    spool.refuse(&batch, index);
+                }
+            }
             Step::Fail(fault, times) => harness.fail(fault, u32::from(times)),
             Step::Crash | Step::Flip(..) => {
                 let crashed = harness.crash();
@@ -123,6 +141,7 @@ async fn run(steps: Vec<Step>) {
                 {
                     let number = segments[segment.index(segments.len())];
                     let bytes = harness.flip(number, at, bit);
+                    model.damaged = true;
                     // In the header it costs all of the segment.
                     model.may_be_lost += if bytes { 1 } else { 10_000 };
                 }
@@ -143,11 +162,11 @@ async fn run(steps: Vec<Step>) {
         let stats = spool.stats();
         assert_eq!(
             stats.recorded + stats.recovered,
-            stats.queued + stats.in_flight + stats.acknowledged + stats.dropped + stats.damaged,
+            stats.queued + stats.in_flight + stats.acknowledged + stats.rejected + stats.dropped + stats.damaged,
             "{stats:?}"
         );
     }
-    for fault in [Fault::Create, Fault::Sync, Fault::Ledger, Fault::Read, Fault::Remove] {
+    for fault in [Fault::Create, Fault::Sync, Fault::Ledger, Fault::Read, Fault::Remove, Fault::Reject] {
         harness.fail(fault, 0);
     }
     for batch in in_flight.drain(..) {
@@ -159,6 +178,9 @@ async fn run(steps: Vec<Step>) {
     }
     spool.settle_all(rest).await;
     model.ended(&harness, &spool);
+    spool.shutdown().await;
+    let written: BTreeSet<u64> = harness.rejected().into_iter().collect();
+    assert!(model.damaged || model.refused.is_subset(&written), "{:?} are not in {written:?}", model.refused);
 
     // A number that was dropped need not be one that an event is known for.
     let sent = model.sent.len() as u64;
