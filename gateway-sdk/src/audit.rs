@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 pub(crate) mod event;
+pub(crate) mod export;
 mod governance;
 pub(crate) mod operation;
 pub(crate) mod query;

@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::credentials::{Access, Ticket};
-use crate::error::Error;
+use crate::error::{Error, ServiceError};
 use crate::retry::{Backoff, Verdict, classify};
 use crate::{Interval, TimeRangePreset};
 
@@ -223,9 +223,14 @@ impl Reader {
             let delay = delay.filter(|delay| attempt < MAX_ATTEMPTS && Instant::now() + *delay < deadline);
             match delay {
                 Some(delay) => tokio::time::sleep(delay).await,
-                None => return Err(status.into()),
+                None => return Err(self.failed(status)),
             }
         }
+    }
+
+    /// A failure, with the service that it is of.
+    pub(crate) fn failed(&self, status: Status) -> Error {
+        Error::Service(Box::new(ServiceError { service: Some(self.service), ..ServiceError::from(&status) }))
     }
 
     /// After how long a failure is worth another attempt: one with new credentials, if
