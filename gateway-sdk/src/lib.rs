@@ -16,6 +16,7 @@
 //! | [`GatewaySdk`], [`Builder`] | building, flushing, shutting down, counters |
 //! | [`Usage`] | recording requests; summaries, breakdowns, series, exports, prices |
 //! | [`Audit`] | recording administrative actions; entries, tail, export |
+//! | [`GatewaySdk::investigate`], [`GatewaySdk::impact`] | both services at once: what was done while traffic changed, and what an action did to it |
 //! | [`Audit::begin`], [`Operation`] | actions in two entries: the intent before the change, the outcome after it |
 //! | `layer` | with the feature `layer`: a tower layer that lets nothing through without a record |
 //! | [`Diff`], [`Secrets`] | what a change has changed, without what nobody may read |
@@ -104,7 +105,7 @@
 //! # }
 //! ```
 //!
-//! `examples/record.rs` and `examples/query.rs` are whole programs.
+//! `examples/record.rs`, `examples/query.rs` and `examples/investigate.rs` are whole programs.
 
 #![deny(missing_docs)]
 
@@ -116,6 +117,7 @@ mod endpoint;
 mod error;
 mod feed;
 mod id;
+mod insight;
 #[cfg(feature = "layer")]
 pub mod layer;
 mod outbox;
@@ -151,6 +153,10 @@ pub use crate::config::{Builder, Rejected, RejectedEvent, SpoolPressure};
 pub use crate::credentials::{Credentials, Token};
 pub use crate::diff::{Diff, Secrets, secret};
 pub use crate::error::{AccessProblem, Error, FieldViolation, Rejection, ServiceError};
+pub use crate::insight::{
+    Change, Changes, Entries, Impact, ImpactQuery, Investigation, InvestigationQuery, Touched, Traffic, Unanswered,
+    Window,
+};
 pub use crate::query::coverage::CoverageQuery;
 pub use crate::query::export::{ExportFormat, ExportProgress, Exported};
 pub use crate::query::{Page, TimeRange};

@@ -99,6 +99,11 @@ impl TimeRange {
         Self(common::TimeRange { range: Some(common::time_range::Range::Interval(interval)), time_zone: String::new() })
     }
 
+    /// The same zone over other ends.
+    pub(crate) fn with_ends(self, start: SystemTime, end: SystemTime) -> Self {
+        Self::between(start, end).in_zone(self.0.time_zone)
+    }
+
     /// Where days, weeks and months begin: an IANA name. Default: UTC.
     pub fn in_zone(mut self, name: impl Into<String>) -> Self {
         self.0.time_zone = name.into();
