@@ -41,9 +41,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("{} {} {}", entry.sequence.unwrap_or(0), actor.id, entry.action);
     }
 
-    let mut file = tokio::fs::File::create("audit.jsonl").await?;
-    let export = AuditExport::range(week, ExportFormat::Jsonl);
-    let done = sdk.audit().export(export, &mut file, |at| eprint!("\r{} entries", at.rows)).await?;
+    // Run it again after a break, and it goes on; there is no audit.jsonl before all of it is there and verified.
+    let export = AuditExport::range(week, ExportFormat::Jsonl).with_proofs();
+    let done = sdk.audit().export_file(export, "audit.jsonl", |at| eprint!("\r{} entries", at.rows)).await?;
     println!("\nexported {} entries, verified", done.rows);
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 pub(crate) mod event;
+pub(crate) mod export;
 mod governance;
 pub(crate) mod operation;
 pub(crate) mod query;
@@ -155,7 +156,7 @@ impl Audit {
     ///   [`audit_timeout`](crate::Builder::audit_timeout), with the last failure; the event
     ///   **stays queued** and is delivered once the service is back, so record the
     ///   **same** event again, not a new one;
-    /// - [`Error::TooLarge`] over 64 KiB, [`Error::ShutDown`], [`Error::NotConfigured`].
+    /// - [`Error::TooLarge`] over 64 KiB with its number, [`Error::ShutDown`], [`Error::NotConfigured`].
     pub async fn record(&self, event: impl Into<AuditEvent>) -> Result<Recorded, Error> {
         let recorded = self.hand_over(event).await?;
         if !self.feed.outbox.is_durable() {

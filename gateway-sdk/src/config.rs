@@ -17,7 +17,7 @@ use crate::credentials::{Access, Credentials};
 use crate::diff::Secrets;
 use crate::endpoint::{Connections, Target};
 use crate::error::{Error, Rejection};
-use crate::feed::{Feed, MAX_EVENT_BYTES};
+use crate::feed::{Feed, MAX_EVENT_BYTES, Own};
 use crate::id;
 use crate::outbox::Outbox;
 use crate::query::Reader;
@@ -454,6 +454,7 @@ impl Builder {
             drop_grace: self.drop_grace,
         };
         let (query_timeout, backoff) = (self.query_timeout, self.backoff);
+        let own = Own { instance: &self.instance, producer_id: &outboxes.producer_id };
         // Streams and queries have connections of their own: an export that fills the
         // pipe must not hold up acknowledgements.
         let reader = |service, target| Reader::new(service, connect(target), access.clone(), query_timeout, backoff);
@@ -465,7 +466,7 @@ impl Builder {
                 access.clone(),
                 outboxes.usage,
                 options,
-                &self.instance,
+                own,
             )),
             reader: reader(UsageLane::NAME, &usage_target),
             on_rejected: self.on_rejected.clone(),
@@ -478,7 +479,7 @@ impl Builder {
                 access.clone(),
                 outboxes.audit,
                 options,
-                &self.instance,
+                own,
             )),
             reader: reader(AuditLane::NAME, &audit_target),
             timeout: self.audit_timeout,

@@ -17,7 +17,7 @@ use crate::retry::{Verdict, classify};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting of the builder is not usable.
+    /// A setting of a builder is not usable.
     #[error("{setting}: {message}")]
     Config {
         /// The builder's method.
@@ -100,6 +100,15 @@ pub enum Error {
     /// The writer of an export failed.
     #[error("writing the export failed: {0}")]
     Io(#[from] std::io::Error),
+    /// The files of an export can't be read or written, are not as they were written, or are
+    /// those of another export that is under way.
+    #[error("the export to {}: {message}", target.display())]
+    ExportFile {
+        /// Where the export was to be.
+        target: PathBuf,
+        /// Which file, and what is wrong with it.
+        message: String,
+    },
 }
 
 impl Error {
@@ -249,6 +258,8 @@ impl AccessProblem {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServiceError {
+    /// Which service was asked: `audit` or `usage`.
+    pub service: Option<&'static str>,
     /// The gRPC status code.
     pub code: Code,
     /// The contract's reason; absent where the answer came from elsewhere (a
@@ -268,6 +279,9 @@ pub struct ServiceError {
 
 impl fmt::Display for ServiceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(service) = self.service {
+            write!(f, "{service}: ")?;
+        }
         match self.reason {
             Some(reason) => write!(f, "{}", reason_name(reason))?,
             None => write!(f, "{:?}", self.code)?,
@@ -301,6 +315,7 @@ impl From<&Status> for ServiceError {
                 .collect()
         });
         Self {
+            service: None,
             code: status.code(),
             reason,
             message: describe(status),

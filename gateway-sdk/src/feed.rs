@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use activity_proto::common::v1::Producer;
 use prost::Message;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -14,7 +15,7 @@ use crate::Error;
 use crate::credentials::Access;
 use crate::outbox::Outbox;
 use crate::queue::Refused;
-use crate::queue::frame::put_varint;
+use crate::queue::frame::{put_varint, varint_len};
 use crate::sender::{Lane, Options, Sender};
 use crate::stats::{ServiceStats, Waiting};
 
@@ -29,12 +30,31 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// What goes out with every event.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Own<'a> {
+    /// Of events that name none; may be empty.
+    pub(crate) instance: &'a str,
+    pub(crate) producer_id: &'a str,
+}
+
+impl Own<'_> {
+    /// How many bytes of an event its number takes at most, in the event's field.
+    fn number(self, field: u32) -> usize {
+        let producer = Producer { id: self.producer_id.to_owned(), epoch: u64::MAX, sequence: Some(u64::MAX) };
+        let len = producer.encoded_len();
+        varint_len(u64::from(field) << 3) + varint_len(len as u64) + len
+    }
+}
+
 /// See the module's documentation. Dropping it orphans the outbox.
 #[derive(Debug)]
 pub(crate) struct Feed<T: Send + 'static> {
     pub(crate) outbox: Arc<Outbox<T>>,
     /// The encoded `instance_id` for events without one.
     instance: Vec<u8>,
+    /// What an event's number takes at most, which is put behind it and goes out with it.
+    number: usize,
     /// Absent where no endpoint was given.
     task: Option<AbortHandle>,
 }
@@ -48,7 +68,7 @@ impl<T: Send + 'static> Feed<T> {
         access: Access,
         outbox: Outbox<T>,
         options: Options,
-        instance: &str,
+        own: Own<'_>,
     ) -> Self {
         let outbox = Arc::new(outbox);
         let task = channel.map(|channel| {
@@ -58,14 +78,14 @@ impl<T: Send + 'static> Feed<T> {
         if task.is_none() {
             outbox.close();
         }
-        let mut field = Vec::new();
-        if !instance.is_empty() {
+        let mut instance = Vec::new();
+        if !own.instance.is_empty() {
             // `instance_id` is field 3 of both events.
-            field.push(0x1A);
-            put_varint(&mut field, instance.len() as u64);
-            field.extend_from_slice(instance.as_bytes());
+            instance.push(0x1A);
+            put_varint(&mut instance, own.instance.len() as u64);
+            instance.extend_from_slice(own.instance.as_bytes());
         }
-        Self { outbox, instance: field, task }
+        Self { outbox, instance, number: own.number(L::PRODUCER_FIELD), task }
     }
 }
 
@@ -105,8 +125,10 @@ impl<T: Send + 'static> Feed<T> {
         if instance.is_empty() {
             buf.extend_from_slice(&self.instance);
         }
-        let result = if buf.len() > MAX_EVENT_BYTES {
-            Err(Error::TooLarge { bytes: buf.len(), limit: MAX_EVENT_BYTES })
+        // With any number: what is taken once is taken again, whichever it then gets.
+        let bytes = buf.len() + self.number;
+        let result = if bytes > MAX_EVENT_BYTES {
+            Err(Error::TooLarge { bytes, limit: MAX_EVENT_BYTES })
         } else {
             Ok(take(&buf))
         };

@@ -16,10 +16,12 @@
 //! | [`GatewaySdk`], [`Builder`] | building, flushing, shutting down, counters |
 //! | [`Usage`] | recording requests; summaries, breakdowns, series, exports, prices |
 //! | [`Audit`] | recording administrative actions; entries, tail, export |
+//! | [`GatewaySdk::investigate`], [`GatewaySdk::impact`] | both services at once: what was done while traffic changed, and what an action did to it |
 //! | [`Audit::begin`], [`Operation`] | actions in two entries: the intent before the change, the outcome after it |
 //! | `layer` | with the feature `layer`: a tower layer that lets nothing through without a record |
 //! | [`Diff`], [`Secrets`] | what a change has changed, without what nobody may read |
 //! | `spool` | the design of the files that events wait in, and what each crash leaves |
+//! | `partial` | the files of an export that is not whole yet, and how the next call goes on |
 //! | `queue` | the bounded queue in memory, where no folder for a spool was given |
 //! | `sender` | batches, acknowledgements, reconnecting, the one bad event |
 //! | [`Credentials`], [`Tls`] | tokens that are renewed, certificates, mutual TLS |
@@ -39,6 +41,9 @@
 //! - **Nothing is lost silently.** What is dropped is counted, and reported to the service
 //!   as such; what is refused is counted, handed to [`Builder::on_rejected`], and kept in the
 //!   spool's `rejected.jsonl`.
+//! - **An export's file is whole or not there**: it has its name when all of it is on disk, and its
+//!   count and hash are what the service says; a break, or the death of either side, is gone on
+//!   from ([`Audit::export_file`], [`Usage::export_file`]).
 //! - **Bounded**: memory by the queues or three mapped files a service, disk by the spool's
 //!   limits, and both by the batches under way; [`GatewaySdk::flush`] and
 //!   [`GatewaySdk::shutdown`] by their time-outs, with an honest answer.
@@ -100,7 +105,7 @@
 //! # }
 //! ```
 //!
-//! `examples/record.rs` and `examples/query.rs` are whole programs.
+//! `examples/record.rs`, `examples/query.rs` and `examples/investigate.rs` are whole programs.
 
 #![deny(missing_docs)]
 
@@ -112,6 +117,7 @@ mod endpoint;
 mod error;
 mod feed;
 mod id;
+mod insight;
 #[cfg(feature = "layer")]
 pub mod layer;
 mod outbox;
@@ -138,14 +144,19 @@ pub use activity_proto::usage::v1::{Bucket, Dimension, Metric, RequestStatus, Us
 pub use tonic::Code;
 
 pub use crate::audit::event::{Actor, AuditEvent, AuditEventBuilder, Resource};
+pub use crate::audit::export::AuditExport;
 pub use crate::audit::operation::{Abandoned, Begin, Operation, OperationStats, Unrecorded};
-pub use crate::audit::query::{AuditExport, AuditFilter, AuditQuery};
+pub use crate::audit::query::{AuditFilter, AuditQuery};
 pub use crate::audit::tail::TailQuery;
 pub use crate::audit::{Audit, Receipt, Recorded};
 pub use crate::config::{Builder, Rejected, RejectedEvent, SpoolPressure};
 pub use crate::credentials::{Credentials, Token};
 pub use crate::diff::{Diff, Secrets, secret};
 pub use crate::error::{AccessProblem, Error, FieldViolation, Rejection, ServiceError};
+pub use crate::insight::{
+    Change, Changes, Entries, Impact, ImpactQuery, Investigation, InvestigationQuery, Touched, Traffic, Unanswered,
+    Window,
+};
 pub use crate::query::coverage::CoverageQuery;
 pub use crate::query::export::{ExportFormat, ExportProgress, Exported};
 pub use crate::query::{Page, TimeRange};
@@ -153,8 +164,9 @@ pub use crate::stats::{Flushed, ServiceStats, Stats, Waiting};
 pub use crate::tls::Tls;
 pub use crate::usage::Usage;
 pub use crate::usage::event::{Tokens, UsageEvent, UsageEventBuilder};
+pub use crate::usage::export::UsageShape;
 pub use crate::usage::pricing::{CostQuery, PriceQuery};
-pub use crate::usage::query::{Grouping, UsageFilter, UsageQuery, UsageShape};
+pub use crate::usage::query::{Grouping, UsageFilter, UsageQuery};
 
 /// As good as without an end, which is what `Duration::MAX` stands for: a clock goes as far.
 pub(crate) const FOREVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);

@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::credentials::{Access, Ticket};
-use crate::error::Error;
+use crate::error::{Error, ServiceError};
 use crate::retry::{Backoff, Verdict, classify};
 use crate::{Interval, TimeRangePreset};
 
@@ -97,6 +97,11 @@ impl TimeRange {
     /// The window that an answer was for, to ask the other service about the same.
     pub fn from_interval(interval: Interval) -> Self {
         Self(common::TimeRange { range: Some(common::time_range::Range::Interval(interval)), time_zone: String::new() })
+    }
+
+    /// The same zone over other ends.
+    pub(crate) fn with_ends(self, start: SystemTime, end: SystemTime) -> Self {
+        Self::between(start, end).in_zone(self.0.time_zone)
     }
 
     /// Where days, weeks and months begin: an IANA name. Default: UTC.
@@ -223,9 +228,14 @@ impl Reader {
             let delay = delay.filter(|delay| attempt < MAX_ATTEMPTS && Instant::now() + *delay < deadline);
             match delay {
                 Some(delay) => tokio::time::sleep(delay).await,
-                None => return Err(status.into()),
+                None => return Err(self.failed(status)),
             }
         }
+    }
+
+    /// A failure, with the service that it is of.
+    pub(crate) fn failed(&self, status: Status) -> Error {
+        Error::Service(Box::new(ServiceError { service: Some(self.service), ..ServiceError::from(&status) }))
     }
 
     /// After how long a failure is worth another attempt: one with new credentials, if

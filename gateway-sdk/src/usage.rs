@@ -1,6 +1,7 @@
 //! Usage: one event for every model request, and the questions about them.
 
 pub(crate) mod event;
+pub(crate) mod export;
 pub(crate) mod pricing;
 pub(crate) mod query;
 

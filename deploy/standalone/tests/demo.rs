@@ -76,6 +76,13 @@ fn totals_are_those_of_the_generator_and_a_second_run_stores_nothing() {
     // The cause of the spike is found, by what the services say alone.
     assert!(output.contains("dana.whitfield@example.com did it"), "{output}");
     assert!(output.contains("+ \"gpt-5.4-pro\""), "{output}");
+    // And what it did to everything that it touched: before, nobody used the model.
+    let model = output
+        .lines()
+        .find(|line| line.trim_start().starts_with("model gpt-5.4-pro ") && line.trim_end().ends_with("new"));
+    let cells: Vec<&str> = model.unwrap_or_else(|| panic!("{output}")).split_whitespace().collect();
+    assert_eq!((cells[2], cells[4]), ("0", "$0.00"), "{output}");
+    assert!(cells[3] != "0" && output.contains("gpt-5.4-pro alone: 0 requests for $0.00 became "), "{output}");
 
     // Without its flags it repeats exactly what the folder holds.
     let again = demo(folder.path(), None, &[]);

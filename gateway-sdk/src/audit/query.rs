@@ -3,13 +3,11 @@
 use activity_proto::audit::v1 as proto;
 use activity_proto::audit::v1::audit_query_service_client::AuditQueryServiceClient;
 use futures::stream::BoxStream;
-use tokio::io::AsyncWrite;
 use tonic::transport::Channel;
 use uuid::Uuid;
 
 use super::Audit;
 use crate::error::Error;
-use crate::query::export::{self, ExportFormat, ExportProgress, Exported, Part};
 use crate::query::{MAX_ANSWER_BYTES, Page, TimeRange, over_pages};
 use crate::{AuditEntry, Order, Outcome, Stage};
 
@@ -148,46 +146,6 @@ impl AuditQuery {
     }
 }
 
-/// What to export; a range is required.
-#[derive(Clone, Debug, PartialEq)]
-#[must_use]
-pub struct AuditExport {
-    range: proto::export_entries_request::Range,
-    filter: AuditFilter,
-    format: ExportFormat,
-}
-
-impl AuditExport {
-    /// A range of time, ascending by when entries occurred.
-    pub fn range(range: TimeRange, format: ExportFormat) -> Self {
-        Self {
-            range: proto::export_entries_request::Range::TimeRange(range.into()),
-            filter: AuditFilter::new(),
-            format,
-        }
-    }
-
-    /// A part of an instance's log, ascending by sequence: from `from`, up to and
-    /// without `to`, or the head of the log.
-    pub fn sequences(instance: impl Into<String>, from: u64, to: Option<u64>, format: ExportFormat) -> Self {
-        Self {
-            range: proto::export_entries_request::Range::SequenceRange(proto::SequenceRange {
-                instance_id: instance.into(),
-                from: Some(from),
-                to,
-            }),
-            filter: AuditFilter::new(),
-            format,
-        }
-    }
-
-    /// Only those. Without stages, all of them: an export is evidence.
-    pub fn filter(mut self, filter: AuditFilter) -> Self {
-        self.filter = filter;
-        self
-    }
-}
-
 impl Audit {
     /// Every entry that the query asks for, over all pages, asked for as it is read.
     pub fn entries(&self, query: AuditQuery) -> BoxStream<'static, Result<AuditEntry, Error>> {
@@ -254,47 +212,6 @@ impl Audit {
         let ask = |channel, request| async { client(channel).list_facets(request).await };
         self.reader.call(question, ask).await
     }
-
-    /// Writes an export: resumed where it breaks off, verified at its end. The writer is
-    /// flushed; `progress` is called after each chunk.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Protocol`] where hash or count don't match, [`Error::Io`], and as all
-    /// queries. What was written until then is not whole.
-    pub async fn export(
-        &self,
-        export: AuditExport,
-        writer: &mut (impl AsyncWrite + Unpin),
-        progress: impl FnMut(ExportProgress),
-    ) -> Result<Exported<proto::ExportEnd>, Error> {
-        let format = match export.format {
-            ExportFormat::Jsonl => proto::ExportFormat::Jsonl,
-            ExportFormat::Csv => proto::ExportFormat::Csv,
-        };
-        let open = |resume_token| {
-            let question = proto::ExportEntriesRequest {
-                range: Some(export.range.clone()),
-                filter: Some(export.filter.clone().into()),
-                format: format.into(),
-                resume_token,
-                with_proofs: false,
-            };
-            self.reader.open(question, |channel, request| async { client(channel).export_entries(request).await })
-        };
-        export::run(&self.reader, writer, progress, true, open, part).await
-    }
-}
-
-fn part(answer: proto::ExportEntriesResponse) -> Option<Part<proto::ExportEnd>> {
-    Some(match answer.part? {
-        proto::export_entries_response::Part::Chunk(chunk) => {
-            Part::Chunk { data: chunk.data, token: chunk.resume_token, rows: chunk.entries_so_far.unwrap_or_default() }
-        }
-        proto::export_entries_response::Part::End(end) => {
-            Part::End { rows: end.entries.unwrap_or_default(), sha256: end.sha256.clone(), end }
-        }
-    })
 }
 
 pub(super) fn client(channel: Channel) -> AuditQueryServiceClient<Channel> {

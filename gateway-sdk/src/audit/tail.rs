@@ -77,7 +77,7 @@ impl Tail {
             };
             self.answers = None;
             let Some(delay) = self.audit.reader.again(&status, self.breaks) else {
-                return Err(status.into());
+                return Err(self.audit.reader.failed(status));
             };
             self.breaks = self.breaks.saturating_add(1);
             tokio::time::sleep(delay).await;

@@ -3,12 +3,10 @@
 use activity_proto::usage::v1 as proto;
 use activity_proto::usage::v1::usage_query_service_client::UsageQueryServiceClient;
 use futures::stream::BoxStream;
-use tokio::io::AsyncWrite;
 use tonic::transport::Channel;
 
 use super::Usage;
 use crate::error::Error;
-use crate::query::export::{self, ExportFormat, ExportProgress, Exported, Part};
 use crate::query::{MAX_ANSWER_BYTES, Page, TimeRange, over_pages};
 use crate::{Bucket, Dimension, Metric, RequestStatus};
 
@@ -119,11 +117,11 @@ impl UsageQuery {
         self
     }
 
-    fn time_range(&self) -> Option<activity_proto::common::v1::TimeRange> {
+    pub(super) fn time_range(&self) -> Option<activity_proto::common::v1::TimeRange> {
         self.range.clone().map(Into::into)
     }
 
-    fn usage_filter(&self) -> Option<proto::UsageFilter> {
+    pub(super) fn usage_filter(&self) -> Option<proto::UsageFilter> {
         Some(self.filter.clone().into())
     }
 }
@@ -141,8 +139,8 @@ impl UsageQuery {
 #[must_use]
 pub struct Grouping {
     dimensions: Vec<Dimension>,
-    order_by: Metric,
-    limit: u16,
+    pub(super) order_by: Metric,
+    pub(super) limit: u16,
 }
 
 impl Grouping {
@@ -169,21 +167,9 @@ impl Grouping {
         self
     }
 
-    fn group_by(&self) -> Vec<i32> {
+    pub(super) fn group_by(&self) -> Vec<i32> {
         self.dimensions.iter().map(|&d| d.into()).collect()
     }
-}
-
-/// What the rows of an export are.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum UsageShape {
-    /// A row a request.
-    Requests,
-    /// A row a group, as [`Usage::breakdown`], then the others and the total.
-    Breakdown(Grouping),
-    /// A row a series and bucket, as [`Usage::series`].
-    TimeSeries(Bucket, Grouping),
 }
 
 impl Usage {
@@ -312,62 +298,8 @@ impl Usage {
         let ask = |channel, request| async { client(channel).list_facets(request).await };
         self.reader.call(question, ask).await
     }
-
-    /// Writes an export, verified at its end. Requests are resumed where the stream
-    /// breaks off; the other shapes are small, and are written once they are whole. The
-    /// query needs a range.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Protocol`] where hash or count don't match, [`Error::Io`], and as all
-    /// queries. What was written until then is not whole.
-    pub async fn export(
-        &self,
-        query: &UsageQuery,
-        shape: UsageShape,
-        format: ExportFormat,
-        writer: &mut (impl AsyncWrite + Unpin),
-        progress: impl FnMut(ExportProgress),
-    ) -> Result<Exported<proto::ExportEnd>, Error> {
-        let format = match format {
-            ExportFormat::Jsonl => proto::ExportFormat::Jsonl,
-            ExportFormat::Csv => proto::ExportFormat::Csv,
-        };
-        let resumable = shape == UsageShape::Requests;
-        let (shape, bucket, grouping) = match shape {
-            UsageShape::Requests => (proto::ExportShape::Requests, None, Grouping::none()),
-            UsageShape::Breakdown(by) => (proto::ExportShape::Breakdown, None, by),
-            UsageShape::TimeSeries(bucket, by) => (proto::ExportShape::TimeSeries, Some(bucket), by),
-        };
-        let open = |resume_token| {
-            let question = proto::ExportUsageRequest {
-                time_range: query.time_range(),
-                filter: query.usage_filter(),
-                shape: shape.into(),
-                format: format.into(),
-                resume_token,
-                group_by: grouping.group_by(),
-                order_by: grouping.order_by.into(),
-                limit: grouping.limit.into(),
-                bucket: bucket.unwrap_or_default().into(),
-            };
-            self.reader.open(question, |channel, request| async { client(channel).export_usage(request).await })
-        };
-        export::run(&self.reader, writer, progress, resumable, open, part).await
-    }
 }
 
-fn part(answer: proto::ExportUsageResponse) -> Option<Part<proto::ExportEnd>> {
-    Some(match answer.part? {
-        proto::export_usage_response::Part::Chunk(chunk) => {
-            Part::Chunk { data: chunk.data, token: chunk.resume_token, rows: chunk.rows_so_far.unwrap_or_default() }
-        }
-        proto::export_usage_response::Part::End(end) => {
-            Part::End { rows: end.rows.unwrap_or_default(), sha256: end.sha256.clone(), end }
-        }
-    })
-}
-
-fn client(channel: Channel) -> UsageQueryServiceClient<Channel> {
+pub(super) fn client(channel: Channel) -> UsageQueryServiceClient<Channel> {
     UsageQueryServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
 }

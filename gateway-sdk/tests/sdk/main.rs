@@ -6,6 +6,7 @@ mod access;
 mod bounds;
 mod delivery;
 mod fake;
+mod files;
 #[cfg(feature = "layer")]
 mod layer;
 mod operations;

@@ -32,11 +32,13 @@ pub(crate) struct Answers {
     /// Calls of any kind.
     calls: AtomicU64,
     /// So many calls fail first.
-    failures: AtomicU64,
+    pub(crate) failures: AtomicU64,
     /// A stream ends after so many messages; 0 for never.
-    break_after: AtomicU64,
+    pub(crate) break_after: AtomicU64,
     /// The end of an export names another hash.
-    wrong_hash: AtomicU64,
+    pub(crate) wrong_hash: AtomicU64,
+    /// So many resume tokens are refused first.
+    pub(crate) refused_tokens: AtomicU64,
     seen: Mutex<Vec<String>>,
 }
 
@@ -44,12 +46,18 @@ impl Answers {
     fn answer<T>(&self, seen: String, answer: T) -> Result<Response<T>, Status> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         self.seen.lock().unwrap().push(seen);
-        let failures = &self.failures;
-        let failed = failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
-        if failed.is_ok() {
+        if take_one(&self.failures) {
             return Err(Status::unavailable("storage is away"));
         }
         Ok(Response::new(answer))
+    }
+
+    fn check_token(&self, token: &str) -> Result<(), Status> {
+        if token.is_empty() || !take_one(&self.refused_tokens) {
+            return Ok(());
+        }
+        let details = ErrorDetails::with_error_info("INVALID_PAGE_TOKEN", "activity", HashMap::new());
+        Err(Status::with_error_details(Code::InvalidArgument, "resume_token is damaged", details))
     }
 
     /// The messages, up to the break that the test wants.
@@ -69,16 +77,21 @@ impl Answers {
         }))
     }
 
-    fn seen(&self) -> Vec<String> {
+    pub(crate) fn seen(&self) -> Vec<String> {
         self.seen.lock().unwrap().clone()
     }
 }
 
+/// Whether there was one left.
+fn take_one(left: &AtomicU64) -> bool {
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
+}
+
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-const ROWS: u64 = 10;
+pub(crate) const ROWS: u64 = 10;
 
-fn row(n: u64) -> Vec<u8> {
+pub(crate) fn row(n: u64) -> Vec<u8> {
     format!("{{\"n\":{n}}}\n").into_bytes()
 }
 
@@ -165,13 +178,14 @@ impl AuditQueryService for AuditQueries {
     ) -> Result<Response<Self::ExportEntriesStream>, Status> {
         use audit::export_entries_response::Part;
         let request = request.into_inner();
+        self.0.answers.check_token(&request.resume_token)?;
         let from: u64 = request.resume_token.parse().unwrap_or(0);
         let chunks = (from..ROWS).map(|n| {
             Part::Chunk(audit::ExportChunk {
                 data: row(n),
                 resume_token: (n + 1).to_string(),
                 entries_so_far: Some(n + 1),
-                ..Default::default()
+                proofs: if request.with_proofs { format!("proof {n}\n").into_bytes() } else { Vec::new() },
             })
         });
         let end =

@@ -7,7 +7,8 @@ use activity_proto::usage::v1::{GetSummaryResponse, GetTimeSeriesResponse, ListB
 use anyhow::Result;
 use futures::TryStreamExt;
 use gateway_sdk::{
-    AuditFilter, AuditQuery, Bucket, Dimension, GatewaySdk, Grouping, TimeRange, UsageFilter, UsageQuery,
+    AuditFilter, AuditQuery, Bucket, Dimension, GatewaySdk, Grouping, Impact, Investigation, Resource, TimeRange,
+    UsageFilter, UsageQuery,
 };
 
 use super::show;
@@ -112,6 +113,17 @@ impl Ask {
             first_us = time.as_ref().map(micros).or(first_us);
         }
         Ok(first_us)
+    }
+
+    /// The traffic of a model, how it changed, and what was done to it.
+    pub async fn investigate(&self, range: Range, model: &str) -> Result<Investigation> {
+        Ok(self.sdk.investigate(range.time_range(), Resource::new("model", model)).await?)
+    }
+
+    /// The traffic of what an entry touched, so long before and after it.
+    pub async fn impact(&self, entry: &AuditEntry, window_us: i64) -> Result<Impact> {
+        let window = Duration::from_micros(window_us.max(0).unsigned_abs());
+        Ok(self.sdk.impact(entry).window(window).await?)
     }
 
     /// The newest entries that match, or the oldest.

@@ -11,7 +11,7 @@
 use activity_proto::audit::v1::{AuditEntry, Outcome};
 use activity_proto::usage::v1::{Bucket, Dimension, GetTimeSeriesResponse};
 use anyhow::Result;
-use gateway_sdk::AuditFilter;
+use gateway_sdk::{AuditFilter, Impact, Investigation};
 
 use super::ask::{Ask, Range};
 use super::show;
@@ -70,6 +70,10 @@ pub struct Finding {
     pub after: Vec<AuditEntry>,
     /// All entries of the time before the onset, newest first, where none names it.
     pub around: Vec<AuditEntry>,
+    /// The model's traffic, and all that was done to it, of the time before the onset and after.
+    pub of_model: Option<Investigation>,
+    /// What became of everything that the suspect touched.
+    pub impact: Option<Impact>,
 }
 
 impl Finding {
@@ -162,7 +166,11 @@ pub async fn investigate(ask: &Ask, range: Range) -> Result<Option<Finding>> {
     if entries.is_empty() {
         around = ask.entries(earlier, AuditFilter::new(), 5, true).await?;
     }
-    Ok(Some(Finding {
+    let of_model = match &model {
+        Some(model) => Some(ask.investigate(after, model).await?),
+        None => None,
+    };
+    let mut finding = Finding {
         peak_day,
         bucket_us,
         onset_us,
@@ -175,7 +183,15 @@ pub async fn investigate(ask: &Ask, range: Range) -> Result<Option<Finding>> {
         before: entries,
         after: afterwards,
         around,
-    }))
+        of_model,
+        impact: None,
+    };
+    if let Some(entry) = finding.suspect() {
+        // Up to where the range ends, so that it is the same however late it is asked.
+        let left_us = range.end_us - entry.occurred_at.as_ref().map_or(0, micros);
+        finding.impact = Some(ask.impact(entry, window_us.min(left_us)).await?);
+    }
+    Ok(Some(finding))
 }
 
 /// The cost of each bucket of a single series.

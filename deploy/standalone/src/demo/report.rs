@@ -4,7 +4,7 @@ use activity_proto::audit::v1::{AuditEntry, Change, Outcome, Stage};
 use activity_proto::usage::v1::{Bucket, Dimension, Metrics};
 use anyhow::Result;
 use comfy_table::Table;
-use gateway_sdk::AuditFilter;
+use gateway_sdk::{AuditFilter, Impact, Investigation};
 
 use super::ask::{Ask, Range};
 use super::investigate::Finding;
@@ -257,8 +257,52 @@ pub fn investigation(finding: Option<&Finding>) -> String {
         ]);
     }
     out.push_str(&format!("{table}\n\n"));
+    if let Some(found) = &finding.of_model {
+        out.push_str(&of_model(found));
+    }
     out.push_str(&cause(finding));
     section("Investigation: where did the money go, and why?", &out)
+}
+
+/// One line about the model, of both services.
+fn of_model(found: &Investigation) -> String {
+    let Some(change) = found.traffic.as_ref().ok().and_then(|traffic| traffic.change) else {
+        return String::new();
+    };
+    let entries = found.entries.as_ref().map_or(0, |entries| entries.items.len());
+    format!(
+        "     {} alone: {} requests for {} became {} for {}, and {} entries of that time name it.\n\n",
+        show::key(&found.resource.id),
+        show::grouped(change.requests.before),
+        show::money(change.cost_nanos.before),
+        show::grouped(change.requests.after),
+        show::money(change.cost_nanos.after),
+        entries
+    )
+}
+
+/// The traffic of everything that an entry touched, before it and after.
+fn impact_of(impact: &Impact) -> Table {
+    let mut table = show::table(&["touched", ">requests before", ">after", ">cost before", ">after", ">change"]);
+    for touched in &impact.touched {
+        let resource = &touched.resource;
+        let name = if resource.name.is_empty() { &resource.id } else { &resource.name };
+        let name = show::short(&format!("{} {name}", resource.r#type), 40);
+        let change = touched.traffic.as_ref().map(|traffic| traffic.change);
+        table.add_row(match change {
+            Ok(Some(change)) => vec![
+                name,
+                show::grouped(change.requests.before),
+                show::grouped(change.requests.after),
+                show::money(change.cost_nanos.before),
+                show::money(change.cost_nanos.after),
+                show::change(change.cost_nanos.before, change.cost_nanos.after),
+            ],
+            Ok(None) => vec![name, "not kept".to_owned()],
+            Err(why) => vec![name, show::short(&why.to_string(), 60)],
+        });
+    }
+    table
 }
 
 fn cause(finding: &Finding) -> String {
@@ -283,6 +327,11 @@ fn cause(finding: &Finding) -> String {
             who(entry)
         ));
         out.push_str(&diff(entry));
+        if let Some(impact) = &finding.impact {
+            let window = span(i64::try_from(impact.window.as_micros()).unwrap_or(i64::MAX));
+            out.push_str(&format!("\n     What it touched, {window} before it and {window} after:\n\n"));
+            out.push_str(&format!("{}\n", impact_of(impact)));
+        }
     }
     if let Some(entry) = finding.after.first() {
         out.push_str("\n  5. The next thing done to it:\n\n");

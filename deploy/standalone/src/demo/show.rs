@@ -57,6 +57,13 @@ pub fn count(number: u64) -> String {
     out
 }
 
+/// As [`count`], of any integer.
+pub fn grouped(number: i128) -> String {
+    let sign = if number < 0 { "-" } else { "" };
+    // Counts stay below 2⁶⁴.
+    format!("{sign}{}", count(u64::try_from(number.unsigned_abs()).unwrap_or(u64::MAX)))
+}
+
 /// A decimal text of dollars as nano-dollars; 0 for what is none.
 pub fn nanos(money: &str) -> i128 {
     let (sign, digits) = match money.strip_prefix('-') {
