@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use audit_proof::PinnedKey;
 use service_core::auth::Access;
 use service_core::clock;
 use service_core::config::{ConfigError, DatabaseUrl};
@@ -161,7 +162,8 @@ impl Signer {
     /// What was signed of the logs of a database that nobody serves, as far as it is known beside it: nothing is made.
     pub(crate) fn trusted_beside(config: &LogConfig, url: &DatabaseUrl) -> anyhow::Result<Trusted> {
         let Some(folder) = folder(config, url) else { return Ok(Trusted::default()) };
-        Ok(Trusted { keys: keys::there(config, &folder)?, kept: state::there(&folder, &config.origin)? })
+        let keys = keys::there(config, &folder)?.into_iter().map(PinnedKey::from).collect();
+        Ok(Trusted { keys, kept: state::there(&folder, &config.origin)? })
     }
 
     async fn head(&self, access: &Access, instance_id: &str) -> Result<TreeHead> {
@@ -195,7 +197,7 @@ impl Signer {
     /// What was signed, as is known here, and by which keys.
     pub(crate) fn trusted(&self) -> Trusted {
         let kept = lock(&self.0.last).iter().map(|(instance, last)| (instance.clone(), last.clone())).collect();
-        Trusted { keys: self.0.keys.logs(), kept }
+        Trusted { keys: self.0.keys.logs().into_iter().map(PinnedKey::from).collect(), kept }
     }
 
     /// Refuses while the database does not fit what was signed.
