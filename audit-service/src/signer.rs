@@ -62,6 +62,8 @@ struct Inner {
     since: Mutex<BTreeMap<String, u64>>,
     grown: Mutex<BTreeSet<String>>,
     wake: Notify,
+    /// Who waits for what is signed.
+    signed: Notify,
     fork: OnceLock<String>,
 }
 
@@ -106,6 +108,7 @@ impl Signer {
             since: Mutex::new(since),
             grown: Mutex::default(),
             wake: Notify::new(),
+            signed: Notify::new(),
             fork: OnceLock::new(),
         }));
         let signed = lock(&signer.0.last).clone();
@@ -216,6 +219,11 @@ impl Signer {
         }
     }
 
+    /// Resolves when something is signed after this call.
+    pub(crate) fn signed(&self) -> impl Future<Output = ()> + '_ {
+        self.0.signed.notified()
+    }
+
     /// Signs what has grown, and what has been silent, until `stop`; and then what is left.
     pub(crate) async fn run(self, stop: CancellationToken) {
         while self.0.fork.get().is_none() {
@@ -301,7 +309,9 @@ impl Signer {
             self.0.store.was_signed(&made.instance_id, made.head.size);
             lock(&self.0.since).entry(made.instance_id.clone()).or_insert(made.head.size);
         }
-        signing.finish(&made, &self.verifiers()).await
+        signing.finish(&made, &self.verifiers()).await?;
+        self.0.signed.notify_waiters();
+        Ok(())
     }
 
     /// Puts notes that were just made, or found to be [`ours`](Self::ours), into the state file, on disk.

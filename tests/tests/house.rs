@@ -65,8 +65,9 @@ fn members_import_only_whom_they_may() {
     let only = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
     assert_eq!(imports("proto"), only(&[]));
     assert_eq!(imports("service-core"), only(&["activity-proto"]));
+    // What the service proves with, the SDK checks with.
     assert_eq!(imports("audit-proof"), only(&[]));
-    assert_eq!(imports("gateway-sdk"), only(&["activity-proto"]));
+    assert_eq!(imports("gateway-sdk"), only(&["activity-proto", "audit-proof"]));
     // The database that the SDK must not have.
     assert_eq!(imports("gateway-outbox"), only(&["gateway-sdk"]));
     assert_eq!(imports("audit-service"), only(&["activity-proto", "service-core", "audit-proof"]));
