@@ -15,6 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use audit_proof::{NotBelieved, PinnedKey, signed_by};
 use prometheus::{IntCounterVec, IntGauge, Opts};
 use service_core::auth::Access;
 use service_core::clock;
@@ -24,7 +25,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::checkpoint::{Checkpoint, Note, VerifierKey};
+use crate::checkpoint::{Checkpoint, Note};
 use crate::merkle::{Frontier, Hash, Tile, TileId, WIDTH};
 use crate::prover::Prover;
 use crate::signer::Signer;
@@ -49,8 +50,8 @@ const REST: u32 = 4;
 /// What was signed, as is known outside the database, and by which keys.
 #[derive(Debug, Clone, Default)]
 pub struct Trusted {
-    /// Keys of the log. Of checkpoints in the database those count that they have signed.
-    pub keys: Vec<VerifierKey>,
+    /// Keys of the log. Of checkpoints in the database those count that they have signed, as far as each is good.
+    pub keys: Vec<PinnedKey>,
     /// Checkpoints that were kept elsewhere, with their instance.
     pub kept: Vec<(String, Checkpoint)>,
 }
@@ -59,16 +60,15 @@ impl Trusted {
     /// Takes a note that was kept elsewhere; whether one of the keys has signed it.
     ///
     /// # Errors
-    /// What is no note of a checkpoint.
+    /// What is no note of a checkpoint, has a signature that does not hold, or is signed by a key that is not good for it.
     pub fn keep(&mut self, note: &str) -> anyhow::Result<bool> {
         let note: Note = note.parse()?;
         let checkpoint = Checkpoint::parse(note.text())?;
-        let Ok(signed) = note.verify(&self.keys) else { return Ok(false) };
-        let instance = signed.iter().find_map(|signed| {
-            checkpoint.origin.strip_prefix(self.keys[signed.key].name())?.strip_prefix('/').map(str::to_owned)
-        });
-        let Some(instance) = instance else { return Ok(false) };
-        self.kept.push((instance, checkpoint));
+        match signed_by(&self.keys, &note, &checkpoint) {
+            Ok(signers) => self.kept.push((signers.instance, checkpoint)),
+            Err(NotBelieved::Nobody) => return Ok(false),
+            Err(why) => return Err(why.into()),
+        }
         Ok(true)
     }
 
@@ -76,9 +76,8 @@ impl Trusted {
     fn read(&self, instance_id: &str, note: &str) -> Option<Checkpoint> {
         let note: Note = note.parse().ok()?;
         let checkpoint = Checkpoint::parse(note.text()).ok()?;
-        let signed = note.verify(&self.keys).ok()?;
-        let ours = |key: &VerifierKey| checkpoint.origin == format!("{}/{instance_id}", key.name());
-        signed.iter().any(|signed| ours(&self.keys[signed.key])).then_some(checkpoint)
+        let signers = signed_by(&self.keys, &note, &checkpoint).ok()?;
+        (signers.instance == instance_id).then_some(checkpoint)
     }
 }
 

@@ -11,8 +11,8 @@
 //!
 //! - [`event`]: what an event and an entry are. [`canonical`]: the JSON that is hashed, stored and exported.
 //! - [`filter`]: which entries a query wants; `words`: how a text is split.
-//! - [`merkle`]: the tree over a log, its tiles and its proofs. [`checkpoint`]: what is signed of it. Neither needs a
-//!   database, nor does [`verify`]: an export against what was signed. `prover`: proofs of what is stored.
+//! - [`merkle`] and [`checkpoint`]: the tree over a log, its proofs, and what is signed of it. They are of a crate of their
+//!   own, which needs no database; nor does [`verify`]: an export against what was signed. `prover`: proofs of what is stored.
 //! - [`ROLES`]: who may call what; `denials`: what was refused, as entries; `activity`: what the service itself did, and who
 //!   read it.
 //! - [`retention`]: what is old goes to the [`archive`], with its proofs; `history`: a log read through both.
@@ -26,7 +26,6 @@ mod activity;
 pub mod archive;
 pub mod canonical;
 pub mod checker;
-pub mod checkpoint;
 mod config;
 mod convert;
 mod csv;
@@ -37,7 +36,6 @@ pub mod filter;
 mod grpc;
 mod history;
 pub mod ingest;
-pub mod merkle;
 mod numbers;
 mod prover;
 pub mod retention;
@@ -50,6 +48,7 @@ mod time;
 pub mod verify;
 mod words;
 
+pub use audit_proof::{checkpoint, merkle};
 pub use config::{ActivityConfig, Config, ENV_PREFIX, LogConfig, Profile, RetentionConfig, TailConfig};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use grpc::fuzz;

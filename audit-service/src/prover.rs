@@ -6,6 +6,8 @@
 //! tiles ─▶ proof, root of the size asked for ─┴─ does it lead there, and that on to the head's root? ─▶ answer
 //! ```
 
+mod receipts;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Serialize;
 use service_core::auth::Access;
 use service_core::error::{Error, Result};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::canonical;
@@ -22,14 +25,16 @@ use crate::merkle::{Hash, NotProven, Plan, TileSet, Unprovable, empty_root, veri
 use crate::signer::Signer;
 use crate::store::{self, Heads, LogWalk, Store, TreeHead, damaged};
 
+pub(crate) use receipts::Place;
+
 /// Logs of an export's end that are connected with checkpoints.
 const CONNECTED: usize = 1_000;
 /// Tiles that are kept for the next proofs: half a megabyte.
 const TILES: usize = 64;
-/// How long the end of an export waits for what is being signed.
+/// How long the end of an export, or a receipt, waits for what is being signed.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Between two looks.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Between two looks, for what another replica signs.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Proves. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -147,26 +152,17 @@ impl Prover {
         stop: &CancellationToken,
     ) -> Result<BTreeMap<String, Connected>> {
         let mut connected = BTreeMap::new();
-        let Some(signer) = &self.signer else { return Ok(connected) };
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE;
         for (instance_id, size) in heads.iter().take(CONNECTED) {
-            let note = loop {
-                match signer.checkpoint(access, instance_id, Some((*size).max(1))).await {
-                    Ok(Some(note)) => break Some(note),
-                    Ok(None) if tokio::time::Instant::now() < deadline && !stop.is_cancelled() => {
-                        tokio::time::sleep(PAUSE).await;
-                    }
-                    Ok(None) => break None,
-                    Err(error) => {
-                        tracing::warn!(instance_id, %error, "an export ends without a checkpoint");
-                        break None;
-                    }
+            let note = match self.signed(access, instance_id, (*size).max(1), deadline, stop).await {
+                Ok(note) => note,
+                Err(error) => {
+                    tracing::warn!(instance_id, %error, "an export ends without a checkpoint");
+                    None
                 }
             };
             let Some(note) = note else { continue };
-            let text = note.parse::<Note>().map_err(Error::internal)?;
-            let signed = Checkpoint::parse(text.text()).map_err(Error::internal)?;
-            let tree = TreeHead { size: signed.size, root: signed.root };
+            let tree = tree_of(&note)?;
             match self.beginning(access, instance_id, *size, &tree).await {
                 Ok((root, consistency)) => {
                     connected.insert(instance_id.clone(), Connected { root, note, consistency });
@@ -177,6 +173,32 @@ impl Prover {
             }
         }
         Ok(connected)
+    }
+
+    /// The note of a checkpoint of a log over at least so many entries: once it is there, `None` if that is too late or
+    /// nothing is signed.
+    async fn signed(
+        &self,
+        access: &Access,
+        instance_id: &str,
+        size: u64,
+        deadline: Instant,
+        stop: &CancellationToken,
+    ) -> Result<Option<String>> {
+        let Some(signer) = &self.signer else { return Ok(None) };
+        loop {
+            // From before the look, so that what is signed between the two wakes it.
+            let signed = signer.signed();
+            let found = signer.checkpoint(access, instance_id, Some(size)).await?;
+            if found.is_some() || Instant::now() >= deadline || stop.is_cancelled() {
+                return Ok(found);
+            }
+            tokio::select! {
+                () = signed => {}
+                () = tokio::time::sleep_until(deadline.min(Instant::now() + PAUSE)) => {}
+                () = stop.cancelled() => {}
+            }
+        }
     }
 
     /// The root over the first entries of a log, and the proof that what was signed began so.
@@ -217,20 +239,7 @@ impl Rows {
         let mut lines = Vec::new();
         for (instance_id, sequence) in places {
             let size = heads.get(&instance_id).copied().unwrap_or_default();
-            let plan = Plan::inclusion(sequence, size).map_err(Error::internal)?;
-            if self.tiles.values().map(TileSet::len).sum::<usize>() > TILES {
-                self.tiles.clear();
-            }
-            let tiles = self.tiles.entry(instance_id.clone()).or_default();
-            for id in plan.tiles() {
-                if !tiles.has(id) {
-                    let tile = self.store.tile(&self.access, &instance_id, id, id.width(size)).await;
-                    if let Some(tile) = tile.map_err(store::lost)? {
-                        tiles.insert(id, tile);
-                    }
-                }
-            }
-            let hashes = plan.prove(tiles).map_err(|why| store::lost(damaged(&instance_id, &why.to_string())))?;
+            let hashes = self.hashes(&instance_id, sequence, size).await?;
             let hashes = hashes.iter().map(|hash| BASE64.encode(hash)).collect();
             let line = RowProof { instance_id: &instance_id, sequence: sequence.to_string(), hashes };
             serde_json::to_writer(&mut lines, &line).map_err(Error::internal)?;
@@ -238,6 +247,31 @@ impl Rows {
         }
         Ok(lines)
     }
+
+    /// The proof of an entry in the tree of a size, which is the same at each call for a log.
+    async fn hashes(&mut self, instance_id: &str, sequence: u64, size: u64) -> Result<Vec<Hash>> {
+        let plan = Plan::inclusion(sequence, size).map_err(Error::internal)?;
+        if self.tiles.values().map(TileSet::len).sum::<usize>() > TILES {
+            self.tiles.clear();
+        }
+        let tiles = self.tiles.entry(instance_id.to_owned()).or_default();
+        for id in plan.tiles() {
+            if !tiles.has(id) {
+                let tile = self.store.tile(&self.access, instance_id, id, id.width(size)).await;
+                if let Some(tile) = tile.map_err(store::lost)? {
+                    tiles.insert(id, tile);
+                }
+            }
+        }
+        plan.prove(tiles).map_err(|why| store::lost(damaged(instance_id, &why.to_string())))
+    }
+}
+
+/// What a signed note says of its tree.
+fn tree_of(note: &str) -> Result<TreeHead> {
+    let note = note.parse::<Note>().map_err(Error::internal)?;
+    let signed = Checkpoint::parse(note.text()).map_err(Error::internal)?;
+    Ok(TreeHead { size: signed.size, root: signed.root })
 }
 
 fn not_one_tree(instance_id: &str, old_size: u64, size: u64, why: NotProven) -> Error {

@@ -150,7 +150,8 @@ impl Server {
         }
 
         let options = StreamOptions::from(&config.ingest);
-        let ingest_service = IngestService::new(ingest.clone(), options, metrics.clone(), shutdown.clone());
+        let ingest_service =
+            IngestService::new(ingest.clone(), prover.clone(), options, metrics.clone(), shutdown.clone());
         let heartbeat = Duration::from_millis(config.tail.heartbeat_ms.get());
         let (activity, told) = Activity::new(&config.activity.instance, config.activity.pages);
         let query_service = QueryService::new(

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use audit_proof::PinnedKey;
 use service_core::auth::Access;
 use service_core::clock;
 use service_core::config::{ConfigError, DatabaseUrl};
@@ -61,6 +62,8 @@ struct Inner {
     since: Mutex<BTreeMap<String, u64>>,
     grown: Mutex<BTreeSet<String>>,
     wake: Notify,
+    /// Who waits for what is signed.
+    signed: Notify,
     fork: OnceLock<String>,
 }
 
@@ -105,6 +108,7 @@ impl Signer {
             since: Mutex::new(since),
             grown: Mutex::default(),
             wake: Notify::new(),
+            signed: Notify::new(),
             fork: OnceLock::new(),
         }));
         let signed = lock(&signer.0.last).clone();
@@ -181,7 +185,8 @@ impl Signer {
     /// What was signed of the logs of a database that nobody serves, as far as it is known beside it: nothing is made.
     pub(crate) fn trusted_beside(config: &LogConfig, url: &DatabaseUrl) -> anyhow::Result<Trusted> {
         let Some(folder) = folder(config, url) else { return Ok(Trusted::default()) };
-        Ok(Trusted { keys: keys::there(config, &folder)?, kept: state::there(&folder, &config.origin)? })
+        let keys = keys::there(config, &folder)?.into_iter().map(PinnedKey::from).collect();
+        Ok(Trusted { keys, kept: state::there(&folder, &config.origin)? })
     }
 
     async fn head(&self, access: &Access, instance_id: &str) -> Result<TreeHead> {
@@ -215,7 +220,7 @@ impl Signer {
     /// What was signed, as is known here, and by which keys.
     pub(crate) fn trusted(&self) -> Trusted {
         let kept = lock(&self.0.last).iter().map(|(instance, last)| (instance.clone(), last.clone())).collect();
-        Trusted { keys: self.0.keys.logs(), kept }
+        Trusted { keys: self.0.keys.logs().into_iter().map(PinnedKey::from).collect(), kept }
     }
 
     /// Refuses while the database does not fit what was signed.
@@ -232,6 +237,11 @@ impl Signer {
             lock(&self.0.grown).extend(heads.keys().cloned());
             self.0.wake.notify_one();
         }
+    }
+
+    /// Resolves when something is signed after this call.
+    pub(crate) fn signed(&self) -> impl Future<Output = ()> + '_ {
+        self.0.signed.notified()
     }
 
     /// Signs what has grown, and what has been silent, until `stop`; and then what is left.
@@ -326,7 +336,9 @@ impl Signer {
             self.0.store.was_signed(&made.instance_id, made.head.size);
             lock(&self.0.since).entry(made.instance_id.clone()).or_insert(made.head.size);
         }
-        signing.finish(&made, &self.verifiers()).await
+        signing.finish(&made, &self.verifiers()).await?;
+        self.0.signed.notify_waiters();
+        Ok(())
     }
 
     /// Puts notes that were just made, or found to be [`ours`](Self::ours), into the state file, on disk.

@@ -18,83 +18,26 @@ mod report;
 mod rows;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io::{self, BufRead, Read as _};
-use std::ops::RangeInclusive;
-use std::str::FromStr;
 
+use audit_proof::{NotBelieved, Signers, signed_by};
 use sha2::{Digest as _, Sha256};
 
 use crate::archive::Manifest;
 use crate::canonical;
-use crate::checkpoint::{Checkpoint, KeyKind, Note, Untrusted, VerifierKey, WrongKey};
+use crate::checkpoint::{Checkpoint, KeyKind, Note, VerifierKey};
 use crate::event::Entry;
 use crate::merkle::verify_consistency;
 
 use forest::Subtree;
 use log::{Log, Root};
 
+pub use audit_proof::{PinnedKey, WrongPin};
 pub use end::{End, Head};
 pub use report::{Report, Verdict};
 
 /// A line is an entry, whose event has 64 KiB at most.
 pub const MAX_LINE_BYTES: usize = 1024 * 1024;
-
-/// A key that is believed, for trees of these sizes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PinnedKey {
-    /// The key.
-    pub key: VerifierKey,
-    /// What it may have signed. A key that was replaced is believed up to the size at which it was.
-    pub sizes: RangeInclusive<u64>,
-}
-
-impl From<VerifierKey> for PinnedKey {
-    fn from(key: VerifierKey) -> Self {
-        Self { key, sizes: 0..=u64::MAX }
-    }
-}
-
-impl fmt::Display for PinnedKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (*self.sizes.start(), *self.sizes.end()) {
-            (0, u64::MAX) => self.key.fmt(f),
-            (first, u64::MAX) => write!(f, "{}@{first}-", self.key),
-            (first, last) => write!(f, "{}@{first}-{last}", self.key),
-        }
-    }
-}
-
-/// Text that is no pinned key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum WrongPin {
-    /// The key.
-    #[error(transparent)]
-    Key(#[from] WrongKey),
-    /// The sizes.
-    #[error("sizes behind a key are @FIRST-LAST, of which either may be left out, as in @0-5000")]
-    Sizes,
-}
-
-impl FromStr for PinnedKey {
-    type Err = WrongPin;
-
-    /// `NAME+ID+BASE64`, with `@FIRST-LAST` behind it where it is not believed for every size.
-    fn from_str(text: &str) -> Result<Self, WrongPin> {
-        // A name may have an `@`, base64 has none.
-        let (key, sizes) = match text.rsplit_once('@') {
-            Some((key, sizes)) if key.contains('+') => (key, Some(sizes)),
-            _ => (text, None),
-        };
-        let key = key.parse()?;
-        let Some(sizes) = sizes else { return Ok(Self::from(key)) };
-        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-        let number =
-            |text: &str, none| if text.is_empty() { Some(none) } else { text.parse().ok().filter(|_| digits(text)) };
-        let range = sizes.split_once('-').and_then(|(first, last)| Some(number(first, 0)?..=number(last, u64::MAX)?));
-        Ok(Self { key, sizes: range.filter(|range| !range.is_empty()).ok_or(WrongPin::Sizes)? })
-    }
-}
 
 /// Keys of logs with different names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -172,8 +115,8 @@ impl Verifier {
             }
         };
         match signed_by(&self.keys, &note, &checkpoint) {
-            Ok(Some((instance, at_s))) => Some((instance, checkpoint, at_s)),
-            Ok(None) => {
+            Ok(Signers { instance, at_s }) => Some((instance, checkpoint, at_s)),
+            Err(NotBelieved::Nobody) => {
                 self.unbelieved += 1;
                 None
             }
@@ -361,27 +304,6 @@ impl Verifier {
         report.say(&format!("{} entries of {logs} logs; keys trusted: {trusted}", self.lines));
         self.report
     }
-}
-
-/// The instance of a checkpoint that a log's key among these has signed, and when a witness's has; `None` where none
-/// has that is believed for its size.
-fn signed_by(
-    keys: &[PinnedKey],
-    note: &Note,
-    checkpoint: &Checkpoint,
-) -> Result<Option<(String, Option<u64>)>, Untrusted> {
-    let of_size: Vec<VerifierKey> =
-        keys.iter().filter(|pinned| pinned.sizes.contains(&checkpoint.size)).map(|pinned| pinned.key.clone()).collect();
-    let signed = match note.verify(&of_size) {
-        Ok(signed) => signed,
-        Err(Untrusted::Nobody) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let instance = signed.iter().map(|signed| &of_size[signed.key]).find_map(|key| {
-        let instance = checkpoint.origin.strip_prefix(key.name())?.strip_prefix('/')?;
-        (key.kind() == KeyKind::Log).then(|| instance.to_owned())
-    });
-    Ok(instance.map(|instance| (instance, signed.iter().filter_map(|signed| signed.at_s).max())))
 }
 
 #[cfg(test)]

@@ -28,7 +28,11 @@ async fn call(client: &mut Client, rpc: &str, instance: &str) -> Result<(), Stat
     match rpc {
         "RecordEvents" => {
             let events = vec![event(now_us(), instance)];
-            let answer = client.ingest.record_events(proto::RecordEventsRequest { events }).await?.into_inner();
+            let answer = client
+                .ingest
+                .record_events(proto::RecordEventsRequest { events, ..Default::default() })
+                .await?
+                .into_inner();
             settled(&answer.rejected)
         }
         "StreamEvents" => {
@@ -174,7 +178,12 @@ async fn a_foreign_event_is_rejected_alone_and_the_rest_is_recorded_under_the_wr
     let mut writer = service.client(&service.realm.token("gateway-1", &["writer"], &["own"])).await;
     let now = now_us();
     let events = vec![event(now, "own"), event(now, "foreign"), event(now, "own")];
-    let answer = writer.ingest.record_events(proto::RecordEventsRequest { events }).await.unwrap().into_inner();
+    let answer = writer
+        .ingest
+        .record_events(proto::RecordEventsRequest { events, ..Default::default() })
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!((answer.accepted, answer.rejected.len()), (Some(2), 1));
     let rejected = &answer.rejected[0];
     assert_eq!(
@@ -203,7 +212,7 @@ async fn a_foreign_id_is_answered_like_one_that_does_not_exist_and_tokens_do_not
     let (foreign, now) = (event(now_us(), "foreign"), now_us());
     let mut events = vec![foreign.clone()];
     events.extend((0..4).map(|at| event(now - at, "own")));
-    writer.ingest.record_events(proto::RecordEventsRequest { events }).await.unwrap();
+    writer.ingest.record_events(proto::RecordEventsRequest { events, ..Default::default() }).await.unwrap();
 
     let mut auditor = service.client(&realm.token("a", &["auditor"], &["own"])).await;
     let mut texts = Vec::new();

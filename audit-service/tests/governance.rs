@@ -87,12 +87,16 @@ async fn clients_are_told_what_is_kept_what_is_archived_and_what_is_held() {
         event
     };
     let events = (0..40).map(|n| by(n, if n % 10 == 3 { "eve" } else { "bob" })).collect();
-    let request = proto::RecordEventsRequest { events };
+    let request = proto::RecordEventsRequest { events, ..Default::default() };
     assert_eq!(writer.ingest.record_events(request).await.unwrap().into_inner().accepted(), 40);
     // What the service alone says of itself, nobody else does.
     let mut own = by(50, "mallory");
     own.action = "audit_log.entries_archived".into();
-    let answer = writer.ingest.record_events(proto::RecordEventsRequest { events: vec![own] }).await.unwrap();
+    let answer = writer
+        .ingest
+        .record_events(proto::RecordEventsRequest { events: vec![own], ..Default::default() })
+        .await
+        .unwrap();
     assert_eq!(answer.into_inner().rejected[0].reason(), common::ErrorReason::InvalidAction);
     let (before, _) = export(&mut auditor).await;
 
@@ -150,7 +154,7 @@ async fn clients_are_told_what_is_kept_what_is_archived_and_what_is_held() {
     assert_eq!(auditor.query.list_facets(request).await.unwrap_err().code(), Code::OutOfRange);
     let request = proto::TailEntriesRequest { instance_id: LOG.into(), from_sequence: Some(0), ..Default::default() };
     assert_eq!(auditor.query.tail_entries(request).await.unwrap_err().code(), Code::OutOfRange);
-    let late = proto::RecordEventsRequest { events: vec![by(60, "bob")] };
+    let late = proto::RecordEventsRequest { events: vec![by(60, "bob")], ..Default::default() };
     let answer = writer.ingest.record_events(late).await.unwrap().into_inner();
     assert_eq!(answer.rejected[0].reason(), common::ErrorReason::BeforeRetention);
     let request = proto::GetInclusionProofRequest { instance_id: LOG.into(), sequence: Some(0), tree_size: None };

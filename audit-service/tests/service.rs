@@ -67,7 +67,11 @@ impl Service {
     }
 
     async fn record(&mut self, events: Vec<proto::AuditEvent>) -> proto::RecordEventsResponse {
-        self.ingest.record_events(proto::RecordEventsRequest { events }).await.unwrap().into_inner()
+        self.ingest
+            .record_events(proto::RecordEventsRequest { events, ..Default::default() })
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     async fn export(&mut self, request: proto::ExportEntriesRequest) -> Exported {
@@ -164,6 +168,7 @@ async fn a_stream_is_answered_in_the_order_of_its_batches() {
             events: (0..batch_id % 4).map(|_| event(now)).collect(),
             // A bad one is named; the batch is stored all the same.
             dropped: vec![dropped.clone()],
+            ..Default::default()
         })
         .collect();
     let mut answers = service.ingest.stream_events(futures::stream::iter(batches)).await.unwrap().into_inner();
@@ -181,7 +186,7 @@ async fn a_stream_is_answered_in_the_order_of_its_batches() {
     assert!(answers.message().await.unwrap().is_none());
 
     let jump =
-        [1, 3].map(|batch_id| proto::StreamEventsRequest { batch_id, events: vec![event(now)], dropped: vec![] });
+        [1, 3].map(|batch_id| proto::StreamEventsRequest { batch_id, events: vec![event(now)], ..Default::default() });
     let mut answers = service.ingest.stream_events(futures::stream::iter(jump)).await.unwrap().into_inner();
     assert_eq!(answers.message().await.unwrap().unwrap().batch_id, 1);
     let status = answers.message().await.unwrap_err();
@@ -249,7 +254,7 @@ async fn bad_questions_are_told_what_is_wrong() {
     assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, "NOT_FOUND"));
     let status = service.query.get_entry(key("42".into())).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::InvalidArgument, "INVALID_ID"));
-    let many = proto::RecordEventsRequest { events: vec![proto::AuditEvent::default(); 1_001] };
+    let many = proto::RecordEventsRequest { events: vec![proto::AuditEvent::default(); 1_001], ..Default::default() };
     let status = service.ingest.record_events(many).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "TOO_LARGE"));
     let status = service.query.tail_entries(proto::TailEntriesRequest::default()).await.unwrap_err();

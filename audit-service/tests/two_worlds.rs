@@ -70,7 +70,7 @@ fn made(now: i64, (instance, actor, action, ago_ms): Content) -> proto::AuditEve
 async fn write(service: &Service, events: Vec<proto::AuditEvent>) {
     let mut writer = service.client(&service.realm.token("w", &["writer"], &["*"])).await;
     for events in events.chunks(7) {
-        let request = proto::RecordEventsRequest { events: events.to_vec() };
+        let request = proto::RecordEventsRequest { events: events.to_vec(), ..Default::default() };
         assert_eq!(writer.ingest.record_events(request).await.unwrap().into_inner().rejected, []);
     }
 }

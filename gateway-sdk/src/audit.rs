@@ -5,6 +5,7 @@ pub(crate) mod event;
 pub(crate) mod export;
 mod governance;
 pub(crate) mod operation;
+pub(crate) mod proof;
 pub(crate) mod query;
 pub(crate) mod tail;
 mod trust;
@@ -145,6 +146,9 @@ impl Audit {
     /// for [`Error::NotAcknowledged`], [`Error::Spool`] and [`Error::ShutDown`], that nobody
     /// knows yet. A future that is dropped leaves the event queued. Many calls at once share
     /// batches and syncs; make them together (`buffer_unordered`) to record many events fast.
+    ///
+    /// For evidence that stays good without the service, ask for it afterwards:
+    /// [`prove`](Self::prove).
     ///
     /// # Errors
     ///

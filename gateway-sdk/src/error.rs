@@ -91,6 +91,13 @@ pub enum Error {
     /// The service refused this event for good; sending it again does not help.
     #[error("the event was refused: {0}")]
     Rejected(Rejection),
+    /// The event is recorded, and there is no proof of it yet: no checkpoint was signed in time,
+    /// or the service signs none. Ask again.
+    #[error("event {id} is recorded, and no checkpoint is over it yet")]
+    NoProof {
+        /// The event's id.
+        id: String,
+    },
     /// A call failed at the service or on the way to it.
     #[error("{0}")]
     Service(Box<ServiceError>),
@@ -135,7 +142,7 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::QueueFull { .. } | Self::NotAcknowledged { .. } | Self::Spool { .. } => true,
+            Self::QueueFull { .. } | Self::NotAcknowledged { .. } | Self::Spool { .. } | Self::NoProof { .. } => true,
             Self::Service(error) => error.retryable,
             _ => false,
         }

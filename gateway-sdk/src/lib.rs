@@ -135,6 +135,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// Keys that are believed, and what they prove: the same that the verifier of exports goes by.
+pub use audit_proof::{PinnedKey, receipt::ProvenEntry};
+
 /// The contract's messages, as answers carry them.
 pub use activity_proto as proto;
 
@@ -146,6 +149,7 @@ pub use tonic::Code;
 pub use crate::audit::event::{Actor, AuditEvent, AuditEventBuilder, Resource};
 pub use crate::audit::export::AuditExport;
 pub use crate::audit::operation::{Abandoned, Begin, Operation, OperationStats, Unrecorded};
+pub use crate::audit::proof::{NotProven, ProvenReceipt};
 pub use crate::audit::query::{AuditFilter, AuditQuery};
 pub use crate::audit::tail::TailQuery;
 pub use crate::audit::{Audit, Receipt, Recorded};

@@ -79,7 +79,8 @@ async fn archived_entries_are_removed_by_an_account_of_their_own() {
     ];
     let mut service = Service::start("audit", &accounts.writer, &settings).await;
     let now = SystemTime::now();
-    let request = RecordEventsRequest { events: (0..EVENTS).map(|n| events::audit(now, n)).collect() };
+    let request =
+        RecordEventsRequest { events: (0..EVENTS).map(|n| events::audit(now, n)).collect(), ..Default::default() };
     AuditIngestServiceClient::new(service.channel()).record_events(request).await.unwrap();
     service.kill();
     service.archivist(service_core::clock::now_us(), "");
@@ -126,7 +127,7 @@ async fn audit_serves_with_an_account_that_cannot_change_entries() {
     let now = SystemTime::now();
     for (service, first) in [(&with_all, 0), (&alone, EVENTS)] {
         let events = (first..first + EVENTS).map(|n| events::audit(now, n)).collect();
-        let request = RecordEventsRequest { events };
+        let request = RecordEventsRequest { events, ..Default::default() };
         let answer = AuditIngestServiceClient::new(service.channel()).record_events(request).await.unwrap();
         assert_eq!(u64::from(answer.into_inner().accepted()), EVENTS);
     }

@@ -41,7 +41,10 @@ async fn starts_stops_and_exports_are_entries_and_pages_where_it_is_configured()
     let mut service = Service::start("audit", &url, &settings).await;
     let now = SystemTime::now();
     let events = (0..20).map(|n| events::audit(now, n)).collect();
-    AuditIngestServiceClient::new(service.channel()).record_events(RecordEventsRequest { events }).await.unwrap();
+    AuditIngestServiceClient::new(service.channel())
+        .record_events(RecordEventsRequest { events, ..Default::default() })
+        .await
+        .unwrap();
     let reader = sdk(&service);
     let mut lines = Vec::new();
     let export =

@@ -101,7 +101,8 @@ async fn a_bad_audit_event_is_refused_alone_with_its_field_and_reason() {
         batch.push(bad);
         batch.push(events::audit(now, 2 * n + 1));
     }
-    let answer = client.record_events(RecordEventsRequest { events: batch }).await.unwrap().into_inner();
+    let answer =
+        client.record_events(RecordEventsRequest { events: batch, ..Default::default() }).await.unwrap().into_inner();
     assert_eq!(answer.duplicate, Some(0));
     let told: Vec<_> = answer
         .rejected
@@ -180,7 +181,7 @@ async fn the_same_id_with_other_content_is_a_conflict_and_the_first_stays() {
     first.occurred_at.as_mut().unwrap().nanos -= first.occurred_at.as_ref().unwrap().nanos % 1000;
     let mut second = first.clone();
     second.reason = "another".into();
-    let request = RecordEventsRequest { events: vec![first.clone(), second, first.clone()] };
+    let request = RecordEventsRequest { events: vec![first.clone(), second, first.clone()], ..Default::default() };
     let answer = client.record_events(request).await.unwrap().into_inner();
     assert_eq!((answer.accepted, answer.duplicate), (Some(1), Some(1)));
     assert_eq!(answer.rejected.len(), 1);
@@ -209,7 +210,7 @@ async fn what_becomes_of_events_is_counted() {
     conflict.reason = "another".into();
     bad.action = "Enable Model".into();
     let events = vec![known.clone(), known, conflict, events::audit(now, 2), bad, events::audit(soon, 4)];
-    audit.record_events(RecordEventsRequest { events }).await.unwrap();
+    audit.record_events(RecordEventsRequest { events, ..Default::default() }).await.unwrap();
 
     let mut usage = UsageIngestServiceClient::new(sandbox.usage.channel());
     let (known, mut conflict, mut bad) = (events::usage(now, 1), events::usage(now, 1), events::usage(now, 3));
@@ -249,7 +250,8 @@ async fn an_empty_batch_is_fine() {
 async fn batch_ids_out_of_order_end_the_stream_and_keep_what_was_accepted() {
     let sandbox = Sandbox::start(Engine::Sqlite).await;
     let now = SystemTime::now();
-    let batch = |batch_id, n| StreamEventsRequest { batch_id, events: vec![events::audit(now, n)], dropped: vec![] };
+    let batch =
+        |batch_id, n| StreamEventsRequest { batch_id, events: vec![events::audit(now, n)], ..Default::default() };
     let batches = tokio_stream::iter(vec![batch(1, 1), batch(2, 2), batch(4, 3), batch(5, 4)]);
     let mut answers =
         AuditIngestServiceClient::new(sandbox.audit.channel()).stream_events(batches).await.unwrap().into_inner();
@@ -272,20 +274,24 @@ async fn sizes_over_the_limits_are_refused_for_good() {
     let sandbox = Sandbox::start(Engine::Sqlite).await;
     let now = SystemTime::now();
     let mut client = AuditIngestServiceClient::new(sandbox.audit.channel());
-    let many = RecordEventsRequest { events: (0..1001).map(|n| events::audit(now, n)).collect() };
+    let many = RecordEventsRequest { events: (0..1001).map(|n| events::audit(now, n)).collect(), ..Default::default() };
     let status = client.record_events(many).await.unwrap_err();
     assert_eq!(refusal(&status), (Code::ResourceExhausted, "TOO_LARGE".into(), String::new()));
     assert!(status.get_error_details().retry_info().is_none());
 
     let mut large = events::audit(now, 1);
     large.details_json = format!("\"{}\"", "x".repeat(6 * 1024 * 1024));
-    let status = client.record_events(RecordEventsRequest { events: vec![large] }).await.unwrap_err();
+    let status =
+        client.record_events(RecordEventsRequest { events: vec![large], ..Default::default() }).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     assert_eq!(refusal(&status).1, "TOO_LARGE");
     assert!(status.get_error_details().retry_info().is_none());
 
     // And the connection goes on.
-    let answer = client.record_events(RecordEventsRequest { events: vec![events::audit(now, 2)] }).await.unwrap();
+    let answer = client
+        .record_events(RecordEventsRequest { events: vec![events::audit(now, 2)], ..Default::default() })
+        .await
+        .unwrap();
     assert_eq!(answer.into_inner().accepted, Some(1));
 }
 

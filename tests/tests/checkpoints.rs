@@ -12,11 +12,12 @@ use activity_proto::audit::v1::{
     GetCheckpointRequest, GetConsistencyProofRequest, GetEntryRequest, KeyKind, ListKeysRequest, LogPosition,
     RecordEventsRequest, get_entry_request::Key,
 };
-use audit_service::checkpoint::{Checkpoint, Note, VerifierKey};
+use audit_service::checkpoint::{Checkpoint, KeyKind as KeyKindOf, Note, SigningKey, VerifierKey};
 use audit_service::merkle::{Hash, verify_consistency};
 use e2e::sandbox::database_url;
 use e2e::tools::grpcurl;
 use e2e::{Engine, Service, events};
+use gateway_sdk::{AuditExport, ExportFormat};
 use sqlx::PgPool;
 use tonic::Code;
 
@@ -25,7 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn write(service: &Service, now: SystemTime, first: u64, count: u64) -> Result<(), tonic::Status> {
     let events = (first..first + count).map(|n| events::audit(now, n)).collect();
-    let answer = AuditIngestServiceClient::new(service.channel()).record_events(RecordEventsRequest { events }).await?;
+    let answer = AuditIngestServiceClient::new(service.channel())
+        .record_events(RecordEventsRequest { events, ..Default::default() })
+        .await?;
     assert_eq!(u64::from(answer.into_inner().accepted()), count);
     Ok(())
 }
@@ -256,6 +259,79 @@ async fn replicas_sign_one_history_with_one_key() {
     for place in [&one, &other] {
         let kept = std::fs::read_to_string(Path::new(place).join("checkpoints")).unwrap();
         assert!(kept.contains("\\n250\\n") && kept.contains("\\n300\\n"), "{kept}");
+    }
+}
+
+/// The keys of the log by their pins, the one that signed first before the other, and which of them sign.
+async fn pins(service: &Service) -> Vec<(String, bool)> {
+    let request = ListKeysRequest { instance_id: INSTANCE.into() };
+    let answer = AuditTrustServiceClient::new(service.channel()).list_keys(request).await.unwrap().into_inner();
+    let of_log = answer.keys.into_iter().filter(|key| key.kind() == KeyKind::Log);
+    of_log.map(|key| (key.pin, key.current)).collect()
+}
+
+#[tokio::test]
+async fn a_key_that_was_replaced_is_good_for_the_sizes_that_it_signed() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = database_url(Engine::Sqlite, &folder, "audit").await;
+    let (now, place) = (SystemTime::now(), |name: &str| folder.path().join(name).display().to_string());
+    let old_file = place("audit.db.checkpoints/log.key");
+    let (new, text) = SigningKey::generate("localhost/audit", KeyKindOf::Log).unwrap();
+    std::fs::write(place("new.key"), text).unwrap();
+    let new_file = place("new.key");
+    let while_replaced = [("LOG__KEY_FILE", new_file.as_str()), ("LOG__RETIRING_KEY_FILE", &old_file)];
+    let phases: [&[(&str, &str)]; 3] = [&[], &while_replaced, &while_replaced[..1]];
+    let mut notes = Vec::new();
+    for (at, settings) in phases.into_iter().enumerate() {
+        let mut service = Service::start("audit", &url, settings).await;
+        write(&service, now, at as u64 * 10, 10).await.unwrap();
+        notes.push(signed(&service, (at as u64 + 1) * 10).await);
+        let old: SigningKey = std::fs::read_to_string(&old_file).unwrap().trim().parse().unwrap();
+        let pin = |key: &SigningKey, sizes: &str| format!("{}@{INSTANCE}:{sizes}", key.verifier());
+        let expected = match at {
+            0 => vec![(pin(&old, "10-"), true)],
+            1 => vec![(pin(&old, "10-"), true), (pin(&new, "20-"), true)],
+            _ => vec![(pin(&old, "10-20"), false), (pin(&new, "20-"), true)],
+        };
+        assert_eq!(pins(&service).await, expected);
+        if at == 2 {
+            let export = AuditExport::sequences(INSTANCE, 0, None, ExportFormat::Jsonl);
+            e2e::verify::export(&service, export, folder.path(), "export").await;
+        }
+        stop(&mut service).await;
+    }
+
+    // Each by the keys that it was signed with, at any size for which these are good; both in between.
+    let old: SigningKey = std::fs::read_to_string(&old_file).unwrap().trim().parse().unwrap();
+    let pinned = [format!("{}@{INSTANCE}:10-20", old.verifier()), format!("{}@{INSTANCE}:20-", new.verifier())];
+    let by = |checkpoint: &Note, key: &SigningKey| {
+        Note::new(checkpoint.text().to_owned(), vec![key.sign(checkpoint.text(), 0)]).unwrap()
+    };
+    let (late, early) = (by(&notes[2], &old), by(&notes[0], &new));
+    let check = |command: &str, given: &[&Note]| {
+        let file = place("given");
+        let lines = given.iter().map(|note| serde_json::json!({ "note": note.to_string() }).to_string() + "\n");
+        std::fs::write(&file, lines.collect::<String>()).unwrap();
+        let mut run = std::process::Command::new(testkit::binary("standalone"));
+        match command {
+            "verify" => run.args(["verify", "--export", &place("export.jsonl"), "--end", &place("export.json")]),
+            _ => run.args(["check", "audit"]).env("AUDIT_DATABASE_URL", &url).env("AUDIT_LOG__KEY_FILE", &new_file),
+        };
+        let output = run.args(["--checkpoints", &file, "--key", &pinned[0], "--key", &pinned[1]]).output().unwrap();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.code(), text)
+    };
+    let all: Vec<&Note> = notes.iter().collect();
+    for command in ["verify", "check"] {
+        let (status, text) = check(command, &all);
+        assert_eq!(status, Some(0), "{command}: {text}");
+        // Whoever has come by the old key says nothing with it, nor does the new one of what was before it.
+        for (forged, size, good_for) in [(&late, 30, "10-20"), (&early, 10, "20-")] {
+            let (status, text) = check(command, &[forged]);
+            assert_eq!(status, Some(if command == "verify" { 1 } else { 64 }), "{command}: {text}");
+            let why = format!("over {size} entries, and the key that has signed it");
+            assert!(text.contains(&why) && text.contains(&format!("is good for {good_for}:")), "{command}: {text}");
+        }
     }
 }
 

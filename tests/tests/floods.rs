@@ -302,7 +302,8 @@ impl Writer {
         let now = SystemTime::now();
         let task = tokio::spawn(async move {
             for n in 0.. {
-                let entry = audit.record_events(RecordEventsRequest { events: vec![events::audit(now, n)] });
+                let entry = audit
+                    .record_events(RecordEventsRequest { events: vec![events::audit(now, n)], ..Default::default() });
                 let answer = timeout(PATIENCE, entry).await.expect("audit in time").unwrap().into_inner();
                 assert_eq!(answer.accepted, Some(1));
                 let request = usage.record_usage(RecordUsageRequest { events: vec![events::usage(now, n)] });
@@ -413,7 +414,7 @@ async fn answers_that_nobody_takes_give_their_places_back() {
     let now = SystemTime::now();
     let mut client = AuditIngestServiceClient::new(sandbox.audit.channel());
     let events = (0..50).map(|n| events::audit(now, n)).collect();
-    client.record_events(RecordEventsRequest { events }).await.unwrap();
+    client.record_events(RecordEventsRequest { events, ..Default::default() }).await.unwrap();
 
     for path in [
         "/activity.audit.v1.AuditQueryService/ListEntries",
@@ -441,5 +442,8 @@ async fn answers_that_nobody_takes_give_their_places_back() {
         })
         .await;
     }
-    client.record_events(RecordEventsRequest { events: vec![events::audit(now, 99)] }).await.unwrap();
+    client
+        .record_events(RecordEventsRequest { events: vec![events::audit(now, 99)], ..Default::default() })
+        .await
+        .unwrap();
 }

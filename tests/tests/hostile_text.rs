@@ -71,7 +71,7 @@ async fn fill(sandbox: &Sandbox) {
         event.details_json = serde_json::to_string(text).unwrap();
         event
     });
-    let request = RecordEventsRequest { events: audit.collect() };
+    let request = RecordEventsRequest { events: audit.collect(), ..Default::default() };
     let answer = AuditIngestServiceClient::new(sandbox.audit.channel()).record_events(request).await.unwrap();
     assert_eq!(answer.into_inner().accepted, Some(28));
     let usage = numbered().map(|(n, text)| {

@@ -12,7 +12,15 @@ fn imports(member: &str) -> BTreeSet<String> {
     let manifest = fs::read_to_string(root().join(member).join("Cargo.toml")).unwrap();
     let dependencies = manifest.split("[dependencies]").nth(1).unwrap();
     let dependencies = dependencies.split("\n[").next().unwrap();
-    let members = ["activity-proto", "service-core", "audit-service", "usage-service", "gateway-sdk", "gateway-outbox"];
+    let members = [
+        "activity-proto",
+        "service-core",
+        "audit-proof",
+        "audit-service",
+        "usage-service",
+        "gateway-sdk",
+        "gateway-outbox",
+    ];
     dependencies
         .lines()
         .filter_map(|line| line.split(['.', ' ', '=']).next())
@@ -57,10 +65,12 @@ fn members_import_only_whom_they_may() {
     let only = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
     assert_eq!(imports("proto"), only(&[]));
     assert_eq!(imports("service-core"), only(&["activity-proto"]));
-    assert_eq!(imports("gateway-sdk"), only(&["activity-proto"]));
+    // What the service proves with, the SDK checks with.
+    assert_eq!(imports("audit-proof"), only(&[]));
+    assert_eq!(imports("gateway-sdk"), only(&["activity-proto", "audit-proof"]));
     // The database that the SDK must not have.
     assert_eq!(imports("gateway-outbox"), only(&["gateway-sdk"]));
-    assert_eq!(imports("audit-service"), only(&["activity-proto", "service-core"]));
+    assert_eq!(imports("audit-service"), only(&["activity-proto", "service-core", "audit-proof"]));
     // For one thing only: what it refuses is recorded as any service of the platform records.
     assert_eq!(imports("usage-service"), only(&["activity-proto", "service-core", "gateway-sdk"]));
     assert_eq!(files_naming("usage-service", "gateway_sdk", &["denials"]), [""; 0]);
@@ -104,7 +114,7 @@ fn only_grpc_and_convert_name_generated_types() {
 
 #[test]
 fn only_main_reads_the_environment_and_exits() {
-    for member in ["audit-service", "usage-service", "service-core", "gateway-sdk", "gateway-outbox"] {
+    for member in ["audit-proof", "audit-service", "usage-service", "service-core", "gateway-sdk", "gateway-outbox"] {
         for word in ["env::var", "process::exit"] {
             assert_eq!(files_naming(member, word, &["main"]), [""; 0], "{word}");
         }

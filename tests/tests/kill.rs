@@ -58,7 +58,7 @@ async fn acknowledged_survives(engine: Engine) {
             for batch_id in 1..=200_u64 {
                 let start = first + (batch_id - 1) * 50;
                 let events = (start..start + 50).map(|n| events::audit(now, n)).collect();
-                let request = StreamEventsRequest { batch_id, events, dropped: vec![] };
+                let request = StreamEventsRequest { batch_id, events, ..Default::default() };
                 if send.send(request).await.is_err() {
                     break;
                 }

@@ -42,7 +42,7 @@ async fn fill(sandbox: &Sandbox, thousands: u64) {
     for part in 0..thousands {
         let range = part * 1_000..(part + 1) * 1_000;
         let events = range.clone().map(|n| events::audit(now, n)).collect();
-        audit.record_events(RecordEventsRequest { events }).await.unwrap();
+        audit.record_events(RecordEventsRequest { events, ..Default::default() }).await.unwrap();
         let events = range.map(|n| events::usage(now, n)).collect();
         usage.record_usage(RecordUsageRequest { events }).await.unwrap();
     }
@@ -168,7 +168,7 @@ async fn a_thousand_idle_tails_take_little_memory_and_all_are_told() {
     assert!(with < before + 64 * MIB, "{} MiB, then {} MiB", before / MIB, with / MIB);
 
     let event = events::audit(SystemTime::now(), 5_000_000);
-    let request = RecordEventsRequest { events: vec![event.clone()] };
+    let request = RecordEventsRequest { events: vec![event.clone()], ..Default::default() };
     AuditIngestServiceClient::new(sandbox.audit.channel()).record_events(request).await.unwrap();
     let told = tails.iter_mut().map(|tail| async {
         loop {

@@ -37,7 +37,7 @@ async fn proofs_hold(engine: Engine) {
     let mut writer = AuditIngestServiceClient::new(service.channel());
     for first in [0, 300] {
         let events = (first..first + 300).map(|n| events::audit(now, n)).collect();
-        writer.record_events(RecordEventsRequest { events }).await.unwrap();
+        writer.record_events(RecordEventsRequest { events, ..Default::default() }).await.unwrap();
     }
 
     let sdk = GatewaySdk::builder().audit_endpoint(service.url()).build().unwrap();
@@ -105,7 +105,7 @@ async fn changes_are_told(engine: Engine) {
     let now = SystemTime::now();
     let mut writer = AuditIngestServiceClient::new(service.channel());
     let events = (0..600).map(|n| events::audit(now, n)).collect();
-    writer.record_events(RecordEventsRequest { events }).await.unwrap();
+    writer.record_events(RecordEventsRequest { events, ..Default::default() }).await.unwrap();
     let sdk = GatewaySdk::builder().audit_endpoint(service.url()).build().unwrap();
     let audit = sdk.audit();
     e2e::tree::tamper(&url, e2e::tree::guards_off(engine)).await;

@@ -130,7 +130,7 @@ async fn audit_logs_are_gapless_through_four_replicas_and_eight_writers() {
             let mut accepted = 0;
             for round in 0..ROUNDS {
                 let events = numbers(writer, round).into_iter().map(|n| audit(now, n)).collect();
-                let request = RecordEventsRequest { events };
+                let request = RecordEventsRequest { events, ..Default::default() };
                 let answer = client.record_events(request).await.unwrap().into_inner();
                 assert_eq!(answer.rejected, []);
                 assert_eq!(answer.receipts.len() as u64, BATCH);

@@ -45,7 +45,7 @@ fn new_events(next: &AtomicU64, count: u64) -> Vec<AuditEvent> {
 async fn fill(channel: &Channel, next: &AtomicU64, count: u64) -> i64 {
     let mut client = AuditIngestServiceClient::new(channel.clone());
     for _ in 0..count / BATCH {
-        let request = RecordEventsRequest { events: new_events(next, BATCH) };
+        let request = RecordEventsRequest { events: new_events(next, BATCH), ..Default::default() };
         let answer = client.record_events(request).await.unwrap().into_inner();
         assert_eq!(u64::from(answer.accepted()), BATCH);
     }
@@ -67,7 +67,7 @@ struct Writer {
 async fn write(writer: Arc<Writer>, channel: Channel, next: Arc<AtomicU64>) {
     let mut client = AuditIngestServiceClient::new(channel);
     while !writer.stop.load(Ordering::Relaxed) {
-        let request = RecordEventsRequest { events: new_events(&next, 10) };
+        let request = RecordEventsRequest { events: new_events(&next, 10), ..Default::default() };
         loop {
             let begun = Instant::now();
             // A server that dies, or is not there yet, is another test's.

@@ -101,7 +101,7 @@ fn table() -> Vec<Row> {
     let row = |path, all, own, foreign, request| Row { path, all, own, foreign, request };
     vec![
         row("/activity.audit.v1.AuditIngestService/RecordEvents", WRITE, &[], Foreign::Rejected, |named| {
-            audit::RecordEventsRequest { events: vec![new_entry(named, 1_000)] }.encode_to_vec()
+            audit::RecordEventsRequest { events: vec![new_entry(named, 1_000)], ..Default::default() }.encode_to_vec()
         }),
         row("/activity.audit.v1.AuditIngestService/StreamEvents", WRITE, &[], Foreign::Rejected, |named| {
             audit::StreamEventsRequest { batch_id: 1, events: vec![new_entry(named, 2_000)], ..Default::default() }
@@ -295,7 +295,7 @@ impl Platform {
             event.provider = format!("{name}-provider");
             event
         });
-        let entries = audit::RecordEventsRequest { events: entries.into() }.encode_to_vec();
+        let entries = audit::RecordEventsRequest { events: entries.into(), ..Default::default() }.encode_to_vec();
         let requests = usage::RecordUsageRequest { events: requests.into() }.encode_to_vec();
         for (path, message) in [
             ("/activity.audit.v1.AuditIngestService/RecordEvents", entries),

@@ -74,7 +74,7 @@ async fn a_stop_leaves_the_whole_database_in_its_one_file() {
     for stop in 0..20 {
         let events = (0..1_000).map(|n| events::audit(SystemTime::now(), stop * 1_000 + n)).collect();
         let mut client = AuditIngestServiceClient::new(sandbox.audit.channel());
-        client.record_events(RecordEventsRequest { events }).await.unwrap();
+        client.record_events(RecordEventsRequest { events, ..Default::default() }).await.unwrap();
         sandbox.audit.process().terminate();
         let status = sandbox.audit.process_mut().exited(Duration::from_secs(30)).await;
         assert_eq!(status.code(), Some(0));

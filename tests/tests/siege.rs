@@ -30,7 +30,7 @@ async fn a_writer_is_served(sandbox: &Sandbox, service: &Service, attacks: siege
         next += count;
         let accepted = if is_audit {
             let events = range.map(|n| events::audit(now, n)).collect();
-            let call = audit.record_events(RecordEventsRequest { events });
+            let call = audit.record_events(RecordEventsRequest { events, ..Default::default() });
             timeout(IN_TIME, call).await.expect("served in time").unwrap().into_inner().accepted
         } else {
             let events = range.map(|n| events::usage(now, n)).collect();

@@ -23,7 +23,10 @@ const ENTRIES: u64 = 600;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn write(service: &Service, events: Vec<AuditEvent>) -> Result<(), tonic::Status> {
-    AuditIngestServiceClient::new(service.channel()).record_events(RecordEventsRequest { events }).await.map(drop)
+    AuditIngestServiceClient::new(service.channel())
+        .record_events(RecordEventsRequest { events, ..Default::default() })
+        .await
+        .map(drop)
 }
 
 /// A log of some hundred entries that nobody serves any more, and what an auditor has kept: a checkpoint after every

@@ -48,8 +48,8 @@ fn last_day() -> TimeRange {
 
 fn audit_cases(now: SystemTime) -> Vec<Case> {
     let batch = |from| (from..from + 200).map(|n| events::audit(now, n)).collect::<Vec<_>>();
-    let unary = RecordEventsRequest { events: batch(10_000) }.encode_to_vec();
-    let stream = StreamEventsRequest { batch_id: 1, events: batch(20_000), dropped: vec![] }.encode_to_vec();
+    let unary = RecordEventsRequest { events: batch(10_000), ..Default::default() }.encode_to_vec();
+    let stream = StreamEventsRequest { batch_id: 1, events: batch(20_000), ..Default::default() }.encode_to_vec();
     let export = ExportEntriesRequest {
         range: Some(export_entries_request::Range::TimeRange(last_day())),
         format: ExportFormat::Jsonl.into(),
@@ -181,7 +181,7 @@ async fn a_client_that_vanishes_frees_all_it_held(engine: Engine) {
         for part in 0..5 {
             let range = part * 1_000..(part + 1) * 1_000;
             let events = range.clone().map(|n| events::audit(now, n)).collect();
-            audit.record_events(RecordEventsRequest { events }).await.unwrap();
+            audit.record_events(RecordEventsRequest { events, ..Default::default() }).await.unwrap();
             let events = range.map(|n| events::usage(now, n)).collect();
             usage.record_usage(RecordUsageRequest { events }).await.unwrap();
         }
@@ -193,7 +193,8 @@ async fn a_client_that_vanishes_frees_all_it_held(engine: Engine) {
     let mut audit = AuditIngestServiceClient::new(sandbox.audit.channel());
     let mut again = async |from: u64| {
         let events = (from..from + 200).map(|n| events::audit(now, n)).collect();
-        let answer = audit.record_events(RecordEventsRequest { events }).await.unwrap().into_inner();
+        let answer =
+            audit.record_events(RecordEventsRequest { events, ..Default::default() }).await.unwrap().into_inner();
         (answer.accepted.unwrap(), answer.duplicate.unwrap())
     };
     assert_eq!(again(20_000).await, (0, 200));

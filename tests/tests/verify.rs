@@ -50,7 +50,7 @@ async fn drill(engine: Engine) {
     for round in 0..3 {
         let events = (round * 100..round * 100 + 100).map(|n| events::audit(now, n)).collect();
         let mut writer = AuditIngestServiceClient::new(service.channel());
-        writer.record_events(RecordEventsRequest { events }).await.unwrap();
+        writer.record_events(RecordEventsRequest { events, ..Default::default() }).await.unwrap();
         let request = GetCheckpointRequest { instance_id: INSTANCE.into(), min_size: Some((round + 1) * 100) };
         testkit::eventually(PATIENCE, async || trust.clone().get_checkpoint(request.clone()).await.is_ok()).await;
     }
@@ -104,7 +104,7 @@ async fn exports_of_a_log_that_is_written_to_all_the_time_are_valid() {
             for round in 0_u64.. {
                 let events = (round * 7..round * 7 + 7).map(|n| events::audit(now, n)).collect();
                 let mut writer = AuditIngestServiceClient::new(channel.clone());
-                writer.record_events(RecordEventsRequest { events }).await.unwrap();
+                writer.record_events(RecordEventsRequest { events, ..Default::default() }).await.unwrap();
             }
         }
     });
@@ -180,7 +180,10 @@ async fn filtered(engine: Engine) {
     let service = Service::start("audit", &url, &[("LOG__FOLDER", &beside)]).await;
     let now = SystemTime::now();
     let events = (0..700).map(|n| events::audit(now, n)).collect();
-    AuditIngestServiceClient::new(service.channel()).record_events(RecordEventsRequest { events }).await.unwrap();
+    AuditIngestServiceClient::new(service.channel())
+        .record_events(RecordEventsRequest { events, ..Default::default() })
+        .await
+        .unwrap();
     let mut trust = AuditTrustServiceClient::new(service.channel());
     let request = GetCheckpointRequest { instance_id: INSTANCE.into(), min_size: Some(700) };
     testkit::eventually(PATIENCE, async || trust.clone().get_checkpoint(request.clone()).await.is_ok()).await;

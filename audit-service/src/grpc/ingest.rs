@@ -1,5 +1,7 @@
 //! `AuditIngestService`.
 
+mod proven;
+
 use std::pin::Pin;
 
 use activity_proto::audit::v1 as proto;
@@ -16,7 +18,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::convert;
 use crate::ingest::{Checked, Ingest, Settling};
+use crate::prover::{Place, Prover};
 use crate::store::EventResult;
+
+use proven::{Answered, prove, proven_later};
 
 const MAX_EVENTS: usize = 1_000;
 const MAX_DROPPED: usize = 1_000;
@@ -27,6 +32,7 @@ const TURN: usize = 128;
 #[derive(Debug)]
 pub(crate) struct IngestService {
     ingest: Ingest,
+    prover: Prover,
     options: StreamOptions,
     metrics: Metrics,
     shutdown: CancellationToken,
@@ -34,8 +40,14 @@ pub(crate) struct IngestService {
 
 impl IngestService {
     /// The service over a writer. Streams end when `shutdown` is cancelled.
-    pub(crate) fn new(ingest: Ingest, options: StreamOptions, metrics: Metrics, shutdown: CancellationToken) -> Self {
-        Self { ingest, options, metrics, shutdown }
+    pub(crate) fn new(
+        ingest: Ingest,
+        prover: Prover,
+        options: StreamOptions,
+        metrics: Metrics,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { ingest, prover, options, metrics, shutdown }
     }
 }
 
@@ -46,8 +58,11 @@ impl AuditIngestService for IngestService {
         request: Request<proto::RecordEventsRequest>,
     ) -> Result<Response<proto::RecordEventsResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let settling = submit(&self.ingest, &caller, request.into_inner().events, Vec::new()).await?;
-        Ok(Response::new(settling.answer(&self.metrics).await?))
+        let proto::RecordEventsRequest { events, with_proofs } = request.into_inner();
+        let answering = submit(&self.ingest, &caller, events, Vec::new(), with_proofs).await?;
+        let Answered { mut answer, places } = answering.answer(&self.metrics).await?;
+        prove(&mut answer.receipts, &places, &self.prover, caller.access(), &self.shutdown).await;
+        Ok(Response::new(answer))
     }
 
     type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<proto::StreamEventsResponse, Status>> + Send>>;
@@ -58,7 +73,8 @@ impl AuditIngestService for IngestService {
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
         let caller = Caller::of(&request)?;
         let (ingest, metrics) = (self.ingest.clone(), self.metrics.clone());
-        let stream = ingest_stream::run(
+        let access = caller.access().clone();
+        let answers = ingest_stream::run(
             request,
             self.options,
             self.shutdown.clone(),
@@ -67,20 +83,12 @@ impl AuditIngestService for IngestService {
                 let (ingest, caller, metrics) = (ingest.clone(), caller.clone(), metrics.clone());
                 async move {
                     let batch_id = batch.batch_id;
-                    let answering = submit(&ingest, &caller, batch.events, batch.dropped).await?;
-                    Ok(async move {
-                        let answer = answering.answer(&metrics).await?;
-                        Ok(proto::StreamEventsResponse {
-                            batch_id,
-                            accepted: answer.accepted,
-                            duplicate: answer.duplicate,
-                            rejected: answer.rejected,
-                            receipts: answer.receipts,
-                        })
-                    })
+                    let answering = submit(&ingest, &caller, batch.events, batch.dropped, batch.with_proofs).await?;
+                    Ok(async move { Ok((batch_id, answering.answer(&metrics).await?)) })
                 }
             },
         );
+        let stream = proven_later(answers, self.prover.clone(), access, self.shutdown.clone());
         Ok(Response::new(Box::pin(stream)))
     }
 }
@@ -91,10 +99,12 @@ async fn submit(
     caller: &Caller,
     events: Vec<proto::AuditEvent>,
     dropped: Vec<DroppedRange>,
+    with_proofs: bool,
 ) -> Result<Answering> {
     at_most("events", events.len(), MAX_EVENTS)?;
     at_most("dropped ranges", dropped.len(), MAX_DROPPED)?;
     let ids = events.iter().map(|event| event.id.clone()).collect();
+    let instances = with_proofs.then(|| events.iter().map(|event| event.instance_id.clone()).collect());
     let now_us = clock::now_us();
     let mut checked = Checked::default();
     checked.batch.recorded_by = caller.subject().to_owned();
@@ -116,7 +126,7 @@ async fn submit(
         }
     }
     let ahead = checked.batch.events.iter().filter(|event| event.occurred_at_us > now_us).count();
-    Ok(Answering { ids, ahead, refused_ranges, settling: ingest.submit(checked).await? })
+    Ok(Answering { ids, instances, ahead, refused_ranges, settling: ingest.submit(checked).await? })
 }
 
 fn at_most(what: &str, given: usize, allowed: usize) -> Result<()> {
@@ -130,6 +140,8 @@ fn at_most(what: &str, given: usize, allowed: usize) -> Result<()> {
 struct Answering {
     /// As they came, for the receipts.
     ids: Vec<String>,
+    /// Whose log each is for, where proofs are asked for.
+    instances: Option<Vec<String>>,
     /// Those that happened later than now.
     ahead: usize,
     refused_ranges: Vec<Violation>,
@@ -137,15 +149,20 @@ struct Answering {
 }
 
 impl Answering {
-    async fn answer(self, metrics: &Metrics) -> Result<proto::RecordEventsResponse> {
+    async fn answer(self, metrics: &Metrics) -> Result<Answered> {
         let results = self.settling.settled().await?;
         let (mut accepted, mut duplicates) = (0, 0);
         let mut rejected = Vec::new();
         let mut receipts = Vec::with_capacity(results.len());
+        let mut places = Vec::new();
         // At most 1,000 events, so an index fits.
         for ((index, id), result) in (0_u32..).zip(self.ids).zip(results) {
             match result {
                 EventResult::Stored { sequence, leaf_hash, duplicate } => {
+                    if let Some(instances) = &self.instances {
+                        let instance_id = instances[index as usize].clone();
+                        places.push(Place { instance_id, sequence, leaf: leaf_hash });
+                    }
                     *(if duplicate { &mut duplicates } else { &mut accepted }) += 1;
                     receipts.push(proto::Receipt {
                         index: Some(index),
@@ -153,6 +170,7 @@ impl Answering {
                         sequence: Some(sequence),
                         duplicate,
                         leaf_hash: leaf_hash.to_vec(),
+                        proof: None,
                     });
                 }
                 EventResult::Rejected(violation) => rejected.push(refusal(Some(index), violation)),
@@ -162,7 +180,8 @@ impl Answering {
         rejected.extend(self.refused_ranges.into_iter().map(|violation| refusal(None, violation)));
         metrics.answered(accepted, duplicates, rejected.iter().map(proto::RejectedEvent::reason));
         metrics.ahead(self.ahead);
-        Ok(proto::RecordEventsResponse { accepted: Some(accepted), duplicate: Some(duplicates), rejected, receipts })
+        let (accepted, duplicate) = (Some(accepted), Some(duplicates));
+        Ok(Answered { answer: proto::RecordEventsResponse { accepted, duplicate, rejected, receipts }, places })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use activity_proto::audit::v1 as proto;
 use activity_proto::audit::v1::audit_trust_service_server::AuditTrustService;
+use audit_proof::PinnedKey;
 use service_core::auth::Caller;
 use service_core::error::{Error, Result};
 use tonic::{Request, Response, Status};
@@ -92,12 +93,17 @@ impl AuditTrustService for TrustService {
                 KeyKind::Log => proto::KeyKind::Log,
                 KeyKind::Witness => proto::KeyKind::Witness,
             };
+            let is_current = current.contains(&signed.key);
+            // One that signs is good for what it will sign as well.
+            let last_size = if is_current { u64::MAX } else { signed.last_size };
+            let sizes = signed.first_size..=last_size;
             Ok(proto::LogKey {
                 kind: kind.into(),
                 first_size: Some(signed.first_size),
                 last_size: Some(signed.last_size),
-                current: current.contains(&signed.key),
+                current: is_current,
                 verifier_key: signed.key,
+                pin: PinnedKey { key, log: Some(request.instance_id.clone()), sizes }.to_string(),
             })
         };
         let keys = signed.into_iter().map(key).collect::<Result<_>>()?;

@@ -3,11 +3,12 @@
 //! An entry that tells of a segment has the frontier behind it. With that the roots over what is left are made as if all
 //! were there: had somebody else put such an entry there, or another frontier, no signed root would come of it.
 
+use audit_proof::{NotBelieved, signed_by};
 use serde_json::Value;
 
 use super::forest::Subtree;
 use super::log::Log;
-use super::{Report, Verdict, Verifier, signed_by};
+use super::{Report, Verdict, Verifier};
 use crate::archive::Manifest;
 use crate::canonical;
 use crate::checkpoint::{Checkpoint, Note};
@@ -80,9 +81,11 @@ impl Verifier {
         let Some(checkpoint) = manifest.signed().map_err(|why| why.to_string())? else { return Ok(None) };
         let note = manifest.checkpoint.as_ref().and_then(|note| note.parse::<Note>().ok());
         let Some(note) = note else { return Ok(None) };
-        let signed = signed_by(&self.keys, &note, &checkpoint).map_err(|error| error.to_string())?;
-        let at_s = signed.and_then(|(instance, at_s)| (instance == manifest.instance_id).then_some(at_s));
-        Ok(at_s.map(|at_s| (checkpoint, at_s)))
+        match signed_by(&self.keys, &note, &checkpoint) {
+            Ok(signers) => Ok((signers.instance == manifest.instance_id).then_some((checkpoint, signers.at_s))),
+            Err(NotBelieved::Nobody) => Ok(None),
+            Err(why) => Err(why.to_string()),
+        }
     }
 }
 

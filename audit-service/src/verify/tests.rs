@@ -455,15 +455,34 @@ fn a_key_is_believed_for_its_sizes() {
     };
     assert_found(&report(""), Verdict::Valid, "the first 10 entries");
     assert_found(&report("@-10"), Verdict::Valid, "the first 10 entries");
-    assert_found(&report("@-9"), Verdict::NotEstablished, "entries 7 to 9 are under no checkpoint");
-    assert_found(&report("@8-"), Verdict::Valid, "2 checkpoints by no key that is pinned");
-    assert_found(&report("@11-20"), Verdict::NotEstablished, "@11-20");
-    for wrong in ["@", "@-x", "@7", "@9-8", "@1-2-3", "@+1-"] {
-        let text = format!("{}{wrong}", evidence.key.verifier());
-        assert!(text.parse::<PinnedKey>().is_err(), "{text}");
-    }
-    let odd = SigningKey::generate("log@home", KeyKind::Log).unwrap().0;
-    assert_eq!(odd.verifier().to_string().parse::<PinnedKey>().unwrap().key, *odd.verifier());
+    assert_found(&report("@prod:4-10"), Verdict::Valid, "keys trusted: localhost/audit+");
+    assert_found(&report("@prod:4-10"), Verdict::Valid, "@prod:4-10");
+    // A key that was replaced signs nothing later, and a new one nothing before.
+    assert_found(&report("@-9"), Verdict::Altered, "over 10 entries, and the key that has signed it");
+    assert_found(&report("@-9"), Verdict::Altered, "is good for 0-9");
+    assert_found(&report("@8-"), Verdict::Altered, "over 7 entries, and the key that has signed it");
+    assert_found(&report("@other:1-20"), Verdict::NotEstablished, "3 checkpoints by no key that is pinned");
+}
+
+#[test]
+fn while_a_key_is_replaced_both_are_believed() {
+    let mut evidence = evidence();
+    let new = SigningKey::generate("localhost/audit", KeyKind::Log).unwrap().0;
+    let by = |size, keys: &[&SigningKey]| note(&evidence.lines, size, keys);
+    let (old, both, alone) = (by(4, &[&evidence.key]), by(7, &[&evidence.key, &new]), by(10, &[&new]));
+    let (late, early) = (by(10, &[&evidence.key]), by(4, &[&new]));
+    let pins = [format!("{}@prod:4-7", evidence.key.verifier()), format!("{}@prod:7-", new.verifier())];
+    let mut report = |notes: &[&String]| {
+        evidence.notes = notes.iter().map(|note| (*note).clone()).collect();
+        let mut verifier = Verifier::new(pins.iter().map(|pin| pin.parse::<PinnedKey>().unwrap())).unwrap();
+        evidence.notes.iter().for_each(|note| verifier.checkpoint(note));
+        let export: String = evidence.lines.iter().map(|line| format!("{line}\n")).collect();
+        verifier.export(export.as_bytes()).unwrap();
+        verifier.finish()
+    };
+    assert_found(&report(&[&old, &both, &alone]), Verdict::Valid, "the first 10 entries");
+    assert_found(&report(&[&old, &both, &alone, &late]), Verdict::Altered, "is good for 4-7");
+    assert_found(&report(&[&old, &both, &alone, &early]), Verdict::Altered, "is good for 7-");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use audit_service::checker::check_all as check_logs;
-use audit_service::checkpoint::VerifierKey;
+use audit_service::verify::PinnedKey;
 use service_core::config::DatabaseUrl;
 use service_core::time_range::rfc3339;
 use usage_service::checker::{Summary, check_all};
@@ -69,9 +69,11 @@ pub async fn usage(config: &usage_service::Config, repair: bool) -> Result<bool>
 ///
 /// A database that is not there, cannot be opened, or is in use by a service (SQLite); a
 /// file of checkpoints that cannot be read, or that no key is given for.
-pub async fn audit(config: &audit_service::Config, checkpoints: &[PathBuf], keys: Vec<VerifierKey>) -> Result<bool> {
+pub async fn audit(config: &audit_service::Config, checkpoints: &[PathBuf], keys: Vec<PinnedKey>) -> Result<bool> {
     let advice = there(&config.database_url)?;
     let mut trusted = audit_service::trusted(config)?;
+    // What is said of a key goes before what is known of it in the folder, which is no sizes.
+    trusted.keys.retain(|own| keys.iter().all(|given| given.key != own.key));
     trusted.keys.extend(keys);
     for file in checkpoints {
         let text = std::fs::read_to_string(file).map_err(|error| unreadable(file, &error))?;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use audit_service::checkpoint::VerifierKey;
+use audit_service::verify::PinnedKey;
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Parser, Subcommand};
 use service_core::config::{self, EXIT_CONFIG};
@@ -108,9 +108,9 @@ struct CheckArgs {
     /// those in the service's own folder. Again for more files.
     #[arg(long, value_name = "FILE")]
     checkpoints: Vec<PathBuf>,
-    /// A key that they are signed with, NAME+ID+BASE64. Again for more.
+    /// A key that they are signed with, as for `verify`. Again for more.
     #[arg(long = "key", value_name = "KEY")]
-    keys: Vec<VerifierKey>,
+    keys: Vec<PinnedKey>,
 }
 
 #[derive(Args)]

@@ -41,9 +41,10 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "FILE")]
     checkpoints: Vec<PathBuf>,
     /// A key to believe, NAME+ID+BASE64, that you were told by somebody else than the server.
-    /// Again for more; a witness's key makes cosignatures count. KEY@FIRST-LAST is believed for
-    /// checkpoints over so many entries alone, as a key that was replaced: KEY@-5000. Keys of
-    /// logs have one name: lines do not say of which deployment they are.
+    /// Again for more; a witness's key makes cosignatures count. KEY@INSTANCE:FIRST-LAST is good for
+    /// checkpoints over so many entries of a log, as ListKeys has it ("pin") of keys that were
+    /// replaced; KEY@FIRST-LAST, as KEY@-5000, for so many of any. What it has signed beyond is
+    /// altered. Keys of logs have one name: lines do not say of which deployment they are.
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<PinnedKey>,
 }

@@ -498,6 +498,7 @@ impl AuditIngestService for Serve {
                     sequence: Some(sequence),
                     duplicate,
                     leaf_hash: vec![7; 32],
+                    ..Default::default()
                 })
                 .collect(),
         };

@@ -2444,6 +2444,11 @@ pub struct RecordEventsRequest {
     /// Up to 1,000. Events of several instances may be in one batch.
     #[prost(message, repeated, tag = "1")]
     pub events: ::prost::alloc::vec::Vec<AuditEvent>,
+    /// Optional. Whether each receipt carries the proof that its entry is in the log as
+    /// it was signed. Of a duplicate it is the proof of the entry that is there, so whoever
+    /// has no proof yet, or has lost it, sends the same event again.
+    #[prost(bool, tag = "2")]
+    pub with_proofs: bool,
 }
 /// What became of a batch. Each event sent is accepted, a duplicate or rejected.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2473,14 +2478,18 @@ pub struct StreamEventsRequest {
     /// Optional, up to 1,000. What the producer has dropped since it last said so.
     #[prost(message, repeated, tag = "3")]
     pub dropped: ::prost::alloc::vec::Vec<super::super::common::v1::DroppedRange>,
+    /// Optional. Whether a second response follows, whose receipts carry proofs. A stream
+    /// on which many such batches wait for it is read no further meanwhile.
+    #[prost(bool, tag = "4")]
+    pub with_proofs: bool,
 }
 /// What became of one batch of the stream.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StreamEventsResponse {
-    /// The batch that this settles.
+    /// The batch that this settles, or, without `accepted`, that was settled before.
     #[prost(uint64, tag = "1")]
     pub batch_id: u64,
-    /// How many were new.
+    /// How many were new. Absent in the second response to a batch that asks for proofs.
     #[prost(uint32, optional, tag = "2")]
     pub accepted: ::core::option::Option<u32>,
     /// How many were known already, with the same content.
@@ -2511,6 +2520,32 @@ pub struct Receipt {
     /// The entry's leaf hash, 32 bytes.
     #[prost(bytes = "vec", tag = "5")]
     pub leaf_hash: ::prost::alloc::vec::Vec<u8>,
+    /// Only where it was asked for. Absent still where no checkpoint was signed in five
+    /// seconds, where this service signs none, where the answer had no more room (3 MiB of
+    /// proofs), and where what is stored is damaged, which the service's log tells.
+    #[prost(message, optional, tag = "6")]
+    pub proof: ::core::option::Option<ReceiptProof>,
+}
+/// That an entry is in its log as it was signed. Good without the service, for ever:
+///
+/// 1. `entry_json` says what you sent, and which `sequence` it has;
+/// 1. SHA-256 over a zero byte and `entry_json` is the receipt's `leaf_hash`;
+/// 1. from that, `hashes` lead to the root in `checkpoint`, in a tree of its size, at
+///    the index that is the `sequence`;
+/// 1. a key that you were told another way has signed `checkpoint`, and its origin ends
+///    with the instance.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReceiptProof {
+    /// The entry's canonical JSON: what is hashed, and the line of a JSONL export. Empty
+    /// where retention has removed the entry; its line is then in the archive.
+    #[prost(string, tag = "1")]
+    pub entry_json: ::prost::alloc::string::String,
+    /// The signed note of a checkpoint over the entry, as of `GetCheckpoint`.
+    #[prost(string, tag = "2")]
+    pub checkpoint: ::prost::alloc::string::String,
+    /// The inclusion proof (RFC 6962, section 2.1.1): hashes of 32 bytes, from the leaf up.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub hashes: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 /// An event, or a dropped range, that was refused.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2619,7 +2654,8 @@ pub mod audit_ingest_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Stores one batch.
+        /// Stores one batch. With `with_proofs` the answer waits for a checkpoint over its
+        /// entries, which is signed within a second; what is stored is stored meanwhile.
         pub async fn record_events(
             &mut self,
             request: impl tonic::IntoRequest<super::RecordEventsRequest>,
@@ -2654,6 +2690,12 @@ pub mod audit_ingest_service_client {
         /// batches may be under way; a stream that sends faster than storage takes is
         /// slowed by HTTP/2 flow control. Only a batch that cannot be decoded, or a
         /// `batch_id` out of order, ends the stream; what was accepted before stays.
+        ///
+        /// A batch that asks for proofs is answered twice: at once as any other, and, once a
+        /// checkpoint is over its entries, by a second response with its `batch_id`, without
+        /// counts, whose receipts are those of the first with their proofs. Second responses
+        /// come in any order between the others, so that no acknowledgement waits for a
+        /// signature.
         pub async fn stream_events(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -2700,7 +2742,8 @@ pub mod audit_ingest_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with AuditIngestServiceServer.
     #[async_trait]
     pub trait AuditIngestService: std::marker::Send + std::marker::Sync + 'static {
-        /// Stores one batch.
+        /// Stores one batch. With `with_proofs` the answer waits for a checkpoint over its
+        /// entries, which is signed within a second; what is stored is stored meanwhile.
         async fn record_events(
             &self,
             request: tonic::Request<super::RecordEventsRequest>,
@@ -2719,6 +2762,12 @@ pub mod audit_ingest_service_server {
         /// batches may be under way; a stream that sends faster than storage takes is
         /// slowed by HTTP/2 flow control. Only a batch that cannot be decoded, or a
         /// `batch_id` out of order, ends the stream; what was accepted before stays.
+        ///
+        /// A batch that asks for proofs is answered twice: at once as any other, and, once a
+        /// checkpoint is over its entries, by a second response with its `batch_id`, without
+        /// counts, whose receipts are those of the first with their proofs. Second responses
+        /// come in any order between the others, so that no acknowledgement waits for a
+        /// signature.
         async fn stream_events(
             &self,
             request: tonic::Request<tonic::Streaming<super::StreamEventsRequest>>,
@@ -3000,15 +3049,21 @@ pub struct LogKey {
     /// What it signs.
     #[prost(enumeration = "KeyKind", tag = "2")]
     pub kind: i32,
-    /// The smallest tree that it has signed.
+    /// The smallest tree that it has signed. A smaller one is not believed by it.
     #[prost(uint64, optional, tag = "3")]
     pub first_size: ::core::option::Option<u64>,
-    /// The largest tree that it has signed.
+    /// The largest tree that it has signed. Where it is not `current`, a larger one is not
+    /// believed by it: whoever has come by a key that was replaced signs nothing with it.
     #[prost(uint64, optional, tag = "4")]
     pub last_size: ::core::option::Option<u64>,
     /// Whether this server signs with it now. While a key is replaced, both are.
     #[prost(bool, tag = "5")]
     pub current: bool,
+    /// The key as verifiers take it, with the sizes of this log for which it is good:
+    /// `verifier_key`, `@`, the instance, `:`, and `first_size`, `-` and, unless it is
+    /// `current`, `last_size`.
+    #[prost(string, tag = "6")]
+    pub pin: ::prost::alloc::string::String,
 }
 /// Which entry, in which tree.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3264,8 +3319,9 @@ pub mod audit_trust_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// The keys that have signed checkpoints of a log. Who checks does not believe
-        /// this list but pins a key that was told another way; it helps when keys change.
+        /// The keys that have signed checkpoints of a log, and for which sizes of it each is
+        /// good. Who checks does not believe this list but pins a key that was told another
+        /// way; it helps when keys change.
         pub async fn list_keys(
             &mut self,
             request: impl tonic::IntoRequest<super::ListKeysRequest>,
@@ -3409,8 +3465,9 @@ pub mod audit_trust_service_server {
             tonic::Response<super::GetCheckpointResponse>,
             tonic::Status,
         >;
-        /// The keys that have signed checkpoints of a log. Who checks does not believe
-        /// this list but pins a key that was told another way; it helps when keys change.
+        /// The keys that have signed checkpoints of a log, and for which sizes of it each is
+        /// good. Who checks does not believe this list but pins a key that was told another
+        /// way; it helps when keys change.
         async fn list_keys(
             &self,
             request: tonic::Request<super::ListKeysRequest>,

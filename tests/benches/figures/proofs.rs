@@ -189,7 +189,7 @@ async fn checkpoints(count: u64) {
     let mut trust = AuditTrustServiceClient::new(service.channel());
     let (now, mut times) = (SystemTime::now(), Vec::new());
     for n in 0..count {
-        let request = RecordEventsRequest { events: vec![events::audit(now, n)] };
+        let request = RecordEventsRequest { events: vec![events::audit(now, n)], ..Default::default() };
         writer.record_events(request).await.unwrap();
         let acknowledged = Instant::now();
         let wanted = GetCheckpointRequest { instance_id: INSTANCE.into(), min_size: Some(n + 1) };

@@ -75,7 +75,12 @@ async fn besiege(kind: Kind, arguments: &Arguments) {
             }
             Kind::Audit => {
                 let events = range.map(|n| events::audit(now, n)).collect();
-                audit.record_events(RecordEventsRequest { events }).await.unwrap().into_inner().accepted
+                audit
+                    .record_events(RecordEventsRequest { events, ..Default::default() })
+                    .await
+                    .unwrap()
+                    .into_inner()
+                    .accepted
             }
         };
         assert_eq!(accepted.map(u64::from), Some(count));

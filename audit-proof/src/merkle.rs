@@ -26,7 +26,7 @@ pub use tile::{Tile, TileId, TilePath, WIDTH, WrongPath, WrongTile};
 pub type Hash = [u8; 32];
 
 /// First byte of what a leaf hash is over.
-pub(crate) const LEAF: [u8; 1] = [0];
+pub const LEAF: [u8; 1] = [0];
 /// First byte of what the hash of two hashes is over.
 const NODE: [u8; 1] = [1];
 

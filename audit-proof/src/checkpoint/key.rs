@@ -52,7 +52,7 @@ impl KeyKind {
 }
 
 /// Whether a key may have this name: not empty, no spaces, no `+`, no control characters.
-pub(crate) fn is_key_name(name: &str) -> bool {
+pub fn is_key_name(name: &str) -> bool {
     let other = |c: char| c.is_whitespace() || c.is_control() || c == '+';
     !name.is_empty() && name.len() <= MAX_NAME && !name.contains(other)
 }

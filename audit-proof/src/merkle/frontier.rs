@@ -57,7 +57,7 @@ impl Frontier {
     }
 
     /// Adds a perfect subtree of `2^height` leaves: where the size is a multiple of that.
-    pub(crate) fn push_subtree(&mut self, height: u32, root: Hash) {
+    pub fn push_subtree(&mut self, height: u32, root: Hash) {
         let mut peak = root;
         let leaves = 1 << height;
         for _ in 0..(self.size >> height).trailing_ones() {

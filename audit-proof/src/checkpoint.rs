@@ -26,7 +26,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::merkle::Hash;
 
-pub(crate) use key::is_key_name;
+pub use key::is_key_name;
 pub use key::{KeyKind, SigningKey, VerifierKey, WrongKey};
 pub use note::{Note, NoteSignature, Signed, Untrusted, WrongNote};
 
