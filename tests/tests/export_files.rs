@@ -92,7 +92,11 @@ async fn fill_audit(service: &Service, now: SystemTime) {
     let mut client = AuditIngestServiceClient::new(service.channel());
     for first in (0..ROWS).step_by(1_000) {
         let events = (first..first + 1_000).map(|n| events::audit(now, n)).collect();
-        let answer = client.record_events(RecordEventsRequest { events }).await.unwrap().into_inner();
+        let answer = client
+            .record_events(RecordEventsRequest { events, ..RecordEventsRequest::default() })
+            .await
+            .unwrap()
+            .into_inner();
         assert_eq!(answer.accepted(), 1_000);
     }
 }

@@ -98,7 +98,9 @@ fn action(now: SystemTime, n: u64) -> AuditEvent {
 
 async fn fill(audit: &Service, usage: &Service, now: SystemTime) {
     let events = (0..40).map(|n| action(now, n)).collect();
-    let answer = AuditIngestServiceClient::new(audit.channel()).record_events(RecordEventsRequest { events }).await;
+    let answer = AuditIngestServiceClient::new(audit.channel())
+        .record_events(RecordEventsRequest { events, ..RecordEventsRequest::default() })
+        .await;
     assert_eq!(answer.unwrap().into_inner().accepted(), 40);
     let mut client = UsageIngestServiceClient::new(usage.channel());
     for first in (0..REQUESTS).step_by(1_000) {

@@ -48,7 +48,7 @@ pub struct UsageEvent {
     #[prost(message, optional, tag = "12")]
     pub tokens: ::core::option::Option<Tokens>,
     /// Optional, at most 32. What else the price book charges for, by the book's own
-    /// unit names, such as `web_searches` or `input_audio`. Tokens of audio, image
+    /// unit names, such as `web_searches` or `input_audio_tokens`. Tokens of audio, image
     /// and video among them are parts of the tokens of input or output.
     #[prost(btree_map = "string, int64", tag = "13")]
     pub other_units: ::prost::alloc::collections::BTreeMap<
@@ -222,7 +222,7 @@ pub struct AppliedPrice {
     #[prost(string, tag = "3")]
     pub model: ::prost::alloc::string::String,
     /// Which of the model's prices: its effective date, daily window, variant and
-    /// tier, as one text; empty for a model's only price.
+    /// tier, as one text; `standard` for a model's only price.
     #[prost(string, tag = "4")]
     pub detail: ::prost::alloc::string::String,
 }
