@@ -392,7 +392,7 @@ async fn each_segment_that_is_damaged_is_named(home: &Home) {
     assert_eq!(found().await, [named(2, "is missing"), named(3, "has another manifest")]);
     // What cannot be read now keeps nothing else from being found.
     std::fs::remove_file(object(0, "json")).unwrap();
-    std::fs::create_dir(object(0, "json")).unwrap();
+    std::os::unix::fs::symlink(object(0, "json"), object(0, "json")).unwrap();
     let told = found().await;
     assert!(told.len() == 3 && told[0].contains("cannot be read"), "{told:?}");
     let scope = Scope::Log { instance_id: "prod".into(), from: segments[2].sequences.start, to: u64::MAX };
