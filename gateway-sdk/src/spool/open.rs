@@ -179,8 +179,7 @@ fn recover(settings: &Settings, files: &dyn Files, boot: u64) -> io::Result<Left
     // Above the cursor's, whose file may be gone: how far one segment is acknowledged must never
     // be taken for another's.
     let next_number = ledger.cursor.0.saturating_add(1);
-    let mut left =
-        Left { next_number, ledger, entries: VecDeque::new(), bytes: 0, errors: 0, trash: Vec::new() };
+    let mut left = Left { next_number, ledger, entries: VecDeque::new(), bytes: 0, errors: 0, trash: Vec::new() };
     let mut before: Option<Ends> = None;
     for (number, bytes) in files.segments()? {
         left.next_number = left.next_number.max(number.saturating_add(1));
@@ -262,14 +261,7 @@ impl Left {
 }
 
 /// One segment.
-fn look(
-    settings: &Settings,
-    files: &dyn Files,
-    boot: u64,
-    number: u64,
-    bytes: u64,
-    left: &Left,
-) -> io::Result<Looked> {
+fn look(settings: &Settings, files: &dyn Files, boot: u64, number: u64, bytes: u64, left: &Left) -> io::Result<Looked> {
     let page = files.read(number, FRAMES)?;
     let Some(header) = Header::decode(&page) else {
         // The process died before there could be an event in it.
@@ -313,9 +305,8 @@ fn look(
         next,
     });
     let settled = seal.first.max(from);
-    let given_up = |range: &Dropped| {
-        range.who == who && range.first <= settled && range.last >= seal.next.saturating_sub(1)
-    };
+    let given_up =
+        |range: &Dropped| range.who == who && range.first <= settled && range.last >= seal.next.saturating_sub(1);
     if unread == 0 || ledger.dropped.iter().any(given_up) {
         return Ok(Looked { entry: None, ends });
     }
