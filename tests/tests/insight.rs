@@ -36,8 +36,11 @@ const MODELS: [(&str, &str); 5] = [
     ("self-hosted", "llama"),
 ];
 
+/// An action, and what it is done to: type, id and name.
+type Action = (&'static str, &'static [(&'static str, &'static str, &'static str)]);
+
 /// What is done to what; the first resource is the one acted on.
-const ACTIONS: [(&str, &[(&str, &str, &str)]); 8] = [
+const ACTIONS: [Action; 8] = [
     ("model.disabled", &[("model", "openai/gpt-4o", "GPT-4o")]),
     (
         "provider.updated",
