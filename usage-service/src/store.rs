@@ -161,13 +161,14 @@ mod tests {
         let of_instance = scope(all().to_instances(["eu"]), Filter::default());
         let of_user = scope(all(), Filter { user_ids: vec!["ada".into()], ..Filter::default() });
         let everything = scope(all(), Filter::default());
+        let exported = Scope { watermark: Some(1), ..everything.clone() };
 
         let turn = store.turns.requests(&caller).await.expect("the one turn");
         let waits = async {
             tokio::select! {
                 page = store.requests(&of_team, Order::NewestFirst, None, 1) => format!("{page:?}"),
                 page = store.requests(&of_instance, Order::NewestFirst, None, 1) => format!("{page:?}"),
-                page = store.export_page(&everything, Next { after: None, limit: 1 }) => format!("{page:?}"),
+                page = store.export_page(&exported, Next { after: None, limit: 1 }) => format!("{page:?}"),
                 totals = store.totals(&of_label, &day) => format!("{totals:?}"),
             }
         };
