@@ -132,7 +132,7 @@ mod tests {
     fn one_caller_leaves_turns_to_others_and_requests_leave_some_to_sums() {
         let turns = Turns::new(8);
         let all_of = |caller: &str| -> Vec<Turn> {
-            let caller = caller.into();
+            let caller: Arc<str> = caller.into();
             std::iter::from_fn(|| turns.requests(&caller).now_or_never().transpose().expect("open")).collect()
         };
         let eve = all_of("eve");

@@ -289,7 +289,7 @@ async fn a_request_is_of_the_writer_that_recorded_it_first() {
 
         let csv = exported(&mut reader, ExportFormat::Csv).await;
         let last = csv.lines().map(|line| line.rsplit(',').next().unwrap_or_default());
-        assert_eq!(last.collect::<Vec<_>>(), [&["recorded_by"], &writers[..]].concat());
+        assert_eq!(last.collect::<Vec<_>>(), [&["recorded_by"][..], &writers].concat());
         let jsonl = exported(&mut reader, ExportFormat::Jsonl).await;
         let rows = jsonl.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
         let named: Vec<String> = rows.map(|row| row["recordedBy"].as_str().unwrap_or_default().to_owned()).collect();
