@@ -117,6 +117,7 @@ pub mod layer;
 mod outbox;
 mod query;
 mod queue;
+mod random;
 mod retry;
 mod sender;
 mod spool;
@@ -228,3 +229,8 @@ impl GatewaySdk {
         Flushed { usage, audit }
     }
 }
+
+/// The README's code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -237,7 +237,7 @@ impl Reader {
             Verdict::Refresh => failures == 0 && self.access.renews(),
             _ => false,
         };
-        worth.then(|| self.backoff.after(verdict, failures, rand::random()))
+        worth.then(|| self.backoff.after(verdict, failures, crate::random::unit()))
     }
 
     /// Opens a stream of answers; one attempt, as its users resume by themselves.

@@ -42,6 +42,7 @@ use crate::credentials::{Access, Ticket};
 use crate::error::{Rejection, describe};
 use crate::outbox::Outbox;
 use crate::queue::Settled;
+use crate::random;
 use crate::retry::{Backoff, Verdict, classify};
 
 /// After so many defects alone, a batch is taken apart, and a single event given up.
@@ -200,7 +201,7 @@ impl<L: Lane> Sender<L> {
                 continue;
             }
             let attempt = if verdict == Verdict::Refresh { self.refusals } else { self.attempt };
-            let delay = self.options.backoff.after(verdict, attempt, rand::random());
+            let delay = self.options.backoff.after(verdict, attempt, random::unit());
             self.refusals = self.refusals.saturating_add(u32::from(verdict == Verdict::Refresh));
             self.attempt = self.attempt.saturating_add(1);
             // A flush or shutdown cuts the wait short; the service's own wish stands.

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::feed::MAX_EVENT_BYTES;
 use crate::id;
 use crate::queue::frame::Numbering;
+use crate::random;
 
 /// Held while any of a folder's spools is in use.
 #[derive(Debug)]
@@ -134,7 +135,7 @@ impl<T: Send + 'static> Spool<T> {
         lock: &Arc<Lock>,
     ) -> io::Result<Arc<Self>> {
         let left = recover(&settings, &*files, boot)?;
-        let header = Header { number: left.next_number, salt: rand::random(), boot, epoch, producer: producer.into() };
+        let header = Header { number: left.next_number, salt: random::bits(), boot, epoch, producer: producer.into() };
         // Here and not by the keeper, so that a folder which can't be written to is known at once.
         let mut state = State::new(
             left.entries,
