@@ -17,6 +17,7 @@
 //! | [`Usage`] | recording requests; summaries, breakdowns, series, exports, prices |
 //! | [`Audit`] | recording administrative actions; entries, tail, export |
 //! | [`Audit::begin`], [`Operation`] | actions in two entries: the intent before the change, the outcome after it |
+//! | [`Stats::samples`] | the counters for any metrics system; with the feature `opentelemetry`, for a meter |
 //! | `layer` | with the feature `layer`: a tower layer that lets nothing through without a record |
 //! | [`Diff`], [`Secrets`] | what a change has changed, without what nobody may read |
 //! | `spool` | the design of the files that events wait in, and what each crash leaves |
@@ -114,6 +115,7 @@ mod feed;
 mod id;
 #[cfg(feature = "layer")]
 pub mod layer;
+mod metrics;
 mod outbox;
 mod query;
 mod queue;
@@ -147,6 +149,7 @@ pub use crate::config::{Builder, Rejected, RejectedEvent, SpoolPressure};
 pub use crate::credentials::{Credentials, Token};
 pub use crate::diff::{Diff, Secrets, secret};
 pub use crate::error::{AccessProblem, Error, FieldViolation, Rejection, ServiceError};
+pub use crate::metrics::{Sample, SampleKind};
 pub use crate::query::coverage::CoverageQuery;
 pub use crate::query::export::{ExportFormat, ExportProgress, Exported};
 pub use crate::query::{Page, TimeRange};
