@@ -15,6 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::credentials::{Access, Ticket};
+use crate::endpoint::Line;
 use crate::error::Error;
 use crate::retry::{Backoff, Verdict, classify};
 use crate::{Interval, TimeRangePreset};
@@ -167,7 +168,7 @@ pub(crate) struct Opened<S> {
 #[derive(Clone)]
 pub(crate) struct Reader {
     service: &'static str,
-    channel: Option<Channel>,
+    line: Option<Line>,
     access: Access,
     pub(crate) timeout: Duration,
     pub(crate) backoff: Backoff,
@@ -182,17 +183,17 @@ impl fmt::Debug for Reader {
 impl Reader {
     pub(crate) fn new(
         service: &'static str,
-        channel: Option<Channel>,
+        line: Option<Line>,
         access: Access,
         timeout: Duration,
         backoff: Backoff,
     ) -> Self {
-        Self { service, channel, access, timeout, backoff }
+        Self { service, line, access, timeout, backoff }
     }
 
     pub(crate) fn channel(&self) -> Result<Channel, Error> {
         let service = self.service;
-        self.channel.clone().ok_or(Error::NotConfigured { service })
+        self.line.as_ref().map(Line::channel).ok_or(Error::NotConfigured { service })
     }
 
     /// One question. Reads change nothing, so what may be tried again is, a few times

@@ -8,6 +8,7 @@ mod delivery;
 mod fake;
 #[cfg(feature = "layer")]
 mod layer;
+mod moves;
 mod operations;
 mod queries;
 mod spool;
