@@ -24,6 +24,7 @@
 //! | `queue` | the bounded queue in memory, where no folder for a spool was given |
 //! | `sender` | batches, acknowledgements, reconnecting, the one bad event |
 //! | [`Credentials`], [`Tls`] | tokens that are renewed, certificates, mutual TLS |
+//! | [`Usage::set_endpoint`], [`Audit::set_endpoint`] | services that move, without a restart |
 //! | `retry` | what may be tried again, and when: pure functions |
 //!
 //! # What is promised
@@ -37,10 +38,12 @@
 //!   every route that is not listed as read only.
 //! - **Delivered once.** What was sent without an answer is sent again, after any break,
 //!   and the event's id, fixed when it was built, makes the service store it once.
+//! - **A backlog holds up nothing fresh**: while a spooled day of usage is delivered, what is
+//!   recorded has every second batch, and so has the day.
 //! - **Nothing is lost silently.** What is dropped is counted, and reported to the service
 //!   as such; what is refused is counted, handed to [`Builder::on_rejected`], and kept in the
 //!   spool's `rejected.jsonl`.
-//! - **Bounded**: memory by the queues or three mapped files a service, disk by the spool's
+//! - **Bounded**: memory by the queues or four mapped files a service, disk by the spool's
 //!   limits, and both by the batches under way; [`GatewaySdk::flush`] and
 //!   [`GatewaySdk::shutdown`] by their time-outs, with an honest answer.
 //! - **No secret** goes over plain text to another machine, or into a log, an error or a

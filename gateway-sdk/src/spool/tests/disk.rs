@@ -7,6 +7,7 @@ use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::super::files::{Disk, Files};
 use super::super::format::{FRAMES, Frames, Header, Item};
+use super::super::ledger::Ledger;
 use super::super::map::{Live, Reserved};
 use super::super::open::Lock;
 use super::super::{Settings, Spool};
@@ -52,6 +54,11 @@ struct Plan {
     on_disk: Mutex<BTreeSet<u64>>,
     /// Held, syncs hang.
     syncing: Arc<tokio::sync::Mutex<()>>,
+    /// Where it is there, each append to the rejected events waits for a word from it.
+    rejecting: Mutex<Option<Receiver<()>>>,
+    /// Of each ledger that was written, below which number it says that all is settled, and how many rejected events were
+    /// on the disk then.
+    ledgers: Mutex<Vec<(u64, usize)>>,
 }
 
 impl Plan {
@@ -77,6 +84,7 @@ impl Plan {
 #[derive(Debug)]
 struct Faulty {
     disk: Disk,
+    folder: PathBuf,
     plan: Arc<Plan>,
 }
 
@@ -149,11 +157,17 @@ impl Files for Faulty {
             self.disk.write_ledger(at, &bytes[..bytes.len() / 2])?;
             return Err(error);
         }
+        let rejected = std::fs::read(self.folder.join("rejected.jsonl")).unwrap_or_default();
+        let lines = rejected.iter().filter(|byte| **byte == b'\n').count();
+        self.plan.ledgers.lock().unwrap().push((Ledger::decode(bytes, 20).cursor.1, lines));
         self.disk.write_ledger(at, bytes)
     }
     fn append_rejected(&self, lines: &[u8]) -> io::Result<()> {
         self.plan.ask(Fault::Reject)?;
-        self.disk.append_rejected(lines)
+        self.disk.append_rejected(lines)?;
+        // Once whoever holds it has gone, nothing waits.
+        self.plan.rejecting.lock().unwrap().as_ref().and_then(|word| word.recv().ok());
+        Ok(())
     }
 }
 
@@ -216,7 +230,7 @@ impl Harness {
     pub(super) fn try_open(&self) -> io::Result<Opened> {
         let epoch = self.lives.fetch_add(1, SeqCst) + 1;
         let disk = Disk::open(self.path()).unwrap();
-        let files = Arc::new(Faulty { disk, plan: Arc::clone(&self.plan) });
+        let files = Arc::new(Faulty { disk, folder: self.path(), plan: Arc::clone(&self.plan) });
         let lock = Arc::new(Lock::of(tempfile::tempfile().unwrap()));
         let spool = Spool::open(self.settings.clone(), &self.path(), files, ("p", epoch), self.boot, &lock)?;
         Ok(Opened { spool, folder: Arc::clone(&self.folder) })
@@ -273,6 +287,17 @@ impl Harness {
     /// Syncs hang as long as this is held; they are counted before.
     pub(super) fn hold_syncs(&self) -> OwnedMutexGuard<()> {
         Arc::clone(&self.plan.syncing).try_lock_owned().unwrap()
+    }
+
+    /// Each append to the rejected events waits for a word, until this is dropped.
+    pub(super) fn hold_rejects(&self) -> mpsc::Sender<()> {
+        let (word, waits) = mpsc::channel();
+        *self.plan.rejecting.lock().unwrap() = Some(waits);
+        word
+    }
+
+    pub(super) fn ledgers(&self) -> Vec<(u64, usize)> {
+        self.plan.ledgers.lock().unwrap().clone()
     }
 
     /// Whether a sync began after an event was written, and succeeded.
@@ -378,13 +403,17 @@ impl Opened {
     /// Everything that waits now, and every report.
     pub(super) async fn take_all(&self) -> TakenAll {
         let mut all = TakenAll::default();
+        let mut since = std::time::Instant::now();
         while {
             let state = self.lock();
             state.unread() > 0 || !state.dropped.is_empty()
         } {
-            let Ok(taken) = tokio::time::timeout(LONG, self.next()).await else {
-                panic!("nothing comes: {:?}", self.lock());
+            // What can't be read stops waiting without ever coming.
+            let Ok(taken) = tokio::time::timeout(Duration::from_millis(50), self.next()).await else {
+                assert!(since.elapsed() < LONG, "nothing comes: {:?}", self.lock());
+                continue;
             };
+            since = std::time::Instant::now();
             let taken = taken.unwrap();
             all.dropped.extend(taken.dropped.iter().map(|range| (range.who.epoch(), range.first, range.last)));
             all.batches.push(taken);
@@ -437,6 +466,15 @@ impl Opened {
             let state = self.lock();
             !state.idle || state.ledger_stale || state.spare.is_none()
         } {
+            assert!(since.elapsed() < LONG);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Waits until no segment is being read back.
+    pub(super) async fn until_loaded(&self) {
+        let since = std::time::Instant::now();
+        while self.lock().load.is_some() {
             assert!(since.elapsed() < LONG);
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
