@@ -204,6 +204,20 @@ impl Audit {
             _interest: interest,
         })
     }
+
+    /// From now on the audit-service is at another address, written as for
+    /// [`Builder::audit_endpoint`](crate::Builder::audit_endpoint), on the same terms: TLS and
+    /// credentials stay. The stream takes no new batches, gets its last answers where it was, as
+    /// long as [`ack_timeout`](crate::Builder::ack_timeout) lets it, and goes on there; a wait
+    /// after a failure ends at once. Queries that begin go there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for what is no address, or one that a token or a certificate must not
+    /// go to: nothing changes then. [`Error::NotConfigured`] where the SDK was built without one.
+    pub fn set_endpoint(&self, endpoint: &str) -> Result<(), Error> {
+        self.feed.lead(AuditLane::NAME, "audit_endpoint", endpoint)
+    }
 }
 
 /// The stream of audit events.

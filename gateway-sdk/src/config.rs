@@ -15,7 +15,7 @@ use crate::audit::operation::{Abandoned, Operations};
 use crate::audit::{Audit, AuditLane, Waiter};
 use crate::credentials::{Access, Credentials};
 use crate::diff::Secrets;
-use crate::endpoint::{Connections, Target};
+use crate::endpoint::{Connections, Line, Lines};
 use crate::error::{Error, Rejection};
 use crate::feed::{Feed, MAX_EVENT_BYTES, Own};
 use crate::id;
@@ -38,7 +38,7 @@ const MAX_BATCH_EVENTS: usize = 1_000;
 /// The contract's limit for ids and names.
 const MAX_NAME_BYTES: usize = 256;
 
-/// How large the spool's files are: three of each service's are mapped into memory, and the
+/// How large the spool's files are: four of each service's are mapped into memory, and the
 /// oldest are dropped by the file.
 const USAGE_SEGMENT: usize = 2 * 1024 * 1024;
 const AUDIT_SEGMENT: usize = 1024 * 1024;
@@ -226,7 +226,7 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// Where the audit-service is: `https://audit.internal:50051`, `http://127.0.0.1:50051`,
+    /// Where the audit-service is, until [`Audit::set_endpoint`]: `https://audit.internal:50051`, `http://127.0.0.1:50051`,
     /// or `127.0.0.1:50051`, which is `https` where [`tls`](Self::tls) is set, else `http`.
     /// Default: none, and `audit()` answers [`Error::NotConfigured`].
     pub fn audit_endpoint(mut self, endpoint: impl Into<String>) -> Self {
@@ -234,7 +234,7 @@ impl Builder {
         self
     }
 
-    /// Where the usage-service is, in the same way: `https://usage.internal:50052`.
+    /// Where the usage-service is, until [`Usage::set_endpoint`], in the same way: `https://usage.internal:50052`.
     /// Default: none, and what `usage()` records is counted as dropped.
     pub fn usage_endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.usage_endpoint = Some(endpoint.into());
@@ -436,17 +436,17 @@ impl Builder {
     ///
     /// [`Error::Config`] for a setting out of bounds, [`Error::NoRuntime`],
     /// [`Error::SpoolInUse`], and [`Error::Spool`] for a folder that can't be written to or read
-    /// at the moment. What is damaged of what an earlier process has left there is no error,
-    /// but counted ([`ServiceStats::damaged`](crate::ServiceStats::damaged)).
+    /// at the moment. No error are a disk that is full where the folder was used before, for what
+    /// an earlier process has left there can be delivered; and what is damaged of that, which is
+    /// counted ([`ServiceStats::damaged`](crate::ServiceStats::damaged)).
     pub fn build(self) -> Result<GatewaySdk, Error> {
         self.check()?;
         let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
-        let usage_target = self.target("usage_endpoint", self.usage_endpoint.as_deref())?;
-        let audit_target = self.target("audit_endpoint", self.audit_endpoint.as_deref())?;
-        let connect = |target: &Option<Target>| target.as_ref().map(Target::connect);
+        let usage_lines = self.lines("usage_endpoint", self.usage_endpoint.as_deref())?;
+        let audit_lines = self.lines("audit_endpoint", self.audit_endpoint.as_deref())?;
         let access = Access::new(self.credentials.clone(), self.backoff);
 
-        let outboxes = self.outboxes(usage_target.is_some(), audit_target.is_some())?;
+        let outboxes = self.outboxes(usage_lines.is_some(), audit_lines.is_some())?;
         let options = Options {
             window: self.window,
             ack_timeout: self.ack_timeout,
@@ -455,33 +455,34 @@ impl Builder {
         };
         let (query_timeout, backoff) = (self.query_timeout, self.backoff);
         let own = Own { instance: &self.instance, producer_id: &outboxes.producer_id };
-        // Streams and queries have connections of their own: an export that fills the
-        // pipe must not hold up acknowledgements.
-        let reader = |service, target| Reader::new(service, connect(target), access.clone(), query_timeout, backoff);
+        let reader = |service, lines: &Option<Lines>| {
+            let line: Option<Line> = lines.as_ref().map(|lines| lines.questions.clone());
+            Reader::new(service, line, access.clone(), query_timeout, backoff)
+        };
         let usage = Usage {
+            reader: reader(UsageLane::NAME, &usage_lines),
             feed: Arc::new(Feed::start(
                 UsageLane { on_rejected: self.on_rejected.clone() },
                 &runtime,
-                connect(&usage_target),
+                usage_lines,
                 access.clone(),
                 outboxes.usage,
                 options,
                 own,
             )),
-            reader: reader(UsageLane::NAME, &usage_target),
             on_rejected: self.on_rejected.clone(),
         };
         let audit = Audit {
+            reader: reader(AuditLane::NAME, &audit_lines),
             feed: Arc::new(Feed::start(
                 AuditLane { on_rejected: self.on_rejected },
                 &runtime,
-                connect(&audit_target),
+                audit_lines,
                 access.clone(),
                 outboxes.audit,
                 options,
                 own,
             )),
-            reader: reader(AuditLane::NAME, &audit_target),
             timeout: self.audit_timeout,
             secrets: Arc::new(self.secrets),
             operations: Arc::new(Operations::new(self.on_abandoned)),
@@ -536,15 +537,15 @@ impl Builder {
         }
     }
 
-    fn target(&self, setting: &'static str, address: Option<&str>) -> Result<Option<Target>, Error> {
+    fn lines(&self, setting: &'static str, address: Option<&str>) -> Result<Option<Lines>, Error> {
         let with = Connections {
-            tls: self.tls.as_ref(),
+            tls: self.tls.clone(),
             secret: self.credentials.is_some(),
             connect_timeout: self.connect_timeout,
             keep_alive: self.keep_alive,
         };
-        let target = address.map(|address| Target::new(address, &with)).transpose();
-        target.map_err(|message| Error::Config { setting, message })
+        let lines = address.map(|address| Lines::new(address, &with)).transpose();
+        lines.map_err(|message| Error::Config { setting, message })
     }
 
     fn check(&self) -> Result<(), Error> {

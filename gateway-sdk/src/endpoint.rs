@@ -1,34 +1,86 @@
 //! From an address to a connection: plain or TLS, and never a secret over plain text to
-//! another machine.
+//! another machine; and to another one, while everything goes on.
 
+use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::tls::{Connector, Tls};
 
 /// What is common to all connections.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Connections<'a> {
-    pub(crate) tls: Option<&'a Tls>,
+#[derive(Clone, Debug)]
+pub(crate) struct Connections {
+    pub(crate) tls: Option<Tls>,
     /// Whether calls bring a token.
     pub(crate) secret: bool,
     pub(crate) connect_timeout: Duration,
     pub(crate) keep_alive: (Duration, Duration),
 }
 
-/// Where a service is.
+/// A connection to a service that can be led elsewhere while it is used; all clones are led
+/// together.
 #[derive(Clone)]
-pub(crate) struct Target {
+pub(crate) struct Line(Arc<watch::Sender<Channel>>);
+
+impl Line {
+    fn new(target: &Target) -> Self {
+        Self(Arc::new(watch::Sender::new(target.connect())))
+    }
+
+    /// The connection as it is now.
+    pub(crate) fn channel(&self) -> Channel {
+        self.0.borrow().clone()
+    }
+
+    /// The connection, and word when it is led elsewhere.
+    pub(crate) fn follow(&self) -> watch::Receiver<Channel> {
+        self.0.subscribe()
+    }
+}
+
+/// Both connections to a service. A stream has one of its own: an export that fills the pipe
+/// must not hold up acknowledgements.
+pub(crate) struct Lines {
+    with: Connections,
+    pub(crate) stream: Line,
+    pub(crate) questions: Line,
+}
+
+impl Lines {
+    pub(crate) fn new(address: &str, with: &Connections) -> Result<Self, String> {
+        let target = Target::new(address, with)?;
+        Ok(Self { with: with.clone(), stream: Line::new(&target), questions: Line::new(&target) })
+    }
+
+    /// To another address, on the same terms. What is wrong with it changes nothing.
+    pub(crate) fn lead(&self, address: &str) -> Result<(), String> {
+        let target = Target::new(address, &self.with)?;
+        self.stream.0.send_replace(target.connect());
+        self.questions.0.send_replace(target.connect());
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lines").field("with", &self.with).finish_non_exhaustive()
+    }
+}
+
+/// Where a service is.
+struct Target {
     endpoint: Endpoint,
     connector: Option<Connector>,
 }
 
 impl Target {
     /// Checks an address and what goes with it.
-    pub(crate) fn new(address: &str, with: &Connections<'_>) -> Result<Self, String> {
+    fn new(address: &str, with: &Connections) -> Result<Self, String> {
         let default = if with.tls.is_some() { "https" } else { "http" };
         let address = if address.contains("://") { address.to_owned() } else { format!("{default}://{address}") };
         // Somebody may have put a password into it.
@@ -41,7 +93,7 @@ impl Target {
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         let connector = match uri.scheme_str() {
             Some("https") => {
-                let tls = with.tls.cloned().unwrap_or_default();
+                let tls = with.tls.clone().unwrap_or_default();
                 Some(Connector::new(&tls, host, authority.port_u16().unwrap_or(443))?)
             }
             Some("http") => {
@@ -80,7 +132,7 @@ impl Target {
     }
 
     /// A connection that is made when it is needed, and made again when it broke.
-    pub(crate) fn connect(&self) -> Channel {
+    fn connect(&self) -> Channel {
         match &self.connector {
             Some(connector) => self.endpoint.connect_with_connector_lazy(connector.clone()),
             None => self.endpoint.connect_lazy(),
@@ -94,6 +146,7 @@ mod tests {
 
     fn target(address: &str, tls: Option<&Tls>, secret: bool) -> Result<Target, String> {
         let second = Duration::from_secs(1);
+        let tls = tls.cloned();
         Target::new(address, &Connections { tls, secret, connect_timeout: second, keep_alive: (second, second) })
     }
 

@@ -4,20 +4,19 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use activity_proto::common::v1::Producer;
-use prost::Message;
-use tokio::runtime::Handle;
-use tokio::task::AbortHandle;
-use tokio::time::Instant;
-use tonic::transport::Channel;
-
 use crate::Error;
 use crate::credentials::Access;
+use crate::endpoint::Lines;
 use crate::outbox::Outbox;
 use crate::queue::Refused;
 use crate::queue::frame::{put_varint, varint_len};
 use crate::sender::{Lane, Options, Sender};
 use crate::stats::{ServiceStats, Waiting};
+use activity_proto::common::v1::Producer;
+use prost::Message;
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 /// The contract's limit for an audit event; a usage event within its own limits stays
 /// far below it.
@@ -55,24 +54,25 @@ pub(crate) struct Feed<T: Send + 'static> {
     instance: Vec<u8>,
     /// What an event's number takes at most, which is put behind it and goes out with it.
     number: usize,
-    /// Absent where no endpoint was given.
+    /// Both absent where no endpoint was given.
+    lines: Option<Lines>,
     task: Option<AbortHandle>,
 }
 
 impl<T: Send + 'static> Feed<T> {
-    /// With a sender where there is a channel; without one nothing is taken.
+    /// With a sender where there is an endpoint; without one nothing is taken.
     pub(crate) fn start<L: Lane<Extra = T>>(
         lane: L,
         runtime: &Handle,
-        channel: Option<Channel>,
+        lines: Option<Lines>,
         access: Access,
         outbox: Outbox<T>,
         options: Options,
         own: Own<'_>,
     ) -> Self {
         let outbox = Arc::new(outbox);
-        let task = channel.map(|channel| {
-            let sender = Sender::new(lane, Arc::clone(&outbox), channel, access, options);
+        let task = lines.as_ref().map(|lines| {
+            let sender = Sender::new(lane, Arc::clone(&outbox), lines.stream.follow(), access, options);
             runtime.spawn(sender.run()).abort_handle()
         });
         if task.is_none() {
@@ -85,13 +85,19 @@ impl<T: Send + 'static> Feed<T> {
             put_varint(&mut instance, own.instance.len() as u64);
             instance.extend_from_slice(own.instance.as_bytes());
         }
-        Self { outbox, instance, number: own.number(L::PRODUCER_FIELD), task }
+        Self { outbox, instance, number: own.number(L::PRODUCER_FIELD), lines, task }
     }
 }
 
 impl<T: Send + 'static> Feed<T> {
     pub(crate) fn is_configured(&self) -> bool {
         self.task.is_some()
+    }
+
+    /// From now on to another address.
+    pub(crate) fn lead(&self, service: &'static str, setting: &'static str, address: &str) -> Result<(), Error> {
+        let lines = self.lines.as_ref().ok_or(Error::NotConfigured { service })?;
+        lines.lead(address).map_err(|message| Error::Config { setting, message })
     }
 
     /// Whether events may come without an instance of their own.

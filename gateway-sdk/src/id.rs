@@ -14,9 +14,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use uuid::{Builder, Uuid};
 
+use crate::random;
+
 /// Starts at random, so that two processes which number the same microsecond
 /// differ in 62 bits.
-static COUNTER: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(rand::random()));
+static COUNTER: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(random::bits()));
 
 /// The latest time that [`new_id`] gave, to hold ids in order over small steps back
 /// of the clock.
@@ -71,7 +73,7 @@ fn from_micros(us: u64) -> Uuid {
     let (ms, rest) = (us / 1000, us % 1000);
     let fraction = (rest * 4096 / 1000) as u16;
     let counter = COUNTER.fetch_add(1, Relaxed) & ((1 << 30) - 1);
-    let tail = (counter << 32) | u64::from(rand::random::<u32>());
+    let tail = (counter << 32) | (random::bits() >> 32);
     let mut bytes = [0; 10];
     bytes[..2].copy_from_slice(&fraction.to_be_bytes());
     bytes[2..].copy_from_slice(&tail.to_be_bytes());

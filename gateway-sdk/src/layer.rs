@@ -163,7 +163,7 @@ impl AuditLayer {
     }
 }
 
-impl<S> tower::Layer<S> for AuditLayer {
+impl<S> tower_layer::Layer<S> for AuditLayer {
     type Service = AuditService<S>;
 
     fn layer(&self, inner: S) -> AuditService<S> {

@@ -18,6 +18,7 @@
 //! | [`Audit`] | recording administrative actions; entries, tail, export |
 //! | [`GatewaySdk::investigate`], [`GatewaySdk::impact`] | both services at once: what was done while traffic changed, and what an action did to it |
 //! | [`Audit::begin`], [`Operation`] | actions in two entries: the intent before the change, the outcome after it |
+//! | [`Stats::samples`] | the counters for any metrics system; with the feature `opentelemetry`, for a meter |
 //! | `layer` | with the feature `layer`: a tower layer that lets nothing through without a record |
 //! | [`Diff`], [`Secrets`] | what a change has changed, without what nobody may read |
 //! | `spool` | the design of the files that events wait in, and what each crash leaves |
@@ -25,6 +26,7 @@
 //! | `queue` | the bounded queue in memory, where no folder for a spool was given |
 //! | `sender` | batches, acknowledgements, reconnecting, the one bad event |
 //! | [`Credentials`], [`Tls`] | tokens that are renewed, certificates, mutual TLS |
+//! | [`Usage::set_endpoint`], [`Audit::set_endpoint`] | services that move, without a restart |
 //! | `retry` | what may be tried again, and when: pure functions |
 //!
 //! # What is promised
@@ -38,13 +40,15 @@
 //!   every route that is not listed as read only.
 //! - **Delivered once.** What was sent without an answer is sent again, after any break,
 //!   and the event's id, fixed when it was built, makes the service store it once.
+//! - **A backlog holds up nothing fresh**: while a spooled day of usage is delivered, what is
+//!   recorded has every second batch, and so has the day.
 //! - **Nothing is lost silently.** What is dropped is counted, and reported to the service
 //!   as such; what is refused is counted, handed to [`Builder::on_rejected`], and kept in the
 //!   spool's `rejected.jsonl`.
 //! - **An export's file is whole or not there**: it has its name when all of it is on disk, and its
 //!   count and hash are what the service says; a break, or the death of either side, is gone on
 //!   from ([`Audit::export_file`], [`Usage::export_file`]).
-//! - **Bounded**: memory by the queues or three mapped files a service, disk by the spool's
+//! - **Bounded**: memory by the queues or four mapped files a service, disk by the spool's
 //!   limits, and both by the batches under way; [`GatewaySdk::flush`] and
 //!   [`GatewaySdk::shutdown`] by their time-outs, with an honest answer.
 //! - **No secret** goes over plain text to another machine, or into a log, an error or a
@@ -120,9 +124,11 @@ mod id;
 mod insight;
 #[cfg(feature = "layer")]
 pub mod layer;
+mod metrics;
 mod outbox;
 mod query;
 mod queue;
+mod random;
 mod retry;
 mod sender;
 mod spool;
@@ -161,6 +167,7 @@ pub use crate::insight::{
     Change, Changes, Entries, Impact, ImpactQuery, Investigation, InvestigationQuery, Touched, Traffic, Unanswered,
     Window,
 };
+pub use crate::metrics::{Sample, SampleKind};
 pub use crate::query::coverage::CoverageQuery;
 pub use crate::query::export::{ExportFormat, ExportProgress, Exported};
 pub use crate::query::{Page, TimeRange};
@@ -252,3 +259,8 @@ impl GatewaySdk {
         Flushed { usage, audit }
     }
 }
+
+/// The README's code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -15,6 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::credentials::{Access, Ticket};
+use crate::endpoint::Line;
 use crate::error::{Error, ServiceError};
 use crate::retry::{Backoff, Verdict, classify};
 use crate::{Interval, TimeRangePreset};
@@ -172,7 +173,7 @@ pub(crate) struct Opened<S> {
 #[derive(Clone)]
 pub(crate) struct Reader {
     service: &'static str,
-    channel: Option<Channel>,
+    line: Option<Line>,
     access: Access,
     pub(crate) timeout: Duration,
     pub(crate) backoff: Backoff,
@@ -187,17 +188,17 @@ impl fmt::Debug for Reader {
 impl Reader {
     pub(crate) fn new(
         service: &'static str,
-        channel: Option<Channel>,
+        line: Option<Line>,
         access: Access,
         timeout: Duration,
         backoff: Backoff,
     ) -> Self {
-        Self { service, channel, access, timeout, backoff }
+        Self { service, line, access, timeout, backoff }
     }
 
     pub(crate) fn channel(&self) -> Result<Channel, Error> {
         let service = self.service;
-        self.channel.clone().ok_or(Error::NotConfigured { service })
+        self.line.as_ref().map(Line::channel).ok_or(Error::NotConfigured { service })
     }
 
     /// One question. Reads change nothing, so what may be tried again is, a few times
@@ -247,7 +248,7 @@ impl Reader {
             Verdict::Refresh => failures == 0 && self.access.renews(),
             _ => false,
         };
-        worth.then(|| self.backoff.after(verdict, failures, rand::random()))
+        worth.then(|| self.backoff.after(verdict, failures, crate::random::unit()))
     }
 
     /// Opens a stream of answers; one attempt, as its users resume by themselves.

@@ -41,7 +41,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use prost::Message;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -55,6 +55,7 @@ use crate::credentials::{Access, Ticket};
 use crate::error::{Rejection, describe};
 use crate::outbox::Outbox;
 use crate::queue::Settled;
+use crate::random;
 use crate::retry::{Backoff, Verdict, classify};
 
 /// After so many defects alone, a batch is taken apart, and a single event given up, if others
@@ -108,8 +109,15 @@ pub(crate) struct Options {
 enum Over {
     /// The queue is closed, and everything in it settled.
     Settled,
-    /// Its token is to be renewed; nothing sent on it is without an answer.
+    /// Its token is to be renewed, or the service is elsewhere now: another one goes on.
     Renewal,
+}
+
+/// Waits until the service is elsewhere.
+async fn moved(line: &mut watch::Receiver<Channel>) {
+    if line.changed().await.is_err() {
+        std::future::pending().await
+    }
 }
 
 async fn until(at: Option<Instant>) {
@@ -123,7 +131,7 @@ async fn until(at: Option<Instant>) {
 pub(crate) struct Sender<L: Lane> {
     lane: L,
     queue: Arc<Outbox<L::Extra>>,
-    channel: Channel,
+    line: watch::Receiver<Channel>,
     access: Access,
     options: Options,
     in_flight: VecDeque<Batch<L::Extra>>,
@@ -151,14 +159,14 @@ impl<L: Lane> Sender<L> {
     pub(crate) fn new(
         lane: L,
         queue: Arc<Outbox<L::Extra>>,
-        channel: Channel,
+        line: watch::Receiver<Channel>,
         access: Access,
         options: Options,
     ) -> Self {
         Self {
             lane,
             queue,
-            channel,
+            line,
             access,
             options,
             in_flight: VecDeque::new(),
@@ -210,7 +218,7 @@ impl<L: Lane> Sender<L> {
             let mut ticket = Ticket::default();
             let status = match self.stream(&mut ticket).await {
                 Ok(Over::Settled) => return,
-                // The next one goes with a new token.
+                // The next one goes with a new token, or to a new address.
                 Ok(Over::Renewal) => continue,
                 Err(status) => self.access.judge(status, ticket),
             };
@@ -224,7 +232,7 @@ impl<L: Lane> Sender<L> {
                 continue;
             }
             let attempt = if verdict == Verdict::Refresh { self.refusals } else { self.attempt };
-            let delay = self.options.backoff.after(verdict, attempt, rand::random());
+            let delay = self.options.backoff.after(verdict, attempt, random::unit());
             self.refusals = self.refusals.saturating_add(u32::from(verdict == Verdict::Refresh));
             self.attempt = self.attempt.saturating_add(1);
             // A flush or shutdown cuts the wait short; the service's own wish stands.
@@ -232,6 +240,8 @@ impl<L: Lane> Sender<L> {
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
                 () = self.queue.nudged(), if !asked => {}
+                // Whoever asked for it is not whom we ask next.
+                () = moved(&mut self.line) => {}
             }
         }
     }
@@ -270,7 +280,7 @@ impl<L: Lane> Sender<L> {
         // the first batch.
         self.send_waiting(&requests)?;
         let outbound = futures::stream::poll_fn(move |cx| outbound.poll_recv(cx));
-        let mut grpc = Grpc::new(self.channel.clone());
+        let mut grpc = Grpc::new(self.line.borrow_and_update().clone());
         let access = self.access.clone();
         let opening = async {
             let mut request = Request::new(outbound);
@@ -279,14 +289,18 @@ impl<L: Lane> Sender<L> {
             let path = PathAndQuery::from_static(L::PATH);
             grpc.streaming(request, path, BatchCodec::<L::Answer>(PhantomData)).await
         };
-        let mut answers = timeout(self.options.ack_timeout, opening)
-            .await
-            .map_err(|_| Status::deadline_exceeded("the stream did not open in time"))??
-            .into_inner();
+        let opened = tokio::select! {
+            opened = timeout(self.options.ack_timeout, opening) => opened,
+            // Nobody need answer any more where it was.
+            () = moved(&mut self.line) => return Ok(Over::Renewal),
+        };
+        let mut answers =
+            opened.map_err(|_| Status::deadline_exceeded("the stream did not open in time"))??.into_inner();
         self.queue.note_stream(Ok(self.streams > 0));
         self.streams += 1;
         let mut closed = false;
-        // From when on nothing more is sent, so that the token's successor can take over.
+        // From when on nothing more is sent, so that the token's or the address's successor can
+        // take over.
         let mut renewing = false;
         loop {
             if closed && self.in_flight.is_empty() {
@@ -307,6 +321,8 @@ impl<L: Lane> Sender<L> {
                     }
                     None => return Err(Status::unavailable("the service ended the stream")),
                 },
+                () = until(ticket.renew_at), if !renewing => renewing = true,
+                () = moved(&mut self.line), if !renewing => renewing = true,
                 taken = self.queue.next(), if room && !closed => match taken {
                     Some(taken) => self.in_flight.push_back(taken.into()),
                     None => closed = true,
@@ -314,7 +330,6 @@ impl<L: Lane> Sender<L> {
                 () = tokio::time::sleep_until(deadline), if self.sent > 0 => {
                     return Err(Status::deadline_exceeded("no acknowledgement in time"));
                 }
-                () = until(ticket.renew_at), if !renewing => renewing = true,
             }
             if !renewing {
                 self.send_waiting(&requests)?;

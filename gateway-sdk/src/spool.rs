@@ -17,10 +17,12 @@
 //!   synced every [`sync interval`](Settings::sync).
 //! - **Audit survives the machine too**: `record` returns after a sync that began when its
 //!   event was written; all callers that wait at the time share it.
-//! - **Delivered in the order of numbers, until acknowledged.** What a service did not
-//!   acknowledge is sent again, by this process or the next one with the same folder; the
-//!   event's id makes the service store it once. A number is given to one event for ever.
-//! - **Bounded** on disk by [`Settings::limit`], in memory by three mapped segments and one
+//! - **Delivered until acknowledged**, in the order of numbers but for what is fresh. What a
+//!   service did not acknowledge is sent again, by this process or the next one with the same
+//!   folder; the event's id makes the service store it once. A number is given to one event for
+//!   ever.
+//! - **Neither a backlog nor what is fresh waits for all of the other**: see *Read*.
+//! - **Bounded** on disk by [`Settings::limit`], in memory by four mapped segments and one
 //!   that is being read.
 //! - **Damage costs what is damaged**: every frame stands for itself.
 //!
@@ -48,11 +50,18 @@
 //!
 //! # Read and acknowledge
 //!
-//! There is one reader, the sender. From a mapped segment it copies frames up to the first
-//! whose length is not there; a segment that is in memory no more is read by the keeper, as a
-//! whole, and each frame's CRC is checked. A batch is of one segment. When the service has
-//! answered for all events of a sealed segment, the keeper writes the ledger and then removes
-//! the file.
+//! There is one reader, the sender. It reads from the oldest segment on. Of usage, while there
+//! is a backlog, it takes every second batch from what this process records meanwhile: from its
+//! last two segments. So a fresh event waits for two segments and what is in flight at most, with
+//! as many events of the backlog between them, and the backlog has at least every second batch.
+//! Where a service takes less than twice what is recorded, segments fall behind and are backlog
+//! from then on. Audit is read in order alone: an outcome does not overtake its intent, and a day
+//! of it is short.
+//!
+//! From a mapped segment it copies frames up to the first whose length is not there; a segment
+//! that is in memory no more is read by the keeper, as a whole, and each frame's CRC is checked. A
+//! batch is of one segment. When the service has answered for all events of a sealed segment,
+//! the keeper writes the ledger and then removes the file.
 //!
 //! # Full
 //!
@@ -76,6 +85,7 @@
 //! | after a refusal, before it was written to `rejected.jsonl` | the event, unacknowledged | sent, refused, and written down again |
 //! | the same, while that file can't be written to | the event's segment, and an old cursor | the same |
 //! | while closing | a segment without a seal | walked, as after any death |
+//! | on a disk that is full | no room for a segment | what is there is delivered, and makes room; nothing is taken until there is some |
 //! | *the machine* died | pages of zeros, torn frames | what is whole is delivered; the numbers of the rest stay missing, and are not passed off as dropped |
 //! | *the disk* has damaged something | a CRC that does not fit | the segment is kept in `damaged`, the rest of it delivered, the loss counted |
 //! | *the disk* can't read a segment | an I/O error | opening fails; later it is tried some times more, and then as above |

@@ -77,6 +77,20 @@ impl Usage {
         let pushed = self.feed.outbox.push_waiting(&body, crate::deadline(timeout)).await;
         pushed.map_err(|refused| self.feed.refused(refused, service))
     }
+
+    /// From now on the usage-service is at another address, written as for
+    /// [`Builder::usage_endpoint`](crate::Builder::usage_endpoint), on the same terms: TLS and
+    /// credentials stay. The stream takes no new batches, gets its last answers where it was, as
+    /// long as [`ack_timeout`](crate::Builder::ack_timeout) lets it, and goes on there; a wait
+    /// after a failure ends at once. Queries that begin go there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for what is no address, or one that a token or a certificate must not
+    /// go to: nothing changes then. [`Error::NotConfigured`] where the SDK was built without one.
+    pub fn set_endpoint(&self, endpoint: &str) -> Result<(), Error> {
+        self.feed.lead(UsageLane::NAME, "usage_endpoint", endpoint)
+    }
 }
 
 /// The stream of usage events.

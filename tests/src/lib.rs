@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `sandbox` | starts, kills and restarts `audit-service` and `usage-service` on free ports |
 //! | `events` | well-formed events to write, and ids for them |
+//! | `proxy` | a bad network between a client and a server: slow, stalled, mute, half open, reset |
 //! | `raw` | a gRPC client that sends any bytes as its message |
 //! | `requests` | any request, and what every answer must be |
 //! | `wire` | HTTP/2 by hand, for what no library sends |
@@ -18,6 +19,7 @@
 
 pub mod events;
 pub mod metrics;
+pub mod proxy;
 pub mod raw;
 pub mod requests;
 pub mod sandbox;

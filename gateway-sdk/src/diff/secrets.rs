@@ -4,9 +4,8 @@ use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
-use hmac::{Hmac, KeyInit, Mac};
+use ring::hmac;
 use serde::{Serialize, Serializer};
-use sha2::Sha256;
 
 use crate::Error;
 
@@ -82,7 +81,7 @@ pub struct Secrets {
 
 struct Key {
     id: String,
-    mac: Hmac<Sha256>,
+    mac: hmac::Key,
 }
 
 impl Secrets {
@@ -104,8 +103,7 @@ impl Secrets {
         if key.len() < MIN_KEY_BYTES {
             return wrong(format!("the key has {} bytes; at least {MIN_KEY_BYTES} are needed", key.len()));
         }
-        // Every length is one of HMAC's keys.
-        let Ok(mac) = Hmac::new_from_slice(key) else { return wrong("the key is none".to_owned()) };
+        let mac = hmac::Key::new(hmac::HMAC_SHA256, key);
         Ok(Self { key: Some(Arc::new(Key { id, mac })), ..Self::default() })
     }
 
@@ -144,12 +142,12 @@ impl Secrets {
     /// What is shown instead of a value.
     pub(super) fn token(&self, plain: &str) -> String {
         let Some(key) = &self.key else { return SILENT.to_owned() };
-        let mut mac = key.mac.clone();
+        let mut mac = hmac::Context::with_key(&key.mac);
         // Nothing else that this key may be used for makes the same.
         mac.update(b"activity secret 1\0");
         mac.update(plain.as_bytes());
         let mut token = format!("[secret {}:", key.id);
-        for byte in mac.finalize().into_bytes() {
+        for byte in mac.sign().as_ref() {
             token.push_str(&format!("{byte:02x}"));
         }
         token.push(']');

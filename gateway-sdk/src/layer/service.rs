@@ -11,7 +11,7 @@ use futures::FutureExt;
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use serde_json::Value;
-use tower::Service;
+use tower_service::Service;
 
 use super::body::{AuditBody, grpc_outcome};
 use super::guard::{AuditHandle, Guard};

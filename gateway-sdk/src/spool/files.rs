@@ -153,6 +153,11 @@ pub(super) fn is_disk(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::IO.raw_os_error())
 }
 
+/// Whether there is no room, as opposed to a disk that does not work.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
+}
+
 pub(super) fn name(number: u64) -> String {
     format!("{number:020}.segment")
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Spool;
-use super::files::{is_damage, is_disk};
+use super::files::{is_damage, is_disk, is_full};
 use super::format::{Header, MAX_SEGMENT, Seal};
 use super::ledger::Ledger;
 use super::map::Live;
@@ -43,6 +43,7 @@ struct Errands {
 /// What goes into the ledger.
 struct Balance {
     cursor: (u64, u64),
+    ahead: Vec<(u64, u64)>,
     dropped: Vec<Dropped>,
 }
 
@@ -192,9 +193,11 @@ impl<T: Send + 'static> Spool<T> {
     fn run(&self, errands: Errands, keeper: &mut Keeper) {
         drop(errands.graves);
         self.bring_in_order(errands.letters, errands.ledger, errands.trash, keeper);
-        for (number, live, seal) in errands.quiet {
-            live.seal(&seal, self.header.salt);
-            self.unmap(number);
+        for (_, live, seal) in &errands.quiet {
+            live.seal(seal, self.header.salt);
+        }
+        if !errands.quiet.is_empty() {
+            self.unmap();
         }
         if let Some(number) = errands.load {
             self.load(number, keeper);
@@ -247,7 +250,8 @@ impl<T: Send + 'static> Spool<T> {
     }
 
     fn write_ledger(&self, balance: Balance, keeper: &mut Keeper) {
-        (keeper.ledger.cursor, keeper.ledger.dropped) = (balance.cursor, balance.dropped);
+        let Balance { cursor, ahead, dropped } = balance;
+        (keeper.ledger.cursor, keeper.ledger.ahead, keeper.ledger.dropped) = (cursor, ahead, dropped);
         keeper.ledger_at = Instant::now();
         let (at, slot) = keeper.ledger.encode();
         if let Err(error) = self.files.write_ledger(at, &slot) {
@@ -282,16 +286,19 @@ impl<T: Send + 'static> Spool<T> {
         }
     }
 
-    /// A segment that is done is read from its file, unless the reader is in it.
-    fn unmap(&self, number: u64) {
-        let mut state = self.lock();
-        let first_unread = state.entries.iter().find(|entry| !entry.read).map(|entry| entry.number);
-        if first_unread == Some(number) || state.reading == Some(number) {
-            return;
-        }
-        let entry = state.entries.iter_mut().find(|entry| entry.number == number);
-        let mapped = entry.map(|entry| std::mem::replace(&mut entry.source, Source::File));
-        drop(state);
+    /// Segments that are done are read from their files, but for those that the reader is in.
+    fn unmap(&self) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let oldest = state.entries.iter().find(|entry| !entry.read).map(|entry| entry.number);
+        let fresh = state.fresh(&self.who).map(|index| state.entries[index].number);
+        let mut kept: Vec<u64> = [oldest, fresh, state.reading].into_iter().flatten().collect();
+        kept.extend(state.sealing.iter().map(|(number, ..)| *number));
+        let done = state.entries.iter_mut().filter(|entry| {
+            entry.seal.is_some() && matches!(entry.source, Source::Live(_)) && !kept.contains(&entry.number)
+        });
+        let mapped: Vec<Source> = done.map(|entry| std::mem::replace(&mut entry.source, Source::File)).collect();
+        drop(guard);
         drop(mapped);
     }
 
@@ -346,20 +353,12 @@ impl<T: Send + 'static> Spool<T> {
             }
             Err(error) => {
                 state.bytes -= self.settings.segment as u64;
-                let full = matches!(
-                    error.kind(),
-                    std::io::ErrorKind::StorageFull
-                        | std::io::ErrorKind::QuotaExceeded
-                        | std::io::ErrorKind::FileTooLarge
-                );
                 // Room is made where that is allowed, and the next round tries again at once.
-                if full && self.may_drop(&state) && state.drop_oldest() {
+                if is_full(&error) && self.may_drop(&state) && state.drop_oldest() {
                     self.dropped();
                 } else {
                     keeper.retry_at = Some(Instant::now() + RETRY);
-                    let known = state.trouble.replace(error.to_string()).is_some();
-                    state.stalled = true;
-                    if !known {
+                    if state.no_next_segment(&error) {
                         drop(state);
                         self.failed("making a segment", &error);
                     }
@@ -450,7 +449,8 @@ impl Keeper {
 impl<T> State<T> {
     fn balance(&mut self) -> Balance {
         self.ledger_stale = false;
-        Balance { cursor: self.cursor(), dropped: self.reports.iter().chain(&self.dropped).cloned().collect() }
+        let dropped = self.reports.iter().chain(&self.dropped).cloned().collect();
+        Balance { cursor: self.cursor(), ahead: self.ahead(), dropped }
     }
 }
 

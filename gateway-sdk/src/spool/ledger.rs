@@ -20,6 +20,8 @@ pub(super) const LEN: u64 = 2 * SLOT as u64;
 /// How many ranges fit, with the longest names. Of more, the oldest are no longer kept over a
 /// restart, and show as missing instead of as dropped.
 const MAX_RANGES: usize = 256;
+/// How many segments beyond the cursor may be acknowledged in part; of the others more is sent again.
+const MAX_AHEAD: usize = 1_000;
 
 /// See the module's documentation.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,6 +30,8 @@ pub(super) struct Ledger {
     /// Segments below the first number, and of that one events below the second, are
     /// acknowledged.
     pub(super) cursor: (u64, u64),
+    /// Of segments above it, as what is fresh is sent before them: below which number.
+    pub(super) ahead: Vec<(u64, u64)>,
     pub(super) dropped: Vec<Dropped>,
 }
 
@@ -38,13 +42,27 @@ impl Ledger {
         slots.max_by_key(|ledger| ledger.generation).unwrap_or_default()
     }
 
+    /// Below which number a segment's events are acknowledged.
+    pub(super) fn settled_in(&self, segment: u64) -> u64 {
+        let mut known = self.ahead.iter().chain([&self.cursor]);
+        known.find(|(number, _)| *number == segment).map_or(0, |(_, settled)| *settled)
+    }
+
+    /// The highest segment that it knows of. No other may get its number: how far it is
+    /// acknowledged must never be taken for another's.
+    pub(super) fn last_segment(&self) -> u64 {
+        self.ahead.iter().map(|(number, _)| *number).fold(self.cursor.0, u64::max)
+    }
+
     /// The next generation: where it goes in the file, and what.
     pub(super) fn encode(&mut self) -> (u64, Vec<u8>) {
         self.generation += 1;
         let ranges = &self.dropped[self.dropped.len().saturating_sub(MAX_RANGES)..];
         let ranges: Vec<Value> =
             ranges.iter().map(|range| json!([range.who.id(), range.who.epoch(), range.first, range.last])).collect();
-        let text = json!({ "segment": self.cursor.0, "sequence": self.cursor.1, "dropped": ranges }).to_string();
+        let ahead = &self.ahead[self.ahead.len().saturating_sub(MAX_AHEAD)..];
+        let (segment, sequence) = self.cursor;
+        let text = json!({ "segment": segment, "sequence": sequence, "ahead": ahead, "dropped": ranges }).to_string();
         let mut slot = vec![0; SLOT_HEADER];
         slot.extend_from_slice(text.as_bytes());
         slot[4..8].copy_from_slice(&(text.len() as u32).to_le_bytes());
@@ -68,8 +86,12 @@ fn slot_of(slot: &[u8], producer_field: u32) -> Option<Ledger> {
         let who = Numbering::new(producer_field, range[0].as_str()?, range[1].as_u64()?);
         Some(Dropped { who: Arc::new(who), first: range[2].as_u64()?, last: range[3].as_u64()? })
     });
+    // Absent in one of before there was any.
+    let ahead = value["ahead"].as_array().into_iter().flatten();
+    let ahead = ahead.map(|pair| Some((pair[0].as_u64()?, pair[1].as_u64()?)));
     Some(Ledger {
         generation,
+        ahead: ahead.collect::<Option<_>>()?,
         cursor: (value["segment"].as_u64()?, value["sequence"].as_u64()?),
         dropped: dropped.collect::<Option<_>>()?,
     })
@@ -100,7 +122,7 @@ mod tests {
             let mut before = Ledger::default();
             for cursor in cursors {
                 before = ledger.clone();
-                ledger = Ledger { cursor, dropped: ranges(3, "p"), ..ledger };
+                ledger = Ledger { cursor, ahead: vec![cursor; 2], dropped: ranges(3, "p"), ..ledger };
                 write(&mut file, &mut ledger);
                 prop_assert_eq!(&Ledger::decode(&file, 20), &ledger);
             }
@@ -121,10 +143,12 @@ mod tests {
     #[test]
     fn the_longest_fits_its_slot_and_the_newest_ranges_are_kept() {
         let all = ranges(1_000, &"\u{1F600}".repeat(64));
-        let mut ledger = Ledger { cursor: (u64::MAX, u64::MAX), dropped: all.clone(), ..Ledger::default() };
+        let most = (u64::MAX, u64::MAX);
+        let mut ledger = Ledger { cursor: most, ahead: vec![most; 2_000], dropped: all.clone(), ..Ledger::default() };
         let mut file = vec![0; LEN as usize];
         assert!(ledger.encode().1.len() <= SLOT);
         write(&mut file, &mut ledger);
-        assert_eq!(Ledger::decode(&file, 20).dropped, all[1_000 - MAX_RANGES..]);
+        let read = Ledger::decode(&file, 20);
+        assert_eq!((read.dropped, read.ahead), (all[1_000 - MAX_RANGES..].to_vec(), vec![most; MAX_AHEAD]));
     }
 }

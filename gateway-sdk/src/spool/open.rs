@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::files::{Disk, Files, is_damage, make_folder, name};
+use super::files::{Disk, Files, is_damage, is_full, make_folder, name};
 use super::format::{FRAMES, Frames, Header, Item, MAX_SEGMENT, Seal, Start, seed};
 use super::ledger::Ledger;
 use super::state::{Entry, Source, State, Trash};
@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::feed::MAX_EVENT_BYTES;
 use crate::id;
 use crate::queue::frame::{Dropped, Numbering};
+use crate::random;
 
 /// Held while any of a folder's spools is in use.
 #[derive(Debug)]
@@ -40,6 +41,9 @@ pub(crate) struct Folder {
     /// Larger than any that was used in this folder before.
     pub(crate) epoch: u64,
 }
+
+/// Bytes of the file `producer`, blanks at its end included: a name has up to 256, which escapes can double.
+const PRODUCER_LEN: usize = 1024;
 
 fn failed(path: &Path, what: &str, error: &io::Error) -> Error {
     Error::Spool { folder: path.to_owned(), message: format!("{what}: {error}") }
@@ -102,11 +106,23 @@ fn read_producer(path: &Path) -> io::Result<(Option<String>, u64)> {
 
 fn write_producer(path: &Path, id: &str, epoch: u64) -> io::Result<()> {
     let new = path.join("producer.new");
-    let mut file = File::create(&new)?;
-    writeln!(file, "{}", json!({ "id": id, "epoch": epoch }))?;
-    file.sync_all()?;
-    fs::rename(new, path.join("producer"))?;
-    File::open(path)?.sync_all()
+    let text = json!({ "id": id, "epoch": epoch }).to_string();
+    write_over(&new, &text)?;
+    fs::rename(&new, path.join("producer"))?;
+    File::open(path)?.sync_all()?;
+    // Room for the next one: what is spooled can be delivered on a full disk, and makes room.
+    if let Err(error) = write_over(&new, "") {
+        tracing::debug!(%error, "no room is kept for the next producer");
+    }
+    Ok(())
+}
+
+/// Over what is there, so that a full disk does not matter.
+fn write_over(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    file.write_all(format!("{text:PRODUCER_LEN$}").as_bytes())?;
+    file.set_len(PRODUCER_LEN as u64)?;
+    file.sync_all()
 }
 
 /// A number of this run of the machine; 0 where there is none.
@@ -136,19 +152,23 @@ impl<T: Send + 'static> Spool<T> {
         lock: &Arc<Lock>,
     ) -> io::Result<Arc<Self>> {
         let left = recover(&settings, &*files, boot)?;
-        let header = Header { number: left.next_number, salt: rand::random(), boot, epoch, producer: producer.into() };
-        // Here and not by the keeper, so that a folder which can't be written to is known at once.
-        let mut state = State::new(
-            left.entries,
-            left.ledger.dropped.clone(),
-            left.next_number + 1,
-            left.bytes + settings.segment as u64,
-        );
-        let first = files.create(&header, settings.segment, settings.durable)?;
-        state.spare = Some((left.next_number, Arc::new(first)));
+        let header = Header { number: left.next_number, salt: random::bits(), boot, epoch, producer: producer.into() };
+        let mut state = State::new(left.entries, left.ledger.dropped.clone(), left.next_number, left.bytes);
         state.stats.disk_errors = left.errors;
         state.ledger_stale = !left.trash.is_empty();
         state.trash = left.trash;
+        // Here and not by the keeper, so that a folder which can't be written to is known at once.
+        match files.create(&header, settings.segment, settings.durable) {
+            Ok(first) => state.first(first, settings.segment as u64),
+            // What is there can be delivered all the same, which may be what makes room.
+            Err(error) if is_full(&error) => {
+                tracing::error!(service = settings.service, folder = %folder.display(), %error,
+                    "no room for a segment; nothing is taken until there is");
+                state.stats.disk_errors += 1;
+                state.no_next_segment(&error);
+            }
+            Err(error) => return Err(error),
+        }
         let spool = Arc::new(Self {
             who: Arc::new(Numbering::new(settings.producer_field, producer, epoch)),
             seed: seed(header.salt),
@@ -176,9 +196,9 @@ impl<T: Send + 'static> Spool<T> {
 /// three of a process.
 fn recover(settings: &Settings, files: &dyn Files, boot: u64) -> io::Result<Left> {
     let ledger = Ledger::decode(&files.read_ledger()?, settings.producer_field);
-    // Above the cursor's, whose file may be gone: how far one segment is acknowledged must never
-    // be taken for another's.
-    let next_number = ledger.cursor.0.saturating_add(1);
+    // Above all that the ledger knows of, whose files may be gone: how far one segment is
+    // acknowledged must never be taken for another's.
+    let next_number = ledger.last_segment().saturating_add(1);
     let mut left = Left { next_number, ledger, entries: VecDeque::new(), bytes: 0, errors: 0, trash: Vec::new() };
     let mut before: Option<Ends> = None;
     for (number, bytes) in files.segments()? {
@@ -271,7 +291,7 @@ fn look(settings: &Settings, files: &dyn Files, boot: u64, number: u64, bytes: u
         return Err(io::Error::new(io::ErrorKind::InvalidData, "no header of this version"));
     };
     let ledger = &left.ledger;
-    let from = if number == ledger.cursor.0 { ledger.cursor.1 } else { 0 };
+    let from = ledger.settled_in(number);
     let start = Start::decode(&page, header.salt);
     let sealed = Seal::decode(&page, header.salt);
     let mut next = sealed.map(|seal| seal.next);

@@ -76,6 +76,8 @@ pub(super) struct State<T> {
     pub(super) since: Instant,
     /// The segment that the reader is copying from.
     pub(super) reading: Option<u64>,
+    /// Whose turn it is, where there is a backlog.
+    pub(super) fresh_is_next: bool,
     /// Dropped and not yet taken by the sender, and taken and not yet settled.
     pub(super) dropped: VecDeque<Dropped>,
     pub(super) reports: VecDeque<Dropped>,
@@ -146,6 +148,11 @@ pub(super) struct Unsynced {
 }
 
 impl Entry {
+    /// Whether there is anything to read, or to find out about.
+    pub(super) fn has_something(&self) -> bool {
+        self.seal.is_some() || self.unread > 0
+    }
+
     fn is_settled(&self) -> bool {
         self.read && self.in_flight == 0
     }
@@ -165,6 +172,7 @@ impl<T> State<T> {
             waiters: HashMap::new(),
             since: Instant::now(),
             reading: None,
+            fresh_is_next: false,
             dropped: dropped.into(),
             reports: VecDeque::new(),
             hurry: 0,
@@ -192,6 +200,27 @@ impl<T> State<T> {
             broken: Broken::default(),
             stats: ServiceStats { recovered, ..ServiceStats::default() },
         }
+    }
+
+    /// Where what is fresh is read: in the first that is not read of this process's last two
+    /// segments. Two, so that nothing is left behind in one that is full.
+    pub(super) fn fresh(&self, who: &Arc<Numbering>) -> Option<usize> {
+        let last_two = self.entries.len().saturating_sub(2)..self.entries.len();
+        let mut own = last_two.filter(|index| Arc::ptr_eq(&self.entries[*index].who, who));
+        own.find(|index| !self.entries[*index].read && self.entries[*index].has_something())
+    }
+
+    /// The segment that was made when the spool was opened.
+    pub(super) fn first(&mut self, made: Live, bytes: u64) {
+        self.spare = Some((self.next_number, Arc::new(made)));
+        self.next_number += 1;
+        self.bytes += bytes;
+    }
+
+    /// There is no next segment, and callers are told why. Whether that is news.
+    pub(super) fn no_next_segment(&mut self, why: &std::io::Error) -> bool {
+        self.stalled = true;
+        self.trouble.replace(why.to_string()).is_none()
     }
 
     /// Nothing more is written to the current segment.
@@ -291,6 +320,12 @@ impl<T> State<T> {
                 (spare.or(self.making).unwrap_or(self.next_number), 0)
             }
         }
+    }
+
+    /// Segments above that one of which some is acknowledged, and below which number.
+    pub(super) fn ahead(&self) -> Vec<(u64, u64)> {
+        let behind = self.entries.iter().skip(1).filter(|entry| entry.settled > entry.first);
+        behind.map(|entry| (entry.number, entry.settled)).collect()
     }
 
     /// Why there is no room, where it is not only that the keeper is at it.

@@ -50,6 +50,17 @@ struct Copied {
     end: bool,
 }
 
+impl<T> Take<T> {
+    /// Of two that have nothing yet, when to look again.
+    fn sooner(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::At(one), Self::At(other)) => Self::At(one.min(other)),
+            (Self::At(at), _) | (_, Self::At(at)) => Self::At(at),
+            (take, _) => take,
+        }
+    }
+}
+
 impl<T> Spool<T> {
     /// The next batch: of a segment that is full, or full itself, or lingered over, or
     /// hurried. `None` once closed and empty. May be dropped at any await without loss.
@@ -81,17 +92,33 @@ impl<T> Spool<T> {
         self.taken(job, copied)
     }
 
-    /// Where to read next, or what to do instead.
+    /// Where to read next, or what to do instead: by turns of the backlog and of what is fresh,
+    /// where there is both.
     fn job(&self, state: &mut State<T>) -> Result<Job, Take<T>> {
-        let index = state.entries.iter().position(|entry| !entry.read);
-        let entry = index.and_then(|index| state.entries.get(index));
-        let Some(entry) = entry.filter(|entry| entry.seal.is_some() || entry.unread > 0) else {
+        let oldest = state.entries.iter().position(|entry| !entry.read);
+        let Some(oldest) = oldest.filter(|index| state.entries[*index].has_something()) else {
             return Err(match (state.dropped.is_empty(), state.closed) {
                 (false, _) => Take::Now(self.reports(state)),
                 (true, true) => Take::Never,
                 (true, false) => Take::Empty,
             });
         };
+        let fresh = state.fresh(&self.who).filter(|fresh| *fresh > oldest && !self.settings.durable);
+        let Some(fresh) = fresh else { return self.job_of(state, oldest) };
+        let (first, second) = if state.fresh_is_next { (fresh, oldest) } else { (oldest, fresh) };
+        match self.job_of(state, first) {
+            Ok(job) => {
+                state.fresh_is_next = first == oldest;
+                Ok(job)
+            }
+            // It is being read back, or lingers: no reason to hold up the other.
+            Err(take) => self.job_of(state, second).map_err(|other| take.sooner(other)),
+        }
+    }
+
+    /// What there is to read of a segment.
+    fn job_of(&self, state: &mut State<T>, index: usize) -> Result<Job, Take<T>> {
+        let entry = &state.entries[index];
         if entry.seal.is_none() {
             let full = entry.unread >= self.settings.batch_events as u64;
             let hurried = state.closed || entry.next < state.hurry;

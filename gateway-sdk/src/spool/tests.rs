@@ -1,6 +1,7 @@
 //! The spool's guarantees, over a disk that fails when it is told to.
 
 mod disk;
+mod fair;
 mod model;
 mod sync;
 
@@ -15,6 +16,11 @@ const LONG: Duration = Duration::from_secs(20);
 
 fn soon() -> Instant {
     Instant::now() + LONG
+}
+
+fn sorted(mut numbers: Vec<u64>) -> Vec<u64> {
+    numbers.sort_unstable();
+    numbers
 }
 
 #[tokio::test]
@@ -243,20 +249,19 @@ async fn acknowledged_segments_are_removed_and_nothing_is_sent_twice_after_a_sto
     for n in 0..3_000 {
         spool.push_waiting(&body(n), None, soon()).await.unwrap();
     }
-    let mut taken = Vec::new();
-    for _ in 0..10 {
-        taken.push(spool.next().await.unwrap());
-    }
-    let count: usize = taken.iter().map(|batch| batch.events.len()).sum();
-    for batch in taken {
+    // Of the oldest segments and of the newest.
+    let mut sent = Vec::new();
+    for _ in 0..20 {
+        let batch = spool.next().await.unwrap();
+        sent.extend(disk::bodies(&batch));
         spool.settle_batch(&batch);
     }
     spool.until_files(|files| files.segments[0] > 1).await;
     spool.shutdown().await;
     let again = harness.open();
-    assert_eq!(again.stats().recovered as usize, 3_000 - count);
-    let bodies = again.take_all().await.bodies();
-    assert_eq!(bodies, (count as u64..3_000).collect::<Vec<_>>());
+    assert_eq!(again.stats().recovered as usize, 3_000 - sent.len());
+    sent.extend(again.take_all().await.bodies());
+    assert_eq!(sorted(sent), (0..3_000).collect::<Vec<_>>());
 }
 
 #[tokio::test]
@@ -446,7 +451,7 @@ async fn waiting_callers_drop_nothing_and_are_told_in_time() {
         async move { spool.push_waiting(&body(n), None, soon()).await }
     });
     let taken = spool.take_all().await;
-    assert_eq!(taken.bodies(), (0..n).collect::<Vec<_>>());
+    assert_eq!(sorted(taken.bodies()), (0..n).collect::<Vec<_>>());
     spool.settle_all(taken).await;
     assert_eq!(waiting.await.unwrap(), Ok(n));
 }
@@ -472,7 +477,7 @@ async fn callers_that_wait_keep_nobody_from_dropping_the_oldest() {
     spool.close();
     waiting.await.unwrap();
     // A call that waited in vain would have dropped its own event instead of the oldest.
-    let mut bodies = spool.take_all().await.bodies();
+    let mut bodies = sorted(spool.take_all().await.bodies());
     bodies.retain(|body| *body > 0);
     let kept = bodies.len() as u64;
     assert!(kept > 50, "{kept}");
@@ -528,6 +533,34 @@ async fn a_full_disk_is_an_error_for_audit_until_there_is_room() {
         }
     }
     assert_eq!(spool.take_all().await.bodies(), (0..=n).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_spool_that_is_opened_on_a_full_disk_delivers_what_is_there_and_takes_events_once_there_is_room() {
+    let harness = Harness::durable();
+    let spool = harness.open();
+    for n in 0..100 {
+        spool.push_waiting(&body(n), None, soon()).await.unwrap();
+    }
+    let harness = harness.crash();
+    harness.fail(Fault::Create, u32::MAX);
+    let again = harness.open();
+    assert_eq!((again.stats().recovered, again.stats().disk_errors), (100, 1));
+    let refused = again.push_waiting(&body(100), None, soon()).await.unwrap_err();
+    assert!(matches!(&refused, Refused::Disk(why) if why.contains("space")), "{refused:?}");
+    let taken = again.take_all().await;
+    assert_eq!(taken.bodies(), (0..100).collect::<Vec<_>>());
+    again.settle_all(taken).await;
+    again.until_files(|files| files.segments.is_empty()).await;
+    harness.fail(Fault::Create, 0);
+    loop {
+        let room = again.room.notified();
+        match again.push_waiting(&body(100), None, soon()).await {
+            Ok(number) => break assert_eq!(number, 0, "of its own epoch"),
+            Err(_) => room.await,
+        }
+    }
+    assert_eq!(again.take_all().await.numbers(), [(2, 0)]);
 }
 
 #[tokio::test]
@@ -706,19 +739,16 @@ async fn events_of_many_threads_are_read_while_they_are_written() {
             })
         })
         .collect();
-    let mut seen = Vec::new();
-    let mut next = [0; 4];
-    while seen.len() < 20_000 {
+    let (mut numbers, mut events) = (Vec::new(), Vec::new());
+    while numbers.len() < 20_000 {
         let batch = spool.next().await.unwrap();
-        for (item, n) in batch.events.iter().zip(disk::bodies(&batch)) {
-            let (thread, n) = ((n >> 32) as usize, n & 0xFFFF_FFFF);
-            assert_eq!(next[thread], n, "in the order of each thread");
-            next[thread] += 1;
-            seen.push(item.sequence);
-        }
+        numbers.extend(batch.events.iter().map(|item| item.sequence));
+        events.extend(disk::bodies(&batch));
         spool.settle_batch(&batch);
     }
-    assert_eq!(seen, (0..20_000).collect::<Vec<_>>());
+    assert_eq!(sorted(numbers), (0..20_000).collect::<Vec<_>>());
+    let all = (0..4_u64).flat_map(|thread| (0..5_000).map(move |n| thread << 32 | n));
+    assert_eq!(sorted(events), all.collect::<Vec<_>>());
     for thread in threads {
         thread.join().unwrap();
     }

@@ -9,6 +9,7 @@ mod fake;
 mod files;
 #[cfg(feature = "layer")]
 mod layer;
+mod moves;
 mod operations;
 mod queries;
 mod spool;

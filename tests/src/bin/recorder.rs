@@ -1,80 +1,156 @@
-//! A gateway for crash drills: `recorder FOLDER AUDIT USAGE [drain|begin]`. Records events from four threads as fast as it may
-//! and prints each one's id when `record` has returned, until it is killed; or only delivers what its spool holds. With
-//! `begin` it begins an action, says so, and never ends it.
+//! A gateway for crash drills: `recorder FOLDER AUDIT USAGE [MODE]`. Records events from four threads and prints each one's id
+//! when `record` has returned, until it is killed. By mode:
+//!
+//! | | |
+//! | --- | --- |
+//! | none | as fast as it may |
+//! | `paced` | some thousand a second |
+//! | `waits` | large events, each of which waits for room; says `untaken` of those that found none |
+//! | `drain` | records nothing, delivers what its spool holds, and says so |
+//! | `begin` | begins an action, says so, and never ends it |
+//!
+//! One usage event in 500 is one that the service refuses, printed as `refused`; but none that waits.
 #![expect(clippy::expect_used, reason = "a program of the tests: a panic is its failure")]
 
 use std::io::Write;
 use std::time::Duration;
 
-use gateway_sdk::{Actor, AuditEvent, GatewaySdk, Resource, Tokens, UsageEvent};
+use gateway_sdk::{Actor, AuditEvent, Error, GatewaySdk, Resource, Tokens, UsageEvent};
+use tokio::runtime::Runtime;
 
 const THREADS: u64 = 4;
-/// After so many requests comes an action.
-const REQUESTS: u64 = 40;
+/// One event in so many is an action; of large ones one in two, for both spools are to be full.
+const ACTIONS: u64 = 40;
+/// Of so many requests one is refused.
+const REFUSED: u64 = 500;
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a large event waits for room.
+const ROOM: Duration = Duration::from_millis(20);
+const PACE: Duration = Duration::from_millis(1);
+/// What makes an event large: bytes of an action's details, and labels of a request.
+const DETAILS: usize = 8_000;
+const LABELS: u64 = 16;
+
+struct Recorder {
+    sdk: GatewaySdk,
+    runtime: Runtime,
+    waits: bool,
+    paced: bool,
+}
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [folder, audit, usage, ..] = &arguments[..] else {
-        panic!("recorder FOLDER AUDIT USAGE [drain|begin]");
+        panic!("recorder FOLDER AUDIT USAGE [MODE]");
     };
+    let mode = arguments.get(3).map_or("", String::as_str);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-    let sdk = runtime.block_on(async {
+    let built = runtime.block_on(async {
         GatewaySdk::builder()
             .audit_endpoint(audit)
             .usage_endpoint(usage)
             .instance("eu-1")
             .spool(folder)
             .backoff(Duration::from_millis(10), Duration::from_millis(200))
+            // A network that is cut is noticed while the drill lasts.
+            .ack_timeout(Duration::from_secs(2))
+            .keep_alive(Duration::from_millis(500), Duration::from_millis(1_000))
             .build()
-            .expect("the SDK")
     });
-    if arguments.get(3).is_some_and(|mode| mode == "drain") {
-        let left = runtime.block_on(sdk.shutdown(PATIENCE));
-        assert!(left.is_complete(), "{left:?}, {:?}", sdk.stats());
-        println!("drained {} {}", sdk.stats().usage.damaged, sdk.stats().audit.damaged);
-        return;
-    }
-    if arguments.get(3).is_some_and(|mode| mode == "begin") {
-        let begin = sdk.audit().begin(Actor::user("admin"), "model.disabled", Resource::new("model", "model-1"));
-        let operation = runtime.block_on(async { begin.await }).expect("an intent");
-        println!("begun {}", operation.id());
-        loop {
-            std::thread::park();
+    let sdk = match built {
+        Ok(sdk) => sdk,
+        Err(error @ Error::Spool { .. }) => {
+            say(&format!("no SDK: {error}"));
+            return;
         }
+        Err(error) => panic!("{error}"),
+    };
+    match mode {
+        "drain" => drain(&sdk, &runtime),
+        "begin" => begin(&sdk, &runtime),
+        _ => Recorder { sdk, runtime, waits: mode == "waits", paced: mode == "paced" }.record(),
     }
-    println!("begins");
-    std::thread::scope(|scope| {
-        for thread in 0..THREADS {
-            let (sdk, handle) = (&sdk, runtime.handle());
-            scope.spawn(move || {
-                for n in 0.. {
-                    let said = if n % REQUESTS == REQUESTS - 1 {
-                        let event = AuditEvent::builder(
-                            Actor::user(format!("admin-{thread}")),
-                            "model.enabled",
-                            Resource::new("model", format!("model-{}", n % 40)),
-                        )
-                        .build();
-                        let id = event.id();
-                        // Not recorded is not printed.
-                        handle.block_on(sdk.audit().record(event)).is_ok().then(|| format!("audit {id}\n"))
-                    } else {
-                        let event = UsageEvent::builder("openai", "gpt-4o")
-                            .user(format!("user-{}", n % 17))
-                            .tokens(Tokens { input_uncached: n, output: 10, ..Tokens::default() })
-                            .build();
-                        let id = event.id();
-                        sdk.usage().record(event);
-                        Some(format!("usage {id}\n"))
-                    };
-                    if let Some(said) = said {
-                        // One write a line, so that lines of threads don't mix.
-                        std::io::stdout().lock().write_all(said.as_bytes()).expect("standard output");
+}
+
+/// One write a line, so that lines of threads don't mix.
+fn say(what: &str) {
+    std::io::stdout().lock().write_all(format!("{what}\n").as_bytes()).expect("standard output");
+}
+
+fn drain(sdk: &GatewaySdk, runtime: &Runtime) {
+    let left = runtime.block_on(sdk.shutdown(PATIENCE));
+    assert!(left.is_complete(), "{left:?}, {:?}", sdk.stats());
+    say(&format!("drained {} {}", sdk.stats().usage.damaged, sdk.stats().audit.damaged));
+}
+
+fn begin(sdk: &GatewaySdk, runtime: &Runtime) {
+    let begin = sdk.audit().begin(Actor::user("admin"), "model.disabled", Resource::new("model", "model-1"));
+    let operation = runtime.block_on(async { begin.await }).expect("an intent");
+    say(&format!("begun {}", operation.id()));
+    loop {
+        std::thread::park();
+    }
+}
+
+impl Recorder {
+    fn record(&self) {
+        say("begins");
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                scope.spawn(move || {
+                    for n in 0.. {
+                        let every = if self.waits { 2 } else { ACTIONS };
+                        if n % every == every - 1 {
+                            self.action(thread, n)
+                        } else {
+                            self.request(thread, n)
+                        }
+                        if self.paced {
+                            std::thread::sleep(PACE);
+                        }
                     }
-                }
-            });
+                });
+            }
+        });
+    }
+
+    fn action(&self, thread: u64, n: u64) {
+        let (actor, model) = (format!("admin-{thread}"), format!("model-{}", n % 40));
+        let mut event = AuditEvent::builder(Actor::user(actor), "model.enabled", Resource::new("model", model));
+        if self.waits {
+            event = event.details_json(format!("\"{}\"", "x".repeat(DETAILS)));
         }
-    });
+        let event = event.build();
+        let id = event.id();
+        // Not recorded is not printed.
+        match self.runtime.block_on(self.sdk.audit().record(event)) {
+            Ok(_) => say(&format!("audit {id}")),
+            Err(Error::Spool { .. } | Error::QueueFull { .. }) => say("untaken audit"),
+            Err(error) => say(&format!("failed: {error}")),
+        }
+    }
+
+    fn request(&self, thread: u64, n: u64) {
+        let refused = !self.waits && n % REFUSED == REFUSED - 2;
+        let user = if refused { "x".repeat(300) } else { format!("user-{}", n % 17) };
+        let tokens = Tokens { input_uncached: n, output: thread, ..Tokens::default() };
+        let mut event = UsageEvent::builder("openai", "gpt-4o").user(user).tokens(tokens);
+        if self.waits {
+            for label in 0..LABELS {
+                event = event.label(format!("label-{label}"), "x".repeat(250));
+            }
+        }
+        let event = event.build();
+        let said = format!("{} {}", if refused { "refused" } else { "usage" }, event.id());
+        if !self.waits {
+            self.sdk.usage().record(event);
+            return say(&said);
+        }
+        match self.runtime.block_on(self.sdk.usage().record_wait(event, ROOM)) {
+            Ok(()) => say(&said),
+            Err(Error::Spool { .. } | Error::QueueFull { .. }) => say("untaken usage"),
+            Err(error) => say(&format!("failed: {error}")),
+        }
+    }
 }

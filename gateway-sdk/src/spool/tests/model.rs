@@ -150,8 +150,7 @@ async fn run(steps: Vec<Step>) {
             }
             Step::Restart => {
                 spool.shutdown().await;
-                // A folder that can't be written to is an error then.
-                harness.fail(Fault::Create, 0);
+                // A folder that can't be read is an error then; one that is full is none.
                 harness.fail(Fault::Read, 0);
                 harness.fail(Fault::Remove, 0);
                 model.ended(&harness, &spool);
