@@ -114,6 +114,12 @@ async fn coverage_of_audit(service: &Service) -> Vec<ProducerCoverage> {
     answer.producers
 }
 
+/// Runs a gateway that delivers what is left in the spool.
+async fn deliver_the_rest(drain: &mut Command) {
+    let drain = ChildProcess::start(drain);
+    assert_eq!(drain.line("drained ", PATIENCE).await, "drained 0 0", "nothing was damaged");
+}
+
 /// What gateways printed until they died.
 #[derive(Default)]
 struct Recorded {
@@ -134,10 +140,8 @@ impl Recorded {
         self.refused.append(&mut printed(&gateway, "refused "));
     }
 
-    /// At the end: what is left in the spool is delivered, and then all is where it belongs.
-    async fn assert_kept(&self, sandbox: &Sandbox, drain: &mut Command, spool: &Path) {
-        let drain = ChildProcess::start(drain);
-        assert_eq!(drain.line("drained ", PATIENCE).await, "drained 0 0", "nothing was damaged");
+    /// Once nothing is left in the spool: all is where it belongs.
+    async fn assert_kept(&self, sandbox: &Sandbox, spool: &Path) {
         let usage = stored_usage(&sandbox.usage).await;
         assert_stored_once("usage", &self.usage, &usage, &coverage_of_usage(&sandbox.usage).await);
         let audit = stored_audit(&sandbox.audit).await;
