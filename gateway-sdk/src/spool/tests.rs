@@ -3,6 +3,8 @@
 mod disk;
 mod fair;
 mod model;
+mod numbers;
+mod refused;
 mod sync;
 
 use std::time::Duration;
@@ -41,109 +43,6 @@ async fn what_was_recorded_is_there_after_the_process_died() {
 }
 
 #[tokio::test]
-async fn a_number_whose_event_was_never_whole_is_reported_and_its_neighbours_are_sent() {
-    let harness = Harness::new();
-    let spool = harness.open();
-    for n in 0..5 {
-        spool.push_dropping(&body(n)).unwrap();
-    }
-    // A thread is stopped between its place and its write, and others go on.
-    let (place, sequence) = spool.place_without_writing(40);
-    for n in 6..10 {
-        spool.push_dropping(&body(n)).unwrap();
-    }
-    let again = harness.crash().open();
-    let taken = again.take_all().await;
-    assert_eq!(taken.bodies(), [0, 1, 2, 3, 4, 6, 7, 8, 9]);
-    assert_eq!(taken.dropped, [(1, sequence, sequence)]);
-    assert_eq!(again.stats().damaged, 0);
-    drop(place);
-}
-
-#[tokio::test]
-async fn a_number_is_reported_also_where_segments_meet() {
-    // In the last place of a segment, and in the first; with the events before it sent, and not.
-    for (last, settled) in [(true, false), (false, false), (true, true), (false, true)] {
-        let harness = Harness::new();
-        let spool = harness.open();
-        for n in 0..5 {
-            spool.push_dropping(&body(n)).unwrap();
-        }
-        let before = spool.next().await.unwrap();
-        let place = if last {
-            let place = spool.place_without_writing(40);
-            spool.leave().await;
-            place
-        } else {
-            spool.leave().await;
-            spool.place_without_writing(40)
-        };
-        for n in 6..10 {
-            spool.push_dropping(&body(n)).unwrap();
-        }
-        if settled {
-            spool.settle_batch(&before);
-            spool.until_idle().await;
-        }
-        assert_eq!(harness.segments().contains(&1), last || !settled);
-        let mut left = harness.crash();
-        for life in 0..2 {
-            let again = left.open();
-            let taken = again.take_all().await;
-            let sent = (0..10).filter(|n| *n != 5 && !(settled && *n < 5));
-            assert_eq!(taken.bodies(), sent.collect::<Vec<_>>(), "{last} {settled} {life}");
-            assert_eq!(taken.dropped, [(1, place.1, place.1)], "{last} {settled} {life}");
-            assert_eq!(again.stats().damaged, 0);
-            // It is killed too, and has told nobody.
-            left = left.crash();
-        }
-        // The machine may have lost it.
-        let taken = harness.crash().reboot().open().take_all().await;
-        assert!(taken.dropped.is_empty(), "{last} {settled}");
-    }
-}
-
-#[tokio::test]
-async fn an_event_that_was_damaged_where_segments_meet_is_not_passed_off_as_dropped() {
-    let harness = Harness::new();
-    let spool = harness.open();
-    for n in 0..4 {
-        spool.push_dropping(&body(n)).unwrap();
-    }
-    let at = spool.lock().current.as_ref().unwrap().tail();
-    spool.push_dropping(&body(4)).unwrap();
-    // It keeps the segment from being sealed.
-    let place = spool.place_without_writing(40);
-    spool.leave().await;
-    spool.push_dropping(&body(6)).unwrap();
-    let crashed = harness.crash();
-    crashed.edit(1, |bytes| bytes[at + format::FRAME_HEADER] ^= 1);
-    let taken = crashed.open().take_all().await;
-    assert_eq!((taken.bodies(), taken.dropped), (vec![0, 1, 2, 3, 6], Vec::new()));
-    drop(place);
-}
-
-#[tokio::test]
-async fn after_the_machine_died_lost_numbers_are_not_passed_off_as_dropped() {
-    let harness = Harness::new();
-    let spool = harness.open();
-    for n in 0..200 {
-        spool.push_dropping(&body(n)).unwrap();
-    }
-    let crashed = harness.crash();
-    // A page in the middle never reached the disk.
-    crashed.edit(1, |bytes| bytes[8192..12_288].fill(0));
-    let again = crashed.reboot().open();
-    let taken = again.take_all().await;
-    let bodies = taken.bodies();
-    assert!(bodies.len() > 100 && bodies.len() < 200, "{}", bodies.len());
-    assert!(bodies.starts_with(&[0, 1, 2]) && bodies.ends_with(&[198, 199]));
-    assert!(taken.dropped.is_empty());
-    again.settle_all(taken).await;
-    assert_eq!(again.until_files(|files| files.damaged == 1).await.segments.len(), 1);
-}
-
-#[tokio::test]
 async fn damage_costs_what_is_damaged_and_its_segment_is_kept() {
     let harness = Harness::new();
     let spool = harness.open();
@@ -161,27 +60,6 @@ async fn damage_costs_what_is_damaged_and_its_segment_is_kept() {
     again.until_files(|files| files.damaged == 1).await;
     let stats = again.stats();
     assert_eq!(stats.recovered, stats.acknowledged + stats.damaged);
-}
-
-#[tokio::test]
-async fn what_a_sealed_segment_has_lost_is_not_passed_off_as_dropped() {
-    let harness = Harness::new();
-    let spool = harness.open();
-    let mut places = Vec::new();
-    for n in 0..50 {
-        places.extend(spool.lock().current.as_ref().map(|live| live.tail()));
-        spool.push_dropping(&body(n)).unwrap();
-    }
-    spool.shutdown().await;
-    let crashed = harness.crash();
-    // In the same run of the machine: zeros where a frame begins.
-    let at = places[20];
-    crashed.edit(1, |bytes| bytes[at..at + 16].fill(0));
-    let again = crashed.open();
-    let taken = again.take_all().await;
-    assert_eq!((taken.bodies().len(), taken.dropped.len(), again.stats().damaged), (49, 0, 1));
-    again.settle_all(taken).await;
-    again.until_files(|files| files.damaged == 1).await;
 }
 
 #[tokio::test]
@@ -498,19 +376,6 @@ fn a_folder_is_made_for_its_user_alone_and_closed_to_others_if_it_is_there() {
 }
 
 #[tokio::test]
-async fn rejected_events_that_wait_for_the_disk_are_bounded_in_bytes() {
-    let harness = Harness::new();
-    let spool = harness.open();
-    let rejection = Rejection { reason: crate::ErrorReason::InvalidId, message: "bad".into(), field: "id".into() };
-    // Whether the keeper is at it or not: what waits at a moment is never more.
-    for _ in 0..200 {
-        spool.keep_rejected(1, &[0; 64 * 1024], &rejection);
-        let waiting: usize = spool.lock().letters.iter().map(|letter| letter.line.len()).sum();
-        assert!(waiting <= state::MAX_LETTER_BYTES, "{waiting}");
-    }
-}
-
-#[tokio::test]
 async fn a_full_disk_is_an_error_for_audit_until_there_is_room() {
     let harness = Harness::durable();
     let spool = harness.open();
@@ -638,91 +503,6 @@ async fn pressure_is_told_once_and_a_panic_there_harms_nobody() {
     let told = told.lock().unwrap();
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].bytes > disk::LIMIT / 2 && told[0].limit == disk::LIMIT && told[0].events > 0);
-}
-
-#[tokio::test]
-async fn rejected_events_are_kept_with_their_reasons() {
-    let harness = Harness::new();
-    let spool = harness.open();
-    let rejection = Rejection::too_large(&crate::Error::TooLarge { bytes: 3, limit: 2 });
-    spool.keep_rejected(1, b"an event", &rejection);
-    spool.shutdown().await;
-    let text = std::fs::read_to_string(harness.path().join("rejected.jsonl")).unwrap();
-    let line: serde_json::Value = serde_json::from_str(text.trim_end()).unwrap();
-    assert_eq!(line["reason"], "TOO_LARGE");
-    assert_eq!(BASE64_STANDARD.decode(line["event"].as_str().unwrap()).unwrap(), b"an event");
-    // Nobody else may read what is in there.
-    use std::os::unix::fs::PermissionsExt;
-    for name in ["rejected.jsonl", "ledger"] {
-        let mode = std::fs::metadata(harness.path().join(name)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o077, 0, "{name}");
-    }
-    assert_eq!(std::fs::metadata(harness.path()).unwrap().permissions().mode() & 0o077, 0);
-}
-
-#[tokio::test]
-async fn what_was_refused_and_could_not_be_written_down_is_met_again() {
-    let harness = Harness::new();
-    let spool = harness.open();
-    let mut batches = Vec::new();
-    for segment in 0..2 {
-        for n in segment * 50..segment * 50 + 50 {
-            spool.push_dropping(&body(n)).unwrap();
-        }
-        batches.push(spool.next().await.unwrap());
-        spool.leave().await;
-    }
-    harness.fail(Fault::Reject, u32::MAX);
-    spool.refuse(&batches[0], 7);
-    spool.settle_batch(&batches[1]);
-    // Room is made as ever, but for where the refused event is.
-    spool.until_files(|files| !files.segments.contains(&2)).await;
-    while harness.count(Fault::Reject) < 2 {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    assert!(spool.files().segments.contains(&1));
-    let again = harness.crash();
-    assert_eq!(again.open().take_all().await.bodies(), (0..50).collect::<Vec<_>>());
-    harness.fail(Fault::Reject, 0);
-    spool.until_files(|files| !files.segments.contains(&1)).await;
-    assert_eq!(harness.rejected(), [7], "behind what short writes had left");
-    spool.shutdown().await;
-    assert_eq!(harness.open().stats().recovered, 0);
-}
-
-#[tokio::test]
-async fn the_ledger_is_never_ahead_of_what_was_refused() {
-    let harness = Harness::new();
-    let spool = harness.open();
-    let mut batches = Vec::new();
-    for n in 0..4 {
-        spool.push_dropping(&body(n)).unwrap();
-        batches.push(spool.next().await.unwrap());
-    }
-    let pass = harness.hold_rejects();
-    let until_asked = async |count| {
-        while harness.count(Fault::Reject) < count {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    spool.refuse(&batches[0], 0);
-    until_asked(1).await;
-    // Meanwhile the ledger becomes due, so that it is written with the next one.
-    spool.settle_batch(&batches[1]);
-    tokio::time::sleep(Duration::from_millis(150)).await;
-    spool.refuse(&batches[2], 0);
-    pass.send(()).unwrap();
-    until_asked(2).await;
-    // And while that is written down, another one is refused and settled.
-    spool.refuse(&batches[3], 0);
-    pass.send(()).unwrap();
-    until_asked(3).await;
-    let crashed = harness.crash();
-    assert_eq!(crashed.rejected(), [0, 2]);
-    assert_eq!(crashed.open().take_all().await.bodies(), [3]);
-    drop(pass);
-    spool.shutdown().await;
-    assert_eq!(harness.rejected(), [0, 2, 3]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
