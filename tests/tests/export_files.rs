@@ -131,7 +131,7 @@ async fn cut(engine: Engine) {
     let exports = [
         AuditExport::range(day(now), ExportFormat::Jsonl),
         AuditExport::range(day(now), ExportFormat::Csv).filter(AuditFilter::new().action("model.enabled")),
-        AuditExport::sequences(INSTANCE, 17, None, ExportFormat::Jsonl).with_proofs(),
+        AuditExport::sequences(INSTANCE, 17, Some(4_000), ExportFormat::Jsonl).with_proofs(),
     ];
     for (n, export) in exports.into_iter().enumerate() {
         let folders = ["whole", "cut"].map(|name| sandbox.folder.path().join(format!("{n}-{name}")));
