@@ -190,7 +190,7 @@ mod tests {
     #[tokio::test]
     async fn a_turn_lasts_as_long_as_the_statement_of_a_reader_that_has_left() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (three, limit) = (3.try_into().expect("not zero"), 500.try_into().expect("not zero"));
+        let (three, limit) = (3.try_into().expect("not zero"), 2_000.try_into().expect("not zero"));
         let config = DatabaseConfig { readers: three, statement_timeout_ms: limit, ..DatabaseConfig::default() };
         let mut engines = vec![(
             DatabaseUrl::sqlite(folder.path().join("usage.db")),
