@@ -23,9 +23,9 @@ async fn unavailable() -> SocketAddr {
 }
 
 /// Holds until the gateway went on recording, and until it felt the weather: where that lets nothing through, it has given
-/// its connection up and made another one.
-async fn felt(gateway: &ChildProcess, proxy: &Proxy, weather: Weather) {
-    let (lines, connections) = (gateway.lines().len(), proxy.accepted());
+/// its connection up and made another one since there were so many.
+async fn felt(gateway: &ChildProcess, proxy: &Proxy, weather: Weather, connections: u64) {
+    let lines = gateway.lines().len();
     testkit::eventually(PATIENCE, async || {
         let now = (gateway.lines().len() - lines, proxy.accepted() - connections);
         let felt = now.0 > 100 && (weather.is_fair() || now.1 > 0);
@@ -52,12 +52,13 @@ async fn drill(lives: u64) {
         gateway.line("begins", PATIENCE).await;
         // It begins in clear weather, and sees two kinds of bad one. Some lives end in it.
         for step in 0..2 {
-            felt(&gateway, &usage, Weather::Clear).await;
+            felt(&gateway, &usage, Weather::Clear, 0).await;
             let weather = all[usize::try_from(2 * life + step).unwrap() % all.len()];
+            let (of_usage, of_audit) = (usage.accepted(), audit.accepted());
             usage.set(weather);
             audit.set(weather);
-            felt(&gateway, &usage, weather).await;
-            felt(&gateway, &audit, weather).await;
+            felt(&gateway, &usage, weather, of_usage).await;
+            felt(&gateway, &audit, weather, of_audit).await;
             if step == 1 && random(2) == 0 {
                 continue;
             }
