@@ -64,7 +64,11 @@ impl Fault {
     fn begin(self, disk: &Disk) {
         disk.run(match self {
             Self::Full => "dd if=/dev/zero of=DISK/filler bs=16k; true",
-            Self::ReadOnly => "mount --bind DISK DISK && mount -o remount,bind,ro DISK",
+            // Made elsewhere and moved there: nothing is opened for writing in between.
+            Self::ReadOnly => {
+                "mkdir -p DISK.ro && mount --bind DISK DISK.ro && mount -o remount,bind,ro DISK.ro \
+                 && mount --move DISK.ro DISK"
+            }
         });
     }
 
