@@ -8,6 +8,7 @@
 //! An object is made once and never written over: what is there already under a name must be what would be written.
 //! Neither reading nor verifying a segment needs the database.
 
+mod bucket;
 mod manifest;
 mod segment;
 
@@ -19,10 +20,10 @@ use anyhow::Context as _;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions};
-use service_core::config::ConfigError;
 use service_core::error::{Error, Result};
 use sha2::{Digest as _, Sha256};
 
+pub use bucket::CloudVariables;
 pub use manifest::{Broken, Manifest};
 pub(crate) use manifest::{Proof, needed_tiles};
 pub(crate) use segment::{Built, Lines, SegmentBuilder};
@@ -48,15 +49,16 @@ impl fmt::Debug for Archive {
 }
 
 impl Archive {
-    /// Opens what the configuration names: a folder, which is made if it is not there, or a URL.
-    pub(crate) fn open(place: &str) -> anyhow::Result<Self> {
+    /// Opens what the configuration names: a folder, which is made if it is not there, or the URL of a bucket, with the
+    /// variables that its cloud knows.
+    pub(crate) fn open(place: &str, variables: &CloudVariables) -> anyhow::Result<Self> {
         match place.split_once("://") {
             None => Self::folder(FilePath::new(place)),
             Some(("file", path)) => Self::folder(FilePath::new(path)),
-            Some((scheme, _)) => Err(ConfigError::Refused(format!(
-                "retention.archive is of scheme {scheme}, allowed are a folder, or file://FOLDER"
-            ))
-            .into()),
+            Some(_) => {
+                let (objects, root) = bucket::open(place, variables)?;
+                Ok(Self { objects, root, shown: place.to_owned() })
+            }
         }
     }
 
@@ -180,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_scheme_that_nobody_knows_is_refused() {
-        let error = Archive::open("ftp://somewhere").unwrap_err();
-        assert!(error.downcast_ref::<ConfigError>().is_some() && error.to_string().contains("scheme ftp"), "{error}");
+        let error = Archive::open("ftp://somewhere", &CloudVariables::default()).unwrap_err();
+        assert!(error.is::<service_core::config::ConfigError>() && error.to_string().contains("ftp://"), "{error}");
     }
 }

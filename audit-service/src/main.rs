@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use audit_service::archive::CloudVariables;
 use audit_service::{Config, ENV_PREFIX};
 use clap::Parser;
 use service_core::{config, server, telemetry};
@@ -44,7 +45,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let env: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    let config: Config = config::load(ENV_PREFIX, arguments.config.as_deref(), env.clone())?;
+    let mut config: Config = config::load(ENV_PREFIX, arguments.config.as_deref(), env.clone())?;
+    config.retention.cloud = CloudVariables::of(env.clone());
     let _telemetry = telemetry::init(&config.telemetry, "audit-service")?;
     config::warn_of_unknown::<Config>(ENV_PREFIX, env);
     let stop = CancellationToken::new();

@@ -70,9 +70,10 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
 /// As [`bind`].
 pub async fn open_store(config: &Config) -> anyhow::Result<Store> {
     let archive = config.retention.archive(&config.database_url);
-    // One that is not there and not needed is not made.
-    let archive = archive.filter(|place| config.retention.days.is_some() || place.exists());
-    let archive = archive.map(|place| Archive::open(&place.to_string_lossy())).transpose()?;
+    // A folder that is not there and not needed is not made.
+    let is_there = |place: &String| place.contains("://") || std::path::Path::new(place).exists();
+    let archive = archive.filter(|place| config.retention.days.is_some() || is_there(place));
+    let archive = archive.map(|place| Archive::open(&place, &config.retention.cloud)).transpose()?;
     let remover = config.retention.database_url.as_ref();
     Ok(Store::open_with(&config.database_url, &config.database, remover).await?.with_archive(archive))
 }

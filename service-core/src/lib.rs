@@ -23,6 +23,7 @@
 //! - [`server`]: from accept to drain, with health and reflection.
 //! - [`auth`]: who calls, and the table of who may call what.
 //! - [`tls`]: certificates that are read again when they change.
+//! - [`http_client`]: one request, for keys and for objects of an archive.
 //! - [`csv`]: a cell that no spreadsheet runs.
 //! - [`numbers`]: which numbers a producer has given; [`coverage`]: which of them came, as an answer.
 //! - [`clock`]: microseconds since the epoch.
@@ -38,6 +39,7 @@ mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 pub mod group_commit;
+pub mod http_client;
 pub mod ingest_stream;
 pub mod numbers;
 pub mod page;

@@ -58,11 +58,12 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts `audit` or `usage` with environment variables without their prefix: `("METRICS_LISTEN", "")`.
+    /// Starts `audit` or `usage` with environment variables without their prefix: `("METRICS_LISTEN", "")`; those of a
+    /// cloud as they are.
     pub async fn start(name: &'static str, database_url: &str, settings: &[(&str, &str)]) -> Self {
         let prefix = name.to_uppercase();
-        let mut settings: Vec<_> =
-            settings.iter().map(|(key, value)| (format!("{prefix}_{key}"), (*value).to_owned())).collect();
+        let name_of = |key: &str| if key.starts_with("AWS_") { key.to_owned() } else { format!("{prefix}_{key}") };
+        let mut settings: Vec<_> = settings.iter().map(|(key, value)| (name_of(key), (*value).to_owned())).collect();
         settings.push((format!("{prefix}_DATABASE_URL"), database_url.to_owned()));
         if !settings.iter().any(|(key, _)| key.ends_with("_METRICS_LISTEN")) {
             settings.push((format!("{prefix}_METRICS_LISTEN"), "127.0.0.1:0".to_owned()));

@@ -1,10 +1,11 @@
 //! Table `[retention]`: how long entries stay in the database, and where they go then.
 
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer};
 use service_core::config::{ConfigError, DatabaseConfig, DatabaseUrl};
+
+use crate::archive::CloudVariables;
 
 /// Table `[retention]`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
@@ -15,9 +16,13 @@ pub struct RetentionConfig {
     /// A rule that `days` must not fall short of. Empty, the default: none.
     #[serde(deserialize_with = "profile")]
     pub profile: Option<Profile>,
-    /// Where entries go: a folder. Empty, the default: beside SQLite's file (`audit.db.archive`); on PostgreSQL there
-    /// is none, and without one there are no `days`.
+    /// Where entries go: a folder, or a bucket: `s3://BUCKET/PATH`, `gs://BUCKET/PATH`, `az://CONTAINER/PATH`. Empty, the
+    /// default: beside SQLite's file (`audit.db.archive`); on PostgreSQL there is none, and without one there are no
+    /// `days`.
     pub archive: String,
+    /// What the environment says of clouds, by the names that their own tools go by: whoever starts the service reads it.
+    #[serde(skip)]
+    pub cloud: CloudVariables,
     /// PostgreSQL: the account that removes what is archived, and does nothing else. Default none: that of
     /// `database_url`, which can only where it owns the schema.
     pub database_url: Option<DatabaseUrl>,
@@ -97,9 +102,10 @@ impl RetentionConfig {
     }
 
     /// Where entries go, if there is such a place.
-    pub(crate) fn archive(&self, url: &DatabaseUrl) -> Option<PathBuf> {
-        let beside = || url.sqlite_path().map(|path| path.with_added_extension("archive"));
-        if self.archive.is_empty() { beside() } else { Some(PathBuf::from(&self.archive)) }
+    pub(crate) fn archive(&self, url: &DatabaseUrl) -> Option<String> {
+        let beside =
+            || url.sqlite_path().map(|path| path.with_added_extension("archive").to_string_lossy().into_owned());
+        if self.archive.is_empty() { beside() } else { Some(self.archive.clone()) }
     }
 }
 

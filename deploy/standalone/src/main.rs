@@ -262,8 +262,7 @@ async fn run_check(args: CheckArgs) -> Result<ExitCode> {
             let is_set = |variable| environment().any(|(name, _)| name == variable);
             let usage = is_set("USAGE_DATABASE_URL")
                 .then(|| config::load(usage_service::config::ENV_PREFIX, None, environment()));
-            let audit =
-                is_set("AUDIT_DATABASE_URL").then(|| config::load(audit_service::ENV_PREFIX, None, environment()));
+            let audit = is_set("AUDIT_DATABASE_URL").then(|| serve::audit(environment()));
             (usage.transpose()?, audit.transpose()?)
         }
     };

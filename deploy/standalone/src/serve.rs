@@ -9,6 +9,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use audit_service::archive::CloudVariables;
 use service_core::config::{self, ConfigError, DatabaseUrl};
 use tokio_util::sync::CancellationToken;
 
@@ -64,9 +65,21 @@ pub fn configs(settings: &Settings, env: impl IntoIterator<Item = (String, Strin
         }
     }
     Ok(Configs {
-        audit: config::load(audit_service::ENV_PREFIX, None, variables.clone())?,
+        audit: audit(variables.clone())?,
         usage: config::load(usage_service::config::ENV_PREFIX, None, variables)?,
     })
+}
+
+/// Reads the configuration of the audit service alone.
+///
+/// # Errors
+///
+/// A [`ConfigError`] for what is refused.
+pub fn audit(env: impl IntoIterator<Item = (String, String)>) -> Result<audit_service::Config, ConfigError> {
+    let env: Vec<(String, String)> = env.into_iter().collect();
+    let mut audit: audit_service::Config = config::load(audit_service::ENV_PREFIX, None, env.clone())?;
+    audit.retention.cloud = CloudVariables::of(env);
+    Ok(audit)
 }
 
 /// Logs a warning for each variable that looks like ours and does nothing.

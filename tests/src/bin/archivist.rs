@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use audit_service::archive::CloudVariables;
 use audit_service::retention::{Step, Surroundings};
 use audit_service::{Config, ENV_PREFIX};
 use service_core::{clock, config, server, telemetry};
@@ -50,7 +51,8 @@ async fn main() -> anyhow::Result<()> {
         (step.to_owned(), times.parse().expect("a number"))
     });
     let world = World { now_us, dies_at, reached: AtomicU32::new(0) };
-    let config: Config = config::load(ENV_PREFIX, None, std::env::vars())?;
+    let mut config: Config = config::load(ENV_PREFIX, None, std::env::vars())?;
+    config.retention.cloud = CloudVariables::of(std::env::vars());
     let _telemetry = telemetry::init(&config.telemetry, "audit-service")?;
     let stop = CancellationToken::new();
     let server = audit_service::bind(config).await?.with_retention_in(Arc::new(world));

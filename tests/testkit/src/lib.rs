@@ -5,6 +5,7 @@
 //! Citus          a database on a Citus cluster, if one is given
 //! ChildProcess   any program: wait for a line, signal it, wait for its end; its log shows when a test fails
 //! binary         the path of one of the workspace's own programs, built first
+//! Bucket         a bucket that speaks S3, in memory
 //! Realm          certificates and tokens, and the settings of a server that believes them
 //! Messages       requests made out of any bytes, for tests and fuzzers
 //! assert_…       what holds of every answer and file
@@ -20,6 +21,7 @@
 #![expect(clippy::expect_used, reason = "a failure of the kit is a failed test, and the panic is its report")]
 
 mod binary;
+mod bucket;
 mod citus;
 mod claims;
 mod guard;
@@ -30,6 +32,7 @@ mod process;
 mod wait;
 
 pub use binary::binary;
+pub use bucket::{Bucket, SECRET_KEY};
 pub use citus::Citus;
 pub use claims::{assert_cell, assert_harmless, assert_refusal, csv_rows};
 pub use identity::{AUDIENCE, Authority, ISSUER, Realm, Signer, base64url};
