@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use crate::GatewaySdk;
@@ -24,6 +23,7 @@ use crate::query::Reader;
 use crate::queue::frame::Numbering;
 use crate::queue::{Limits, Queue};
 use crate::retry::Backoff;
+use crate::runtime::Runtime;
 use crate::sender::{Lane, Options};
 use crate::spool::{Folder, Settings};
 use crate::tls::Tls;
@@ -177,6 +177,7 @@ pub struct Builder {
     keep_alive: (Duration, Duration),
     drop_grace: Duration,
     backoff: Backoff,
+    own_thread: bool,
     on_rejected: OnRejected,
     spool: Option<PathBuf>,
     usage_spool: u64,
@@ -213,6 +214,7 @@ impl Default for Builder {
             keep_alive: (Duration::from_secs(10), Duration::from_secs(10)),
             drop_grace: Duration::from_secs(5),
             backoff: Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(30) },
+            own_thread: false,
             on_rejected: OnRejected::default(),
             spool: None,
             usage_spool: 1024 * 1024 * 1024,
@@ -429,21 +431,29 @@ impl Builder {
         self
     }
 
-    /// Starts the SDK on the tokio runtime it is called in. Connects when there is
-    /// something to send or to ask; either service may be away.
+    /// A thread of the SDK's own for its tasks, also where it is built in a tokio runtime: one that is busy then holds up
+    /// no delivery. The thread ends with the last handle and with what that leaves to be sent.
+    pub fn own_thread(mut self) -> Self {
+        self.own_thread = true;
+        self
+    }
+
+    /// Starts the SDK on the tokio runtime it is called in; outside of one, on a
+    /// [thread of its own](Self::own_thread). Connects when there is something to send or to ask; either
+    /// service may be away.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a setting out of bounds, [`Error::NoRuntime`],
+    /// [`Error::Config`] for a setting out of bounds, [`Error::Runtime`],
     /// [`Error::SpoolInUse`], and [`Error::Spool`] for a folder that can't be written to or read
     /// at the moment. No error are a disk that is full where the folder was used before, for what
     /// an earlier process has left there can be delivered; and what is damaged of that, which is
     /// counted ([`ServiceStats::damaged`](crate::ServiceStats::damaged)).
     pub fn build(self) -> Result<GatewaySdk, Error> {
         self.check()?;
-        let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
-        let usage_lines = self.lines("usage_endpoint", self.usage_endpoint.as_deref())?;
-        let audit_lines = self.lines("audit_endpoint", self.audit_endpoint.as_deref())?;
+        let runtime = Runtime::here(self.own_thread)?;
+        let usage_lines = self.lines("usage_endpoint", self.usage_endpoint.as_deref(), &runtime)?;
+        let audit_lines = self.lines("audit_endpoint", self.audit_endpoint.as_deref(), &runtime)?;
         let access = Access::new(self.credentials.clone(), self.backoff);
 
         let outboxes = self.outboxes(usage_lines.is_some(), audit_lines.is_some())?;
@@ -537,12 +547,13 @@ impl Builder {
         }
     }
 
-    fn lines(&self, setting: &'static str, address: Option<&str>) -> Result<Option<Lines>, Error> {
+    fn lines(&self, setting: &'static str, address: Option<&str>, runtime: &Runtime) -> Result<Option<Lines>, Error> {
         let with = Connections {
             tls: self.tls.clone(),
             secret: self.credentials.is_some(),
             connect_timeout: self.connect_timeout,
             keep_alive: self.keep_alive,
+            runtime: runtime.clone(),
         };
         let lines = address.map(|address| Lines::new(address, &with)).transpose();
         lines.map_err(|message| Error::Config { setting, message })
@@ -624,11 +635,5 @@ mod tests {
             let error = GatewaySdk::builder().usage_endpoint(address).build();
             assert!(matches!(error, Err(Error::Config { setting: "usage_endpoint", .. })), "{address}: {error:?}");
         }
-    }
-
-    #[test]
-    fn build_outside_a_runtime_is_an_error() {
-        let built = GatewaySdk::builder().build();
-        assert!(matches!(built, Err(Error::NoRuntime)), "{built:?}");
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::runtime::Runtime;
 use crate::tls::{Connector, Tls};
 
 /// What is common to all connections.
@@ -20,26 +21,36 @@ pub(crate) struct Connections {
     pub(crate) secret: bool,
     pub(crate) connect_timeout: Duration,
     pub(crate) keep_alive: (Duration, Duration),
+    /// Drives them.
+    pub(crate) runtime: Runtime,
 }
 
 /// A connection to a service that can be led elsewhere while it is used; all clones are led
 /// together.
 #[derive(Clone)]
-pub(crate) struct Line(Arc<watch::Sender<Channel>>);
+pub(crate) struct Line {
+    channel: Arc<watch::Sender<Channel>>,
+    runtime: Runtime,
+}
 
 impl Line {
-    fn new(target: &Target) -> Self {
-        Self(Arc::new(watch::Sender::new(target.connect())))
+    fn new(target: &Target, runtime: &Runtime) -> Self {
+        let channel = Arc::new(watch::Sender::new(target.connect(runtime)));
+        Self { channel, runtime: runtime.clone() }
+    }
+
+    fn lead(&self, target: &Target) {
+        self.channel.send_replace(target.connect(&self.runtime));
     }
 
     /// The connection as it is now.
     pub(crate) fn channel(&self) -> Channel {
-        self.0.borrow().clone()
+        self.channel.borrow().clone()
     }
 
     /// The connection, and word when it is led elsewhere.
     pub(crate) fn follow(&self) -> watch::Receiver<Channel> {
-        self.0.subscribe()
+        self.channel.subscribe()
     }
 }
 
@@ -54,14 +65,15 @@ pub(crate) struct Lines {
 impl Lines {
     pub(crate) fn new(address: &str, with: &Connections) -> Result<Self, String> {
         let target = Target::new(address, with)?;
-        Ok(Self { with: with.clone(), stream: Line::new(&target), questions: Line::new(&target) })
+        let line = || Line::new(&target, &with.runtime);
+        Ok(Self { with: with.clone(), stream: line(), questions: line() })
     }
 
     /// To another address, on the same terms. What is wrong with it changes nothing.
     pub(crate) fn lead(&self, address: &str) -> Result<(), String> {
         let target = Target::new(address, &self.with)?;
-        self.stream.0.send_replace(target.connect());
-        self.questions.0.send_replace(target.connect());
+        self.stream.lead(&target);
+        self.questions.lead(&target);
         Ok(())
     }
 }
@@ -132,7 +144,8 @@ impl Target {
     }
 
     /// A connection that is made when it is needed, and made again when it broke.
-    fn connect(&self) -> Channel {
+    fn connect(&self, runtime: &Runtime) -> Channel {
+        let _entered = runtime.enter();
         match &self.connector {
             Some(connector) => self.endpoint.connect_with_connector_lazy(connector.clone()),
             None => self.endpoint.connect_lazy(),
@@ -147,7 +160,9 @@ mod tests {
     fn target(address: &str, tls: Option<&Tls>, secret: bool) -> Result<Target, String> {
         let second = Duration::from_secs(1);
         let tls = tls.cloned();
-        Target::new(address, &Connections { tls, secret, connect_timeout: second, keep_alive: (second, second) })
+        let runtime = Runtime::here(false).unwrap_or_else(|error| panic!("{error}"));
+        let with = Connections { tls, secret, connect_timeout: second, keep_alive: (second, second), runtime };
+        Target::new(address, &with)
     }
 
     #[tokio::test]

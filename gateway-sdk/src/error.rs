@@ -25,9 +25,12 @@ pub enum Error {
         /// What is wrong, and what is allowed.
         message: String,
     },
-    /// [`Builder::build`](crate::Builder::build) was called outside a tokio runtime.
-    #[error("no tokio runtime here; build the SDK inside one")]
-    NoRuntime,
+    /// The thread on which the SDK was to run could not be started.
+    #[error("the SDK's own thread could not be started: {0}")]
+    Runtime(String),
+    /// [`GatewaySdk::block_on`](crate::GatewaySdk::block_on) was called in a tokio runtime.
+    #[error("this thread is in a tokio runtime: await here instead of waiting")]
+    InRuntime,
     /// The call needs a service for which no endpoint was given.
     #[error("no {service} endpoint was configured")]
     NotConfigured {

@@ -10,11 +10,11 @@ use crate::endpoint::Lines;
 use crate::outbox::Outbox;
 use crate::queue::Refused;
 use crate::queue::frame::{put_varint, varint_len};
+use crate::runtime::Runtime;
 use crate::sender::{Lane, Options, Sender};
 use crate::stats::{ServiceStats, Waiting};
 use activity_proto::common::v1::Producer;
 use prost::Message;
-use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -57,13 +57,14 @@ pub(crate) struct Feed<T: Send + 'static> {
     /// Both absent where no endpoint was given.
     lines: Option<Lines>,
     task: Option<AbortHandle>,
+    pub(crate) runtime: Runtime,
 }
 
 impl<T: Send + 'static> Feed<T> {
     /// With a sender where there is an endpoint; without one nothing is taken.
     pub(crate) fn start<L: Lane<Extra = T>>(
         lane: L,
-        runtime: &Handle,
+        runtime: &Runtime,
         lines: Option<Lines>,
         access: Access,
         outbox: Outbox<T>,
@@ -73,7 +74,7 @@ impl<T: Send + 'static> Feed<T> {
         let outbox = Arc::new(outbox);
         let task = lines.as_ref().map(|lines| {
             let sender = Sender::new(lane, Arc::clone(&outbox), lines.stream.follow(), access, options);
-            runtime.spawn(sender.run()).abort_handle()
+            runtime.spawn(sender.run())
         });
         if task.is_none() {
             outbox.close();
@@ -85,7 +86,7 @@ impl<T: Send + 'static> Feed<T> {
             put_varint(&mut instance, own.instance.len() as u64);
             instance.extend_from_slice(own.instance.as_bytes());
         }
-        Self { outbox, instance, number: own.number(L::PRODUCER_FIELD), lines, task }
+        Self { outbox, instance, number: own.number(L::PRODUCER_FIELD), lines, task, runtime: runtime.clone() }
     }
 }
 

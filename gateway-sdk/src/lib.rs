@@ -54,7 +54,9 @@
 //! - **No secret** goes over plain text to another machine, or into a log, an error or a
 //!   `Debug`. What a service refuses for want of credentials or rights stays queued.
 //! - **No panic** leaves this crate. It starts one task a service and, with a spool, two
-//!   threads a service.
+//!   threads a service. The tasks run on the tokio runtime in which it is built; outside of one, or
+//!   with [`own_thread`](Builder::own_thread), on a thread of its own, and
+//!   [`GatewaySdk::block_on`] waits for what is asynchronous.
 //!
 //! # What a crash loses
 //!
@@ -130,6 +132,7 @@ mod query;
 mod queue;
 mod random;
 mod retry;
+mod runtime;
 mod sender;
 mod spool;
 mod stats;
@@ -230,6 +233,24 @@ impl GatewaySdk {
     #[must_use]
     pub fn producer_id(&self) -> &str {
         &self.producer_id
+    }
+
+    /// Waits for what is asynchronous, on a thread that is in no tokio runtime: a program without one needs no other way.
+    ///
+    /// ```no_run
+    /// # use gateway_sdk::{AuditEvent, Error, GatewaySdk};
+    /// # fn example(sdk: GatewaySdk, event: AuditEvent) -> Result<(), Error> {
+    /// let recorded = sdk.block_on(sdk.audit().record(event))??;
+    /// println!("stored as number {}", sdk.block_on(recorded.receipt())??.sequence);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InRuntime`]: there, waiting would hold up others, and perhaps what it waits for. It is awaited there.
+    pub fn block_on<F: Future>(&self, future: F) -> Result<F::Output, Error> {
+        self.usage.feed.runtime.block_on(future)
     }
 
     /// Counters of what became of everything that was recorded.

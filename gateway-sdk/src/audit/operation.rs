@@ -200,6 +200,7 @@ impl Drop for Starting {
     fn drop(&mut self) {
         let Some(parts) = self.0.take() else { return };
         // The first poll hands the event over, where there is room; timers need a runtime.
+        let _entered = parts.audit.feed.runtime.enter_own();
         if Handle::try_current().is_ok() {
             let reason = "did not begin: its intent was not known to be durable";
             let ending = Ending { outcome: Outcome::Failure, reason: reason.to_owned(), ..Ending::default() };

@@ -13,3 +13,4 @@ mod moves;
 mod operations;
 mod queries;
 mod spool;
+mod threads;
