@@ -7,6 +7,9 @@
 //!
 //! What is told faster than it is recorded is counted, and the count is in the next entry: reading is not slowed by it, and
 //! no flood of reads fills the log. What retention and holds do is recorded by themselves, in the log that they are of.
+//!
+//! An export is the one that waits: its intent is recorded before the first entry leaves, and its outcome when it ends. One
+//! that ends with the service, however suddenly, leaves an intent that stands open.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,12 +18,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use service_core::auth::{Caller, CredentialKind};
 use service_core::clock;
-use tokio::sync::mpsc;
+use service_core::error::{Error, Result};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::denials::write;
-use crate::event::{Actor, ActorKind, Event, Outcome, Resource};
+use crate::event::{Actor, ActorKind, Event, Operation, Outcome, Resource, Stage};
 use crate::ingest::Ingest;
 use crate::retention::RECORDED_BY;
 
@@ -50,6 +54,22 @@ impl Asker {
         let peer = caller.peer().map(|peer| peer.to_string()).unwrap_or_default();
         Self { subject: caller.subject().to_owned(), kind: caller.kind(), peer }
     }
+
+    fn actor(&self) -> Actor {
+        let named = !self.subject.is_empty();
+        Actor {
+            id: if named { self.subject.clone() } else { "anonymous".to_owned() },
+            // A token does not say whether a person or a program has it.
+            kind: self.kind.filter(|kind| *kind == CredentialKind::Certificate).map(|_| ActorKind::ServiceAccount),
+            ip_address: self.peer.clone(),
+            ..Actor::default()
+        }
+    }
+}
+
+/// The log of an instance, or those that a caller may see.
+fn audit_log(instance_id: Option<&str>) -> Resource {
+    Resource { kind: "audit_log".into(), id: instance_id.unwrap_or("*").into(), name: String::new() }
 }
 
 /// Where activity is told. Cheap to clone; told to nobody where no log is configured for it.
@@ -62,14 +82,21 @@ pub(crate) struct Activity {
 #[derive(Debug)]
 struct To {
     instance_id: String,
-    queue: mpsc::Sender<Event>,
+    queue: mpsc::Sender<Telling>,
     budget: Mutex<(f64, Instant)>,
     left_out: Arc<AtomicU64>,
 }
 
+/// An entry on its way, and who waits for it, if anybody does.
+#[derive(Debug)]
+struct Telling {
+    event: Event,
+    recorded: Option<oneshot::Sender<()>>,
+}
+
 /// What waits to be recorded, and how much is not.
 #[derive(Debug)]
-pub(crate) struct Told(Option<(mpsc::Receiver<Event>, Arc<AtomicU64>)>);
+pub(crate) struct Told(Option<(mpsc::Receiver<Telling>, Arc<AtomicU64>)>);
 
 impl Activity {
     /// Of a service whose activity is in the log of this instance; of none, it is in none.
@@ -85,64 +112,69 @@ impl Activity {
     }
 
     /// The service itself did something.
-    pub(crate) fn of_service(&self, action: &str, name: &str, details: Value) {
+    pub(crate) fn of_service(&self, action: &'static str, name: &str, details: Value) {
         let actor = Actor { id: RECORDED_BY.to_owned(), kind: Some(ActorKind::System), ..Actor::default() };
         let resource = Resource { kind: "service".into(), id: RECORDED_BY.into(), name: name.into() };
-        self.tell(action, actor, resource, Outcome::Success, details, true);
-    }
-
-    /// Somebody has read a log, or those that it may.
-    pub(crate) fn read(
-        &self,
-        action: &str,
-        asker: &Asker,
-        instance_id: Option<&str>,
-        outcome: Outcome,
-        details: Value,
-    ) {
-        let named = !asker.subject.is_empty();
-        let actor = Actor {
-            id: if named { asker.subject.clone() } else { "anonymous".to_owned() },
-            // A token does not say whether a person or a program has it.
-            kind: asker.kind.filter(|kind| *kind == CredentialKind::Certificate).map(|_| ActorKind::ServiceAccount),
-            ip_address: asker.peer.clone(),
-            ..Actor::default()
-        };
-        let resource =
-            Resource { kind: "audit_log".into(), id: instance_id.unwrap_or("*").into(), name: String::new() };
-        self.tell(action, actor, resource, outcome, details, false);
+        self.tell(Entry { action, actor, resource, outcome: Outcome::Success, operation: None, details }, true);
     }
 
     /// Somebody has read a page, where that is to be recorded.
     pub(crate) fn page(&self, rpc: &str, caller: &Caller, query: impl FnOnce() -> Value, entries: usize) {
         if self.pages {
             let details = json!({ "rpc": rpc, "query": query(), "entries": entries });
-            self.read("audit_log.read", &Asker::new(caller), None, Outcome::Success, details);
+            let (actor, resource) = (Asker::new(caller).actor(), audit_log(None));
+            let (action, outcome) = ("audit_log.read", Outcome::Success);
+            self.tell(Entry { action, actor, resource, outcome, operation: None, details }, false);
         }
     }
 
-    fn tell(
-        &self,
-        action: &str,
-        actor: Actor,
-        resource: Resource,
-        outcome: Outcome,
-        mut details: Value,
-        whatever_the_rate: bool,
-    ) {
+    /// Tells an entry, unless there are too many of them.
+    fn tell(&self, entry: Entry, whatever_the_rate: bool) {
         let Some(to) = &self.to else { return };
-        if !whatever_the_rate && !to.has_room() {
+        if whatever_the_rate || to.has_room() {
+            to.send(entry, None);
+        } else {
             to.left_out.fetch_add(1, Ordering::Relaxed);
-            return;
         }
-        let left_out = to.left_out.swap(0, Ordering::Relaxed);
+    }
+
+    /// Tells an intent; resolves when it is recorded. None where nobody is told, or there are too many of them.
+    fn intend(&self, entry: Entry) -> Option<oneshot::Receiver<()>> {
+        let to = self.to.as_ref()?;
+        if !to.has_room() {
+            to.left_out.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        let (recorded, done) = oneshot::channel();
+        to.send(entry, Some(recorded)).then_some(done)
+    }
+}
+
+/// What an entry says of its own; the rest is the same for all of them.
+#[derive(Debug)]
+struct Entry {
+    action: &'static str,
+    actor: Actor,
+    resource: Resource,
+    outcome: Outcome,
+    operation: Option<Operation>,
+    details: Value,
+}
+
+impl To {
+    /// Whether there was room in the queue.
+    fn send(&self, entry: Entry, recorded: Option<oneshot::Sender<()>>) -> bool {
+        let Entry { action, actor, resource, outcome, operation, mut details } = entry;
+        // An intent is not listed once its outcome is.
+        let is_intent = operation.as_ref().is_some_and(|operation| operation.stage == Stage::Intent);
+        let left_out = if is_intent { 0 } else { self.left_out.swap(0, Ordering::Relaxed) };
         if left_out > 0 {
             details["left_out"] = json!(left_out.to_string());
         }
         let event = Event {
             id: Uuid::now_v7(),
             occurred_at_us: clock::now_us(),
-            instance_id: to.instance_id.clone(),
+            instance_id: self.instance_id.clone(),
             actor,
             action: action.to_owned(),
             resources: vec![resource],
@@ -151,16 +183,16 @@ impl Activity {
             changes: Vec::new(),
             details_json: details.to_string(),
             request_id: String::new(),
-            operation: None,
+            operation,
             producer: None,
         };
-        if to.queue.try_send(event).is_err() {
-            to.left_out.fetch_add(left_out + 1, Ordering::Relaxed);
+        let sent = self.queue.try_send(Telling { event, recorded }).is_ok();
+        if !sent {
+            self.left_out.fetch_add(left_out + 1, Ordering::Relaxed);
         }
+        sent
     }
-}
 
-impl To {
     /// Takes one of the entries that may be recorded now.
     fn has_room(&self) -> bool {
         let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
@@ -178,26 +210,31 @@ impl Told {
     pub(crate) async fn record(self, ingest: Ingest, stop: CancellationToken) {
         let Some((mut told, left_out)) = self.0 else { return };
         loop {
-            let event = tokio::select! {
+            let telling = tokio::select! {
                 biased;
-                event = told.recv() => event,
+                telling = told.recv() => telling,
                 () = stop.cancelled(), if !told.is_closed() => {
                     told.close();
                     continue;
                 }
             };
-            let Some(event) = event else { return };
+            let Some(Telling { event, recorded }) = telling else { return };
             let mut tries = PATIENCE.as_secs();
-            while let Err(error) = write(&ingest, event.clone()).await {
+            let stored = loop {
+                let Err(error) = write(&ingest, event.clone()).await else { break true };
                 if stop.is_cancelled() {
                     tries = tries.saturating_sub(1);
                 }
                 if !error.is_retryable() || tries == 0 {
                     tracing::error!(%error, action = event.action, "activity of the service is not recorded");
                     left_out.fetch_add(1, Ordering::Relaxed);
-                    break;
+                    break false;
                 }
                 tokio::time::sleep(PAUSE).await;
+            };
+            if let Some(recorded) = recorded.filter(|_| stored) {
+                // Who waited may be gone.
+                let _ = recorded.send(());
             }
         }
     }
@@ -218,7 +255,7 @@ pub(crate) fn query(text: String) -> Value {
     }
 }
 
-/// An export that is under way: told when it ends, and when it is left off.
+/// An export, told when it is refused, and from its beginning to its end.
 #[derive(Debug)]
 pub(crate) struct Exporting {
     activity: Activity,
@@ -226,12 +263,43 @@ pub(crate) struct Exporting {
     instance_id: Option<String>,
     details: Value,
     outcome: Outcome,
+    told: Begun,
+}
+
+/// What was told of an export's beginning.
+#[derive(Debug)]
+enum Begun {
+    /// It has not begun.
+    No,
+    /// Its intent, under this id.
+    As(Uuid),
+    /// Only that there was one more.
+    Counted,
 }
 
 impl Exporting {
     pub(crate) fn new(activity: &Activity, caller: &Caller, instance_id: Option<String>, details: Value) -> Self {
         let (activity, asker) = (activity.clone(), Asker::new(caller));
-        Self { activity, asker, instance_id, details, outcome: Outcome::Failure }
+        Self { activity, asker, instance_id, details, outcome: Outcome::Failure, told: Begun::No }
+    }
+
+    /// It begins: from here on entries leave.
+    ///
+    /// # Errors
+    /// Where its intent is told and not recorded, nobody must get an entry.
+    pub(crate) async fn begin(&mut self) -> Result<()> {
+        let id = Uuid::now_v7();
+        let intent = self.entry(Outcome::Unknown, Some((id, Stage::Intent)), self.details.clone());
+        let Some(recorded) = self.activity.intend(intent) else {
+            self.told = Begun::Counted;
+            return Ok(());
+        };
+        // It may be recorded later than somebody waits for it.
+        self.told = Begun::As(id);
+        match tokio::time::timeout(PATIENCE, recorded).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(Error::storage_unavailable(anyhow::anyhow!("that there is an export could not be recorded"))),
+        }
     }
 
     /// So many entries so far, from the start of the export.
@@ -245,11 +313,29 @@ impl Exporting {
         self.details["sha256"] = json!(sha256);
         self.details["from_archive"] = json!(from_archive);
     }
+
+    fn entry(&self, outcome: Outcome, operation: Option<(Uuid, Stage)>, details: Value) -> Entry {
+        Entry {
+            action: "audit_log.exported",
+            actor: self.asker.actor(),
+            resource: audit_log(self.instance_id.as_deref()),
+            outcome,
+            operation: operation.map(|(id, stage)| Operation { id: id.to_string(), stage }),
+            details,
+        }
+    }
 }
 
 impl Drop for Exporting {
     fn drop(&mut self) {
         let details = std::mem::take(&mut self.details);
-        self.activity.read("audit_log.exported", &self.asker, self.instance_id.as_deref(), self.outcome, details);
+        match self.told {
+            Begun::No => self.activity.tell(self.entry(self.outcome, None, details), false),
+            // Whoever has told the beginning tells the end.
+            Begun::As(id) => {
+                self.activity.tell(self.entry(self.outcome, Some((id, Stage::Outcome)), details), true);
+            }
+            Begun::Counted => {}
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use activity_proto::audit::v1::audit_ingest_service_client::AuditIngestServiceClient;
 use activity_proto::audit::v1::audit_query_service_client::AuditQueryServiceClient;
 use activity_proto::audit::v1::{
-    AuditEntry, ExportEntriesRequest, Outcome, RecordEventsRequest, SequenceRange, export_entries_request,
+    AuditEntry, ExportEntriesRequest, Outcome, RecordEventsRequest, SequenceRange, Stage, export_entries_request,
 };
 use e2e::sandbox::database_url;
 use e2e::{Engine, Service, events};
@@ -81,6 +81,47 @@ async fn starts_stops_and_exports_are_entries_and_pages_where_it_is_configured()
     assert_eq!((stopped.len(), &stopped[0].1["why"]), (1, &"asked to".into()));
     let order: Vec<Option<u64>> = [&started[0], &stopped[0], &started[1]].map(|(entry, _)| entry.sequence).to_vec();
     assert!(order.is_sorted(), "{order:?}");
+    assert!(reader.shutdown(PATIENCE).await.is_complete());
+}
+
+#[tokio::test]
+async fn an_export_is_in_the_log_before_its_first_entry_leaves_and_stands_open_where_the_service_dies() {
+    const ENTRIES: u64 = 20_000;
+    let folder = tempfile::tempdir().unwrap();
+    let url = database_url(Engine::Sqlite, &folder, "audit").await;
+    let mut service = Service::start("audit", &url, &[("ACTIVITY__INSTANCE", "own")]).await;
+    let now = SystemTime::now();
+    let mut writer = AuditIngestServiceClient::new(service.channel());
+    for from in (0..ENTRIES).step_by(1_000) {
+        let events = (from..from + 1_000).map(|n| events::audit(now, n)).collect();
+        writer.record_events(RecordEventsRequest { events, ..Default::default() }).await.unwrap();
+    }
+    let range = SequenceRange { instance_id: "eu-1".into(), ..SequenceRange::default() };
+    let request = ExportEntriesRequest {
+        range: Some(export_entries_request::Range::SequenceRange(range)),
+        format: activity_proto::audit::v1::ExportFormat::Jsonl.into(),
+        ..ExportEntriesRequest::default()
+    };
+    let mut export =
+        AuditQueryServiceClient::new(service.channel()).export_entries(request).await.unwrap().into_inner();
+    export.message().await.unwrap().unwrap();
+    // Its reader has one chunk, and never asks for the end.
+    service.kill();
+    drop(export);
+    service.start_again().await;
+    let reader = sdk(&service);
+    let (entry, details) = told(&reader, "audit_log.exported").await.remove(0);
+    assert_eq!((entry.outcome(), entry.operation.unwrap().stage()), (Outcome::Unknown, Stage::Intent));
+    assert_eq!((entry.resources[0].id.as_str(), &details["format"]), ("eu-1", &"jsonl".into()));
+
+    // One that ends has both, and is listed once.
+    let whole = AuditExport::sequences("eu-1", 0, None, ExportFormat::Jsonl);
+    reader.audit().export(whole, &mut Vec::new(), |_| {}).await.unwrap();
+    testkit::eventually(PATIENCE, async || told(&reader, "audit_log.exported").await.len() == 2).await;
+    let told = told(&reader, "audit_log.exported").await;
+    let stages = told.iter().map(|(entry, _)| entry.operation.as_ref().unwrap().stage());
+    assert!(stages.eq([Stage::Intent, Stage::Outcome]), "{told:?}");
+    assert_eq!(told[1].1["entries"], ENTRIES.to_string());
     assert!(reader.shutdown(PATIENCE).await.is_complete());
 }
 

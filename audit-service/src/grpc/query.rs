@@ -357,6 +357,7 @@ impl AuditQueryService for QueryService {
         if rows.is_some() {
             export.note_places();
         }
+        exporting.begin().await?;
         let (sealer, shutdown, prover) = (self.sealer.clone(), self.shutdown.clone(), self.prover.clone());
         Ok(Response::new(Box::pin(try_stream! {
             loop {
