@@ -9,9 +9,9 @@ use serde_json::Value;
 
 /// Crates that are compiled with the SDK, at most: all the way down, on Linux, those that only run in the compiler
 /// among them. What makes it grow has to be worth it to everybody.
-const MOST_BY_DEFAULT: usize = 96;
+const MOST_BY_DEFAULT: usize = 97;
 /// With every feature.
-const MOST: usize = 97;
+const MOST: usize = 98;
 
 /// Those to publish, each after what it depends on.
 const PACKAGES: [&str; 4] = ["activity-proto", "audit-proof", "gateway-sdk", "gateway-outbox"];
