@@ -86,6 +86,8 @@ impl Places {
                 for ending in ["db", "db-wal", "db-shm", "db.lock"] {
                     let _ = fs::remove_file(self.file(&format!("{name}.{ending}")));
                 }
+                // What was signed of it is found missing otherwise, and rightly so.
+                let _ = fs::remove_dir_all(self.file(&format!("{name}.db.checkpoints")));
             }
             Engine::Postgres => {
                 let server = self.server().await;
